@@ -1,0 +1,51 @@
+# Every target creates what it needs in .venv; only Python >= 3.11 and make are assumed.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+SOURCES := sidecar control_plane trust tests
+SIM_SECONDS ?= 60
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format bench gen sim clean setup
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(STAMP): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "egm needs Python 3.11 or newer on PATH"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+setup: $(STAMP) ## create .venv with everything development needs
+
+demo: $(STAMP) ## the tour: refusal, quorum signature, governed call, partition
+	$(BIN)/egm demo
+
+test: $(STAMP) ## every test (under 10 minutes on 2 cores)
+	$(BIN)/python -m pytest -n 4 --dist loadgroup
+
+check: $(STAMP) ## format, lint, types, import contracts, generated code is current
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python proto/generate.py --check
+
+format: $(STAMP) ## rewrite the sources in the house format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+gen: $(STAMP) ## regenerate proto/gen from proto/egm
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python proto/generate.py
+
+bench: $(STAMP) ## measure decision latency and proxy cost, write docs/performance.md
+	$(BIN)/python -m tests.benchmarks
+
+sim: $(STAMP) ## deterministic simulation for SIM_SECONDS seconds
+	$(BIN)/python -m tests.sim --seconds $(SIM_SECONDS)
+
+clean: ## remove everything that the other targets created
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

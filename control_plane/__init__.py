@@ -1,0 +1,1 @@
+"""Policy administration: proposals, publication, distribution, identity, fleet, and the command line."""

@@ -1,0 +1,1 @@
+"""The `egm` command: noun then verb."""

@@ -1,0 +1,1 @@
+"""Where the control plane meets its store, its broker and its clients."""

@@ -1,0 +1,1 @@
+"""Real processes on this machine: the development mesh and the demonstration."""

@@ -1,0 +1,1 @@
+"""The policy enforcement point beside every service: identify, decide, forward, or refuse."""

@@ -1,0 +1,1 @@
+"""Pure decisions of the sidecar: state machines and tables, no I/O, no clock."""

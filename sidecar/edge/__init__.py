@@ -1,0 +1,1 @@
+"""Where the sidecar meets sockets, disks and clocks."""

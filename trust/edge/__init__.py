@@ -1,0 +1,1 @@
+"""The only part of `trust` that touches disk, network, clock or randomness."""

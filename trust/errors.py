@@ -1,0 +1,95 @@
+"""Every way the mesh can fail to decide. (A *deny* is a decision, not an error.)
+
+MeshError
+  EvidenceError   bytes do not verify; resending them cannot help
+  StateError      evidence fine, our state says no; may heal with time
+  CapacityError   a limit in trust.limits was reached; back off
+  InputError      a person's input is wrong; the message says where and what to do
+"""
+
+import enum
+
+
+@enum.unique
+class Reason(enum.StrEnum):
+    """Logged, signed and asserted on: never rename, never reuse. Explained in docs/reasons.md."""
+
+    # decisions
+    ALLOWED = "ALLOWED"
+    PASSED_UNGOVERNED = "PASSED_UNGOVERNED"  # levels 0 to 2: nothing is blocked
+    POLICY_DENIED = "POLICY_DENIED"  # a forbid policy determined it
+    NO_POLICY_PERMITS = "NO_POLICY_PERMITS"  # default deny
+    POLICY_ERROR = "POLICY_ERROR"  # a policy failed to evaluate: deny
+    REQUEST_UNREPRESENTABLE = "REQUEST_UNREPRESENTABLE"  # cannot be decoded or expressed in Cedar
+    OBLIGATION_UNSUPPORTED = "OBLIGATION_UNSUPPORTED"  # a determining policy asks what this node cannot do
+    GOVERNANCE_UNAVAILABLE = "GOVERNANCE_UNAVAILABLE"  # level 3: continued without a decision
+    # trust gate
+    POLICY_MISSING = "POLICY_MISSING"
+    POLICY_STALE = "POLICY_STALE"
+    POLICY_EXPIRED = "POLICY_EXPIRED"
+    # policy distribution
+    QUORUM_NOT_MET = "QUORUM_NOT_MET"
+    POLICY_ROLLBACK = "POLICY_ROLLBACK"
+    METADATA_INVALID = "METADATA_INVALID"
+    METADATA_UNSAFE = "METADATA_UNSAFE"  # verifies, but the linter refuses its shape
+    DIGEST_MISMATCH = "DIGEST_MISMATCH"
+    SOURCE_UNAVAILABLE = "SOURCE_UNAVAILABLE"
+    DOWNLOAD_TOO_SLOW = "DOWNLOAD_TOO_SLOW"
+    # bundles
+    BUNDLE_MALFORMED = "BUNDLE_MALFORMED"
+    BUNDLE_UNSAFE_PATH = "BUNDLE_UNSAFE_PATH"
+    BUNDLE_TOO_LARGE = "BUNDLE_TOO_LARGE"
+    BUNDLE_POLICY_INVALID = "BUNDLE_POLICY_INVALID"
+    BUNDLE_OUT_OF_NAMESPACE = "BUNDLE_OUT_OF_NAMESPACE"
+    BUNDLE_SELF_TEST_FAILED = "BUNDLE_SELF_TEST_FAILED"
+    # identity
+    CALLER_UNIDENTIFIED = "CALLER_UNIDENTIFIED"
+    CALLER_AMBIGUOUS = "CALLER_AMBIGUOUS"  # more or fewer than one SPIFFE ID
+    CALLER_CERTIFICATE_EXPIRED = "CALLER_CERTIFICATE_EXPIRED"
+    CALLER_TOKEN_INVALID = "CALLER_TOKEN_INVALID"
+    IDENTITY_UNAVAILABLE = "IDENTITY_UNAVAILABLE"
+    IDENTITY_INVALID = "IDENTITY_INVALID"
+    JOIN_TOKEN_INVALID = "JOIN_TOKEN_INVALID"
+    NOT_AUTHORIZED = "NOT_AUTHORIZED"
+    # keys
+    KEY_UNSAFE = "KEY_UNSAFE"  # small order, duplicate, or of a kind we refuse
+    KEY_UNREADABLE = "KEY_UNREADABLE"
+    SIGNATURE_INVALID = "SIGNATURE_INVALID"
+    # proxying
+    UNKNOWN_SERVICE = "UNKNOWN_SERVICE"
+    UPSTREAM_UNAVAILABLE = "UPSTREAM_UNAVAILABLE"
+    MESSAGE_TOO_LARGE = "MESSAGE_TOO_LARGE"
+    AUTHORIZATION_WITHDRAWN = "AUTHORIZATION_WITHDRAWN"  # an open stream lost its right
+    DRAINING = "DRAINING"
+    INTERNAL = "INTERNAL"
+    # configuration and requests
+    CONFIG_INVALID = "CONFIG_INVALID"
+    INPUT_INVALID = "INPUT_INVALID"
+    NOT_FOUND = "NOT_FOUND"
+    CONFLICT = "CONFLICT"
+    # capacity
+    LIMIT_EXCEEDED = "LIMIT_EXCEEDED"
+
+
+class MeshError(Exception):
+    """A failure with a stable reason. `detail` is safe to show a peer."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason, self.detail = reason, detail
+
+
+class EvidenceError(MeshError):
+    """The bytes do not verify; resending them cannot help."""
+
+
+class StateError(MeshError):
+    """The evidence is fine, our state says no; may heal with time."""
+
+
+class CapacityError(MeshError):
+    """A limit in `trust.limits` was reached; back off."""
+
+
+class InputError(MeshError):
+    """A person's input is wrong; `detail` says where and what to do."""

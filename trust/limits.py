@@ -1,0 +1,56 @@
+"""Every bound of the mesh, named, unit last. Raising one is a security decision: see docs/limits.md."""
+
+from typing import Final
+
+# bundles: gzip-compressed tar archives
+MAX_BUNDLE_ARCHIVE_BYTES: Final = 64 * 1024 * 1024
+MAX_BUNDLE_UNPACKED_BYTES: Final = 256 * 1024 * 1024
+MAX_BUNDLE_ENTRIES: Final = 20_000
+MAX_BUNDLE_ENTRY_BYTES: Final = 64 * 1024 * 1024
+MAX_BUNDLE_PATH_BYTES: Final = 255
+MAX_POLICIES: Final = 200_000
+MAX_POLICY_ID_BYTES: Final = 200
+
+# TUF
+MAX_METADATA_BYTES: Final = 1024 * 1024
+MAX_ROOT_ROTATIONS: Final = 256
+MAX_CHUNK_BYTES: Final = 256 * 1024
+MIN_APPROVER_THRESHOLD: Final = 2
+FETCH_TIMEOUT_S: Final = 10.0  # without a byte
+FETCH_DEADLINE_S: Final = 60.0  # for one whole file
+FETCH_MIN_BYTES_PER_S: Final = 1024
+
+# lease
+MIN_LEASE_TTL_S: Final = 2
+MAX_LEASE_TTL_S: Final = 24 * 3600
+MAX_LEASE_GRACE_S: Final = 7 * 24 * 3600
+MAX_CLOCK_SKEW_MS: Final = 5_000
+
+# decisions
+MAX_MESSAGE_DEPTH: Final = 4  # nesting of messages represented in `context.request`
+MAX_DECISION_CACHE_ENTRIES: Final = 16_384
+MAX_SLICE_CACHE_ENTRIES: Final = 16_384
+MAX_METADATA_VALUE_BYTES: Final = 1024  # a metadata value shown to policies
+MAX_REQUEST_JSON_BYTES: Final = 1024 * 1024
+
+# proxy
+MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
+MAX_METADATA_BYTES_PER_CALL: Final = 64 * 1024
+MAX_CONNECTION_AGE_MS: Final = 10 * 60 * 1000
+MAX_CONCURRENT_STREAMS: Final = 10_000
+DRAIN_GRACE_S: Final = 20.0
+
+# identity
+SVID_TTL_S: Final = 24 * 3600
+JOIN_TOKEN_TTL_S: Final = 600
+MAX_JOIN_TOKEN_TTL_S: Final = 7 * 24 * 3600
+MAX_WORKLOADS_PER_NODE: Final = 256
+MAX_JWT_SVID_BYTES: Final = 8 * 1024
+MAX_JWT_SVID_LIFETIME_S: Final = 3600
+
+# control plane
+MAX_PROPOSAL_BYTES: Final = MAX_BUNDLE_ARCHIVE_BYTES + MAX_METADATA_BYTES
+MAX_OPEN_PROPOSALS: Final = 100
+MAX_NODES: Final = 10_000
+MAX_ANNOUNCEMENT_BYTES: Final = 64 * 1024
+REPORT_PERIOD_S: Final = 2.0

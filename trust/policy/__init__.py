@@ -1,0 +1,1 @@
+"""What a bundle says: source form, schema, lint, tests, and deterministic decisions."""
