@@ -1,0 +1,73 @@
+"""One call on its way through a sidecar: what the door saw, what was decided, and the type that may be forwarded."""
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from trust.errors import Reason
+from trust.policy.types import Authn
+
+_SEAL: Final = object()  # only sidecar.core.pipeline may mint a Permitted
+
+
+@enum.unique
+class Direction(enum.StrEnum):
+    """OUTBOUND: from the local workload into the mesh. INBOUND: from the mesh to the local service."""
+
+    INBOUND = "inbound"
+    OUTBOUND = "outbound"
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A call as the door saw it. `principal` is None when the caller could not be identified."""
+
+    direction: Direction
+    service: str  # logical name the listener or route stands for
+    method: str  # "package.Service/Method", no leading slash
+    principal: str | None  # SPIFFE ID
+    authn: Authn | None
+    unidentified: Reason | None = None  # why `principal` is None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What was decided for one attempt, and under which policy; everything a person needs to ask why."""
+
+    id: str
+    allowed: bool
+    reason: Reason
+    level: int
+    policy_version: int  # base bundle; 0 when there is none
+    policies: tuple[str, ...] = ()
+    errors: tuple[str, ...] = ()
+    would_deny: Reason | None = None  # allowed here, but level 4 would have refused for this reason
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Permitted:
+    """An attempt that may be forwarded. Holding one is the proof that it was decided."""
+
+    attempt: Attempt
+    decision: Decision
+    seal: object
+
+    def __post_init__(self) -> None:
+        if self.seal is not _SEAL:
+            raise TypeError("only the pipeline permits a call")
+
+
+class RefusedError(Exception):
+    """The call must not be forwarded. Carries the decision; the door turns it into a gRPC status."""
+
+    def __init__(self, decision: Decision) -> None:
+        super().__init__(f"{decision.reason}: {decision.detail}")
+        self.decision = decision
+
+
+def permitted(attempt: Attempt, decision: Decision) -> Permitted:
+    """Mint the type that `forward` demands. Called by the pipeline alone (an import contract says so)."""
+    return Permitted(attempt, decision, _SEAL)
