@@ -1,4 +1,4 @@
-"""One call on its way through a sidecar: what the door saw, what was decided, and the type that may be forwarded."""
+"""One call on its way through a sidecar: what the door saw, what was decided, and what may be forwarded."""
 
 import enum
 from collections.abc import Mapping
