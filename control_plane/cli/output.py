@@ -1,0 +1,55 @@
+"""What a verb prints: JSON for programs, short aligned text for people, exit codes that mean something."""
+
+import enum
+import json
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from trust.errors import MeshError
+
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+
+
+class Exit(enum.IntEnum):
+    """The exit codes of every verb."""
+
+    YES = 0
+    NO = 1
+    USAGE = 2
+    UNKNOWN = 3  # could not tell: the answer needs something that did not respond
+
+
+JsonOption = typer.Option("--json", help="Print one JSON object instead of text.")
+
+
+def emit(data: Mapping[str, object], *, as_json: bool, text: Callable[[], None] | str) -> None:
+    """Print `data` as one JSON object, or `text` for a person."""
+    if as_json:
+        sys.stdout.write(json.dumps(data, sort_keys=True) + "\n")
+    elif isinstance(text, str):
+        console.print(text, markup=False)
+    else:
+        text()
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print rows under aligned headings, without borders."""
+    grid = Table(box=None, pad_edge=False, show_edge=False, header_style="bold")
+    for column in columns:
+        grid.add_column(column)
+    for row in rows:
+        grid.add_row(*(str(cell) for cell in row))
+    console.print(grid)
+
+
+def fail(error: MeshError, *, as_json: bool) -> None:
+    """Print an error with its stable reason: JSON on stdout, or a line on stderr."""
+    if as_json:
+        sys.stdout.write(json.dumps({"error": error.reason.value, "detail": error.detail}) + "\n")
+    else:
+        errors.print(f"error: {error.reason}: {error.detail}", markup=False, soft_wrap=True)
