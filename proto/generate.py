@@ -19,7 +19,7 @@ def generate(out: Path) -> None:
     arguments += [f"--mypy_out={out}", f"--mypy_grpc_out={out}", *sources]
     if protoc.main(arguments) != 0:
         raise SystemExit("protoc failed; see above")
-    for package in (out / "egm", out / "egm" / "v1"):
+    for package in {path.parent for path in out.rglob("*_pb2.py")} | {out / "egm", out / "egm" / "sample"}:
         (package / "__init__.py").touch()
         (package / "py.typed").touch()
 

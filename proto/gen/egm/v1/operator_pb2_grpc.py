@@ -79,6 +79,11 @@ class OperatorStub:
                 request_serializer=egm_dot_v1_dot_operator__pb2.GetStatusRequest.SerializeToString,
                 response_deserializer=egm_dot_v1_dot_operator__pb2.ControlPlaneStatus.FromString,
                 _registered_method=True)
+        self.ListAudit = channel.unary_unary(
+                '/egm.v1.Operator/ListAudit',
+                request_serializer=egm_dot_v1_dot_operator__pb2.ListAuditRequest.SerializeToString,
+                response_deserializer=egm_dot_v1_dot_operator__pb2.ListAuditResponse.FromString,
+                _registered_method=True)
 
 
 class OperatorServicer:
@@ -139,6 +144,13 @@ class OperatorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListAudit(self, request, context):
+        """What operators did, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OperatorServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -186,6 +198,11 @@ def add_OperatorServicer_to_server(servicer, server):
                     servicer.GetStatus,
                     request_deserializer=egm_dot_v1_dot_operator__pb2.GetStatusRequest.FromString,
                     response_serializer=egm_dot_v1_dot_operator__pb2.ControlPlaneStatus.SerializeToString,
+            ),
+            'ListAudit': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAudit,
+                    request_deserializer=egm_dot_v1_dot_operator__pb2.ListAuditRequest.FromString,
+                    response_serializer=egm_dot_v1_dot_operator__pb2.ListAuditResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -431,6 +448,33 @@ class Operator:
             '/egm.v1.Operator/GetStatus',
             egm_dot_v1_dot_operator__pb2.GetStatusRequest.SerializeToString,
             egm_dot_v1_dot_operator__pb2.ControlPlaneStatus.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAudit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/egm.v1.Operator/ListAudit',
+            egm_dot_v1_dot_operator__pb2.ListAuditRequest.SerializeToString,
+            egm_dot_v1_dot_operator__pb2.ListAuditResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,253 @@
+"""How one control plane is set up: a YAML file, overridden by `EGM_CP_…` variables; anything unknown is an error."""
+
+import difflib
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from trust.errors import InputError, MeshError, Reason
+from trust.spiffe import check_name, check_trust_domain
+
+ENV_PREFIX: Final = "EGM_CP_"
+EMBEDDED_BROKER: Final = "embedded"
+NO_BROKER: Final = "none"
+MAX_CONFIG_BYTES: Final = 1024 * 1024
+_BROKER_SCHEMES: Final = frozenset({"embedded", "mqtt", "mqtts"})
+_HOST_PORT = re.compile(r"(\[[0-9a-fA-F:]+\]|[^\[\]:/\s]+):([0-9]{1,5})\Z")
+_STORE_DRIVERS: Final = {
+    "sqlite": "sqlite+aiosqlite",
+    "sqlite+aiosqlite": "sqlite+aiosqlite",
+    "postgres": "postgresql+asyncpg",
+    "postgresql": "postgresql+asyncpg",
+    "postgresql+asyncpg": "postgresql+asyncpg",
+}
+
+
+def split_address(text: str) -> tuple[str, int]:
+    """Return (host, port) of "host:port"; port 0 asks the system for a free one.
+
+    Raises:
+        ValueError: not of that form.
+    """
+    match = _HOST_PORT.match(text)
+    if match is None or int(match[2]) > 65535:
+        raise ValueError(f"{text!r} is not HOST:PORT, for example 127.0.0.1:7400 (port 0: any free one)")
+    return match[1].strip("[]"), int(match[2])
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class OnlineKeys(_Strict):
+    """The keys this control plane signs with, by role.
+
+    Each is a key file or a securesystemslib URI. Several may be named while one is being replaced:
+    the one that the root metadata in force names is used.
+    """
+
+    snapshot: tuple[str, ...]
+    timestamp: tuple[str, ...]
+    passphrase_file: Path | None = None
+
+    @field_validator("snapshot", "timestamp", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("snapshot", "timestamp")
+    @classmethod
+    def _at_least_one(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError("name at least one key file or signer URI")
+        return value
+
+
+class ControlPlaneConfig(_Strict):
+    """Every setting of one control plane. Paths are relative to the configuration file."""
+
+    name: str = Field(description="This control plane's name: spiffe://TRUST_DOMAIN/control-plane/NAME.")
+    trust_domain: str
+    data_dir: Path = Field(description="Holds the repository that is served, and SQLite by default.")
+    listen: str = Field(
+        default="127.0.0.1:7400", description="gRPC with mutual TLS: operators, nodes, policy files."
+    )
+    join_listen: str = Field(
+        default="127.0.0.1:7401", description="gRPC with server TLS only: enrolment by join token."
+    )
+    advertise: str | None = Field(
+        default=None, description="HOST:PORT that others use to reach `listen`; default: what it is bound to."
+    )
+    store: str = Field(
+        default="",
+        description="sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE; default: SQLite in data_dir.",
+    )
+    root: Path = Field(description="The trust anchor: signed TUF root metadata, root.json.")
+    online_keys: OnlineKeys
+    ca: Path = Field(description="Directory of the embedded CA.")
+    identity: Path = Field(
+        description="Directory of this control plane's certificate; made and renewed from the CA."
+    )
+    broker: str = Field(
+        default=EMBEDDED_BROKER,
+        description="embedded | embedded://HOST:PORT | mqtt://HOST:PORT | mqtts://USER:PASSWORD@HOST | none",
+    )
+    renew_fraction: float = Field(
+        default=1 / 3,
+        ge=0.05,
+        le=0.9,
+        description="The lease is renewed when this part of its time has passed.",
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _name(cls, value: str) -> str:
+        return check_name(value)
+
+    @field_validator("trust_domain")
+    @classmethod
+    def _trust_domain(cls, value: str) -> str:
+        return check_trust_domain(value)
+
+    @field_validator("listen", "join_listen", "advertise")
+    @classmethod
+    def _address(cls, value: str | None) -> str | None:
+        if value is not None:
+            split_address(value)
+        return value
+
+    @field_validator("store")
+    @classmethod
+    def _store(cls, value: str) -> str:
+        scheme = value.partition("://")[0]
+        if value and scheme not in _STORE_DRIVERS:
+            raise ValueError(
+                f"store scheme {scheme!r} is not supported; use sqlite:///FILE or postgresql://…"
+            )
+        return value
+
+    @field_validator("broker")
+    @classmethod
+    def _broker(cls, value: str) -> str:
+        if value in {EMBEDDED_BROKER, NO_BROKER}:
+            return value
+        parts = urlsplit(value)
+        if parts.scheme not in _BROKER_SCHEMES or not parts.hostname:
+            raise ValueError(
+                "use embedded, embedded://HOST:PORT, mqtt://HOST:PORT, mqtts://HOST:PORT or none"
+            )
+        return value
+
+    def store_url(self) -> str:
+        """Return the SQLAlchemy URL, with the asynchronous driver; default: SQLite in `data_dir`."""
+        if not self.store:
+            return f"sqlite+aiosqlite:///{self.data_dir / 'control-plane.db'}"
+        scheme, _, rest = self.store.partition("://")
+        return f"{_STORE_DRIVERS[scheme]}://{rest}"
+
+    def store_kind(self) -> str:
+        """Return "sqlite" or "postgresql": what may be shown, since the URL may hold a password."""
+        return self.store_url().partition("+")[0]
+
+
+def parse_config(
+    text: str, *, base: Path, env: Mapping[str, str], where: str = "configuration"
+) -> ControlPlaneConfig:
+    """Build the configuration from YAML `text` and `EGM_CP_…` variables (`__` goes one level down).
+
+    Raises:
+        InputError: CONFIG_INVALID, naming every key that is wrong and what to write instead.
+    """
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(Reason.CONFIG_INVALID, f"{where}: not YAML: {error}") from None
+    if data is None:
+        data = {}
+    if not isinstance(data, dict):
+        raise InputError(Reason.CONFIG_INVALID, f"{where}: must be a mapping of keys to values")
+    for variable, value in sorted(env.items()):
+        if variable.startswith(ENV_PREFIX):
+            _overlay(data, variable.removeprefix(ENV_PREFIX).lower().split("__"), value, variable)
+    try:
+        config = ControlPlaneConfig.model_validate(data)
+    except ValidationError as error:
+        raise InputError(Reason.CONFIG_INVALID, f"{where}: {_explain(error)}") from None
+    except MeshError as error:  # a name or trust domain that is not one
+        raise InputError(Reason.CONFIG_INVALID, f"{where}: {error.detail}") from None
+    return _absolute(config, base)
+
+
+def load_config(path: Path) -> ControlPlaneConfig:
+    """Read `path` and the process's environment.
+
+    Raises:
+        InputError: CONFIG_INVALID, also when the file cannot be read.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(Reason.CONFIG_INVALID, f"{path}: cannot be read: {error}") from None
+    if len(text) > MAX_CONFIG_BYTES:
+        raise InputError(Reason.CONFIG_INVALID, f"{path}: larger than {MAX_CONFIG_BYTES} bytes")
+    return parse_config(text, base=path.resolve().parent, env=os.environ, where=str(path))
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON Schema of the configuration file."""
+    return ControlPlaneConfig.model_json_schema()
+
+
+def _overlay(data: dict[str, Any], keys: list[str], value: str, variable: str) -> None:
+    for key in keys[:-1]:
+        inner = data.setdefault(key, {})
+        if not isinstance(inner, dict):
+            raise InputError(Reason.CONFIG_INVALID, f"{variable}: {key!r} has no keys below it")
+        data = inner
+    data[keys[-1]] = yaml.safe_load(value) if value[:1] in {"[", "{"} else value
+
+
+def _explain(error: ValidationError) -> str:
+    problems = []
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            known = (
+                OnlineKeys.model_fields
+                if item["loc"][0] == "online_keys"
+                else ControlPlaneConfig.model_fields
+            )
+            near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
+            problems.append(f"{where}: unknown key" + (f"; did you mean {near[0]!r}?" if near else ""))
+        elif item["type"] == "missing":
+            problems.append(f"{where}: is required")
+        else:
+            problems.append(f"{where}: {item['msg'].removeprefix('Value error, ')}")
+    return "; ".join(problems)
+
+
+def _absolute(config: ControlPlaneConfig, base: Path) -> ControlPlaneConfig:
+    def ref(text: str) -> str:
+        return text if re.match(r"[a-z0-9+]+:", text) and not text.startswith("file:") else str(base / text)
+
+    keys = config.online_keys
+    changes: dict[str, object] = {
+        name: base / getattr(config, name) for name in ("data_dir", "root", "ca", "identity")
+    }
+    changes["online_keys"] = keys.model_copy(
+        update={
+            "snapshot": tuple(ref(key) for key in keys.snapshot),
+            "timestamp": tuple(ref(key) for key in keys.timestamp),
+            "passphrase_file": None if keys.passphrase_file is None else base / keys.passphrase_file,
+        }
+    )
+    scheme, separator, rest = config.store.partition(":///")
+    if separator and scheme.startswith("sqlite") and rest and not rest.startswith("/"):
+        changes["store"] = f"{scheme}:///{base / rest}"
+    return config.model_copy(update=changes)
