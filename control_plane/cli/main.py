@@ -48,7 +48,8 @@ def _usage() -> None:
     console.print("  A call executes only when signed, fresh policy allows it.\n\nCommands:")
     for name, (_, text) in commands().items():
         console.print(f"  {name:<15}{text}", markup=False)
-    console.print("\nOptions:\n  --version      Show the version.\n  -h, --help     Show this, or a command's own help.")
+    console.print("\nOptions:\n  --version      Show the version.")
+    console.print("  -h, --help     Show this, or a command's own help.")
 
 
 def _dispatch(arguments: list[str]) -> int:

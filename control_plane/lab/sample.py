@@ -1,0 +1,63 @@
+"""The sample services of the demonstration: ordinary gRPC services that know nothing of the mesh."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import grpc
+import grpc.aio
+from google.protobuf import descriptor_pb2
+from grpc_reflection.v1alpha import reflection
+
+from egm.sample.v1 import shop_pb2, shop_pb2_grpc
+
+_SERVICES = tuple(service.full_name for service in shop_pb2.DESCRIPTOR.services_by_name.values())
+
+
+class Payments(shop_pb2_grpc.PaymentsServicer):
+    """Moves money between imaginary accounts and tells whoever watches."""
+
+    def __init__(self) -> None:
+        self.transfers = 0
+
+    async def Transfer(
+        self, request: shop_pb2.TransferRequest, context: "grpc.aio.ServicerContext[object, object]"
+    ) -> shop_pb2.TransferReply:
+        """Accept the transfer and number it."""
+        self.transfers += 1
+        return shop_pb2.TransferReply(id=f"transfer-{self.transfers}", amount=request.amount)
+
+    async def Watch(
+        self, request: shop_pb2.WatchTransfersRequest, context: "grpc.aio.ServicerContext[object, object]"
+    ) -> AsyncIterator[shop_pb2.TransferReply]:
+        """Send the number of transfers so far, five times a second, until the caller hangs up."""
+        while True:
+            yield shop_pb2.TransferReply(id=f"transfer-{self.transfers}")
+            await asyncio.sleep(0.2)
+
+
+class Accounts(shop_pb2_grpc.AccountsServicer):
+    """Knows every balance: always the same."""
+
+    async def GetBalance(
+        self, request: shop_pb2.GetBalanceRequest, context: "grpc.aio.ServicerContext[object, object]"
+    ) -> shop_pb2.Balance:
+        """Return the balance of the account."""
+        return shop_pb2.Balance(account=request.account, amount=100_000)
+
+
+async def serve(listen: str = "127.0.0.1:0") -> tuple[grpc.aio.Server, str]:
+    """Serve both samples, with reflection, in plaintext; return the server and its address."""
+    server = grpc.aio.server()
+    shop_pb2_grpc.add_PaymentsServicer_to_server(Payments(), server)
+    shop_pb2_grpc.add_AccountsServicer_to_server(Accounts(), server)
+    reflection.enable_server_reflection((*_SERVICES, reflection.SERVICE_NAME), server)
+    port = server.add_insecure_port(listen)
+    await server.start()
+    return server, f"{listen.rpartition(':')[0]}:{port}"
+
+
+def descriptors() -> bytes:
+    """Return the FileDescriptorSet of the sample services, as a bundle wants it."""
+    found = descriptor_pb2.FileDescriptorSet()
+    shop_pb2.DESCRIPTOR.CopyToProto(found.file.add())
+    return found.SerializeToString(deterministic=True)
