@@ -1,0 +1,120 @@
+"""The connection to the database: migrated at start, reads and writes in explicit transactions."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, Final
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from trust.errors import Reason, StateError
+
+_MIGRATIONS: Final = Path(__file__).resolve().parent.parent / "migrations"
+_WRITES: Final = "egm_writes"
+_BUSY_TIMEOUT_MS: Final = 30_000
+_CONNECT_TIMEOUT_S: Final = 10
+# Any fixed number: only one control plane at a time may migrate a shared database.
+_MIGRATION_LOCK: Final = 0x65676D
+
+# asyncpg reports a server that cannot be reached as OSError, not through SQLAlchemy
+UNREACHABLE: Final = (SQLAlchemyError, OSError)
+
+
+class Database:
+    """An asynchronous engine on one URL. `read()` and `write()` give a connection inside a transaction.
+
+    A writing transaction on SQLite takes the write lock at once, so that it never fails half way because
+    another writer came first; on PostgreSQL, row locks do the same (see `repository.lock_head`).
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = sa.make_url(url)
+        self._sqlite = self._url.get_backend_name() == "sqlite"
+        arguments: dict[str, Any] = {} if self._sqlite else {"timeout": _CONNECT_TIMEOUT_S}
+        self._engine: AsyncEngine = create_async_engine(
+            self._url, connect_args=arguments, pool_pre_ping=not self._sqlite
+        )
+        if self._sqlite:
+            sa.event.listen(self._engine.sync_engine, "connect", _prepare_sqlite)
+            sa.event.listen(self._engine.sync_engine, "begin", _begin_sqlite)
+
+    @property
+    def kind(self) -> str:
+        """ "sqlite" or "postgresql"."""
+        return "sqlite" if self._sqlite else "postgresql"
+
+    async def migrate(self) -> None:
+        """Bring the schema to the newest version.
+
+        Raises:
+            StateError: SOURCE_UNAVAILABLE, when the database cannot be reached or is newer than this program.
+        """
+        if self._sqlite and self._url.database:
+            Path(self._url.database).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            async with self.write() as connection:
+                if not self._sqlite:
+                    await connection.execute(sa.text(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})"))
+                await connection.run_sync(_upgrade)
+        except UNREACHABLE as error:
+            raise StateError(Reason.SOURCE_UNAVAILABLE, self._unreachable(error)) from error
+
+    @contextlib.asynccontextmanager
+    async def read(self) -> AsyncIterator[AsyncConnection]:
+        """Give a connection that sees one consistent state."""
+        async with self._engine.connect() as connection:
+            if not self._sqlite:
+                await connection.execution_options(
+                    isolation_level="REPEATABLE READ", postgresql_readonly=True
+                )
+            async with connection.begin():
+                yield connection
+
+    @contextlib.asynccontextmanager
+    async def write(self) -> AsyncIterator[AsyncConnection]:
+        """Give a connection whose changes are committed together, or not at all when the block raises."""
+        async with self._engine.connect() as connection:
+            await connection.execution_options(**{_WRITES: True})
+            async with connection.begin():
+                yield connection
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._engine.dispose()
+
+    def _unreachable(self, error: BaseException) -> str:
+        shown = self._url.render_as_string(hide_password=True)
+        cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+        return f"store {shown} cannot be used: {type(cause).__name__}: {cause}; check `store` in the configuration"
+
+
+def _prepare_sqlite(connection: Any, _record: object) -> None:
+    connection.isolation_level = (
+        None  # transactions begin where `_begin_sqlite` says, not where the driver guesses
+    )
+    cursor = connection.cursor()
+    for setting in (
+        f"busy_timeout={_BUSY_TIMEOUT_MS}",
+        "journal_mode=WAL",
+        "synchronous=FULL",
+        "foreign_keys=ON",
+    ):
+        cursor.execute(f"PRAGMA {setting}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    writes = connection.get_execution_options().get(_WRITES, False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _upgrade(connection: Connection) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")

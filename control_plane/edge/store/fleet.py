@@ -1,0 +1,129 @@
+"""Nodes in the database: what they reported, how it changed, and what each was granted to be."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from control_plane.edge.store.models import join_tokens, node_grants, node_history, nodes
+
+
+@dataclass(frozen=True, slots=True)
+class StoredNode:
+    """The last report of one node; `status` is a serialised egm.v1.NodeStatus."""
+
+    node: str
+    last_seen_ms: int
+    certificate_not_after_ms: int
+    status: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StoredGrant:
+    """The right to be `node` and to serve or call as `workloads`."""
+
+    node: str
+    workloads: tuple[str, ...]
+
+
+async def save_node(connection: AsyncConnection, record: StoredNode) -> None:
+    """Replace the last report of a node, unless a later one is held (another control plane may have it)."""
+    values = {
+        "last_seen_ms": record.last_seen_ms,
+        "certificate_not_after_ms": record.certificate_not_after_ms,
+        "status": record.status,
+    }
+    held = await connection.execute(sa.select(nodes.c.last_seen_ms).where(nodes.c.node == record.node))
+    last = held.scalar_one_or_none()
+    if last is None:
+        await connection.execute(sa.insert(nodes).values(node=record.node, **values))
+    elif last <= record.last_seen_ms:
+        await connection.execute(sa.update(nodes).where(nodes.c.node == record.node).values(**values))
+
+
+async def all_nodes(connection: AsyncConnection) -> list[StoredNode]:
+    """Return the last report of every node, by name."""
+    rows = await connection.execute(sa.select(nodes).order_by(nodes.c.node))
+    return [StoredNode(r.node, r.last_seen_ms, r.certificate_not_after_ms, bytes(r.status)) for r in rows]
+
+
+async def add_history(
+    connection: AsyncConnection,
+    node: str,
+    *,
+    at_ms: int,
+    state: str,
+    policy_version: int,
+    lease: str,
+    keep: int,
+) -> None:
+    """Append one change of a node and forget all but its newest `keep`."""
+    where = node_history.c.node == node
+    await connection.execute(sa.delete(node_history).where(where, node_history.c.at_ms == at_ms))
+    await connection.execute(
+        sa.insert(node_history).values(
+            node=node, at_ms=at_ms, state=state, policy_version=policy_version, lease=lease
+        )
+    )
+    newest = sa.select(node_history.c.at_ms).where(where).order_by(node_history.c.at_ms.desc())
+    oldest_kept = (await connection.execute(newest.offset(keep - 1).limit(1))).scalar_one_or_none()
+    if oldest_kept is not None:
+        await connection.execute(sa.delete(node_history).where(where, node_history.c.at_ms < oldest_kept))
+
+
+async def history(connection: AsyncConnection, node: str) -> list[tuple[int, str, int, str]]:
+    """Return (at_ms, state, policy_version, lease) of every change kept, newest first."""
+    rows = await connection.execute(
+        sa.select(node_history).where(node_history.c.node == node).order_by(node_history.c.at_ms.desc())
+    )
+    return [(r.at_ms, r.state, r.policy_version, r.lease) for r in rows]
+
+
+async def add_token(
+    connection: AsyncConnection, token_sha256: str, grant: StoredGrant, *, expires_ms: int, now_ms: int
+) -> None:
+    """Remember a join token by its hash, and forget those that expired."""
+    await connection.execute(sa.delete(join_tokens).where(join_tokens.c.expires_ms <= now_ms))
+    await connection.execute(
+        sa.insert(join_tokens).values(
+            token_sha256=token_sha256,
+            node=grant.node,
+            workloads=list(grant.workloads),
+            expires_ms=expires_ms,
+            used_ms=None,
+        )
+    )
+
+
+async def use_token(connection: AsyncConnection, token_sha256: str, *, now_ms: int) -> StoredGrant | None:
+    """Spend a token: of any number of callers at one moment, one gets its grant; None for all others."""
+    spent = await connection.execute(
+        sa.update(join_tokens)
+        .where(
+            join_tokens.c.token_sha256 == token_sha256,
+            join_tokens.c.used_ms.is_(None),
+            join_tokens.c.expires_ms > now_ms,
+        )
+        .values(used_ms=now_ms)
+        .returning(join_tokens.c.node, join_tokens.c.workloads)
+    )
+    row = spent.one_or_none()
+    if row is None:
+        return None
+    grant = StoredGrant(row.node, tuple(row.workloads))
+    await _save_grant(connection, grant)
+    return grant
+
+
+async def grant_of(connection: AsyncConnection, node: str) -> StoredGrant | None:
+    """Return what `node` was granted when it joined."""
+    rows = await connection.execute(sa.select(node_grants.c.workloads).where(node_grants.c.node == node))
+    workloads: Sequence[str] | None = rows.scalar_one_or_none()
+    return None if workloads is None else StoredGrant(node, tuple(workloads))
+
+
+async def _save_grant(connection: AsyncConnection, grant: StoredGrant) -> None:
+    # joining again (a node reinstalled, or with other workloads) replaces the earlier grant
+    await connection.execute(sa.delete(node_grants).where(node_grants.c.node == grant.node))
+    await connection.execute(sa.insert(node_grants).values(node=grant.node, workloads=list(grant.workloads)))

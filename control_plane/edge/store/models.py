@@ -1,0 +1,105 @@
+"""The tables of a control plane; the same on SQLite and PostgreSQL. Migrations create them (`migrations/`)."""
+
+from typing import Final
+
+import sqlalchemy as sa
+
+metadata: Final = sa.MetaData()
+
+# The shared truth of what is published: several control planes may use one database.
+repository_head: Final = sa.Table(
+    "repository_head",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),  # always 1
+    sa.Column("revision", sa.BigInteger, nullable=False),  # grows with every change of the files
+)
+
+repository_files: Final = sa.Table(
+    "repository_files",
+    metadata,
+    sa.Column("path", sa.String(512), primary_key=True),
+    sa.Column("sha256", sa.String(64), nullable=False),
+    sa.Column("data", sa.LargeBinary, nullable=False),
+    sa.Column("revision", sa.BigInteger, nullable=False, index=True),  # that last wrote it
+)
+
+proposals: Final = sa.Table(
+    "proposals",
+    metadata,
+    sa.Column("id", sa.String(16), primary_key=True),
+    sa.Column("role", sa.String(64), nullable=False),
+    sa.Column("version", sa.BigInteger, nullable=False),
+    sa.Column("digest", sa.String(64), nullable=False, unique=True),
+    sa.Column("state", sa.String(16), nullable=False, index=True),
+    sa.Column("title", sa.Text, nullable=False),
+    sa.Column("proposed_by", sa.Text, nullable=False),
+    sa.Column("created_ms", sa.BigInteger, nullable=False),
+    sa.Column("expires_ms", sa.BigInteger, nullable=False),
+    sa.Column("metadata", sa.LargeBinary, nullable=False),  # as proposed, without signatures
+)
+
+proposal_files: Final = sa.Table(
+    "proposal_files",
+    metadata,
+    sa.Column("proposal_id", sa.String(16), sa.ForeignKey("proposals.id"), primary_key=True),
+    sa.Column("path", sa.String(512), primary_key=True),
+    sa.Column("data", sa.LargeBinary, nullable=False),
+)
+
+# One row per key: the same key twice is one signature.
+signatures: Final = sa.Table(
+    "signatures",
+    metadata,
+    sa.Column("proposal_id", sa.String(16), sa.ForeignKey("proposals.id"), primary_key=True),
+    sa.Column("key_id", sa.String(128), primary_key=True),
+    sa.Column("signature_hex", sa.Text, nullable=False),
+    sa.Column("at_ms", sa.BigInteger, nullable=False),
+)
+
+join_tokens: Final = sa.Table(
+    "join_tokens",
+    metadata,
+    sa.Column("token_sha256", sa.String(64), primary_key=True),
+    sa.Column("node", sa.String(63), nullable=False),
+    sa.Column("workloads", sa.JSON, nullable=False),
+    sa.Column("expires_ms", sa.BigInteger, nullable=False, index=True),
+    sa.Column("used_ms", sa.BigInteger, nullable=True),
+)
+
+node_grants: Final = sa.Table(
+    "node_grants",
+    metadata,
+    sa.Column("node", sa.String(63), primary_key=True),
+    sa.Column("workloads", sa.JSON, nullable=False),
+)
+
+nodes: Final = sa.Table(
+    "nodes",
+    metadata,
+    sa.Column("node", sa.String(63), primary_key=True),
+    sa.Column("last_seen_ms", sa.BigInteger, nullable=False),
+    sa.Column("certificate_not_after_ms", sa.BigInteger, nullable=False),
+    sa.Column("status", sa.LargeBinary, nullable=False),  # egm.v1.NodeStatus
+)
+
+node_history: Final = sa.Table(
+    "node_history",
+    metadata,
+    sa.Column("node", sa.String(63), primary_key=True),
+    sa.Column("at_ms", sa.BigInteger, primary_key=True),
+    sa.Column("state", sa.String(32), nullable=False),
+    sa.Column("policy_version", sa.BigInteger, nullable=False),
+    sa.Column("lease", sa.String(16), nullable=False),
+)
+
+audit: Final = sa.Table(
+    "audit",
+    metadata,
+    # SQLite numbers rows itself only when the type is exactly INTEGER
+    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
+    sa.Column("at_ms", sa.BigInteger, nullable=False),
+    sa.Column("who", sa.Text, nullable=False),
+    sa.Column("action", sa.String(32), nullable=False),
+    sa.Column("proposal_id", sa.String(16), nullable=False),
+    sa.Column("detail", sa.Text, nullable=False),
+)
