@@ -16,6 +16,10 @@ MAX_METADATA_BYTES: Final = 1024 * 1024
 MAX_ROOT_ROTATIONS: Final = 256
 MAX_CHUNK_BYTES: Final = 256 * 1024
 MIN_APPROVER_THRESHOLD: Final = 2
+MAX_ROLE_KEYS: Final = 64  # holders of one role
+MAX_NAMESPACES: Final = 64
+MAX_ROOT_LIFETIME_S: Final = 5 * 366 * 24 * 3600
+MAX_POLICY_LIFETIME_S: Final = 2 * 366 * 24 * 3600  # targets, namespaces and snapshot
 FETCH_TIMEOUT_S: Final = 10.0  # without a byte
 FETCH_DEADLINE_S: Final = 60.0  # for one whole file
 FETCH_MIN_BYTES_PER_S: Final = 1024
@@ -39,6 +43,10 @@ MAX_METADATA_BYTES_PER_CALL: Final = 64 * 1024
 MAX_CONNECTION_AGE_MS: Final = 10 * 60 * 1000
 MAX_CONCURRENT_STREAMS: Final = 10_000
 DRAIN_GRACE_S: Final = 20.0
+MAX_OPEN_STREAMS: Final = 100_000  # registered for re-decision on one node
+MAX_STREAM_REQUEST_KEPT_BYTES: Final = 64 * 1024  # of a stream's request, to decide it again
+STREAMS_PER_STEP: Final = 64  # decided again before the loop may do something else
+MAX_ALARMS: Final = 64
 
 # identity
 SVID_TTL_S: Final = 24 * 3600
@@ -47,6 +55,14 @@ MAX_JOIN_TOKEN_TTL_S: Final = 7 * 24 * 3600
 MAX_WORKLOADS_PER_NODE: Final = 256
 MAX_JWT_SVID_BYTES: Final = 8 * 1024
 MAX_JWT_SVID_LIFETIME_S: Final = 3600
+MAX_JWKS_BYTES: Final = 256 * 1024
+MAX_SVID_TTL_S: Final = 90 * 24 * 3600
+MAX_CSR_BYTES: Final = 8 * 1024
+MAX_CERTIFICATE_CHAIN: Final = 8  # certificates
+MAX_CERTIFICATE_CHAIN_BYTES: Final = 256 * 1024
+CA_TTL_S: Final = 5 * 365 * 24 * 3600
+ANCHORS_REFRESH_S: Final = 300  # how soon a node learns of a new CA
+IDENTITY_RPC_TIMEOUT_S: Final = 10.0
 
 # control plane
 MAX_PROPOSAL_BYTES: Final = MAX_BUNDLE_ARCHIVE_BYTES + MAX_METADATA_BYTES
