@@ -25,7 +25,7 @@ def _die_with_parent() -> None:
 
 
 class Process:
-    """One `egm …` process: standard error goes to `log`, the first line of standard output says it is ready."""
+    """One `egm …` process: its standard error goes to `log`, its first line of output says it is ready."""
 
     def __init__(
         self, name: str, arguments: Sequence[str], *, log: Path, environment: Mapping[str, str] | None = None

@@ -1,0 +1,251 @@
+"""A development mesh: one control plane, one sidecar per service, one for the other workloads."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import yaml
+
+from control_plane.edge import operator_client
+from control_plane.edge.mesh_file import MeshFile, NodeEntry, WorkloadEntry
+from control_plane.lab.ports import free_port
+from control_plane.lab.processes import Process
+from trust.edge.files import write_atomic
+from trust.errors import InputError, Reason, StateError
+from trust.spiffe import check_name
+
+WORKLOADS_NODE: Final = "workloads"  # the sidecar of every workload that is not itself a service
+LOOPBACK: Final = "127.0.0.1"
+SETTLE_TIMEOUT_S: Final = 30.0
+JOIN_TOKEN_TTL_S: Final = 600
+_POLL_S: Final = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to run: addresses of services that already listen, and the workloads that may call them."""
+
+    trust_domain: str
+    services: Mapping[str, str]  # service -> HOST:PORT or unix:///PATH
+    workloads: Sequence[str] = ()
+    broker: str = "embedded"
+
+    def __post_init__(self) -> None:
+        for name in (*self.services, *self.workloads):
+            check_name(name)
+        if WORKLOADS_NODE in self.services:
+            raise InputError(Reason.INPUT_INVALID, f"{WORKLOADS_NODE!r} names a node; rename the service")
+
+    def nodes(self) -> dict[str, tuple[str, ...]]:
+        """Return node -> workloads it speaks for."""
+        nodes = {service: (service,) for service in self.services}
+        others = tuple(sorted(set(self.workloads) - set(self.services)))
+        return nodes | ({WORKLOADS_NODE: others} if others else {})
+
+
+@dataclass(frozen=True, slots=True)
+class NodePlan:
+    """One sidecar: the workloads it speaks for, and where it listens."""
+
+    name: str
+    workloads: Sequence[str]
+    admin: str
+    inbound: str | None  # for the service of the same name
+    outbound: Mapping[tuple[str, str], str]  # (workload, service) -> listener
+
+
+@dataclass
+class DevelopmentMesh:
+    """The processes of one mesh, below one directory. Started again, it goes on where it stopped."""
+
+    directory: Path
+    plan: Plan
+    processes: dict[str, Process] = field(default_factory=dict)
+    file: MeshFile | None = None
+
+    @property
+    def control_plane(self) -> Process:
+        """The control plane's process."""
+        return self.processes["control-plane"]
+
+    @property
+    def mesh(self) -> MeshFile:
+        """The address book; only while the mesh runs."""
+        if self.file is None:
+            raise StateError(Reason.SOURCE_UNAVAILABLE, "the mesh is not running")
+        return self.file
+
+    async def start_control_plane(self) -> None:
+        """Start the control plane and write mesh.json without nodes, so that operators can reach it."""
+        home = self.directory / "control-plane"
+        taken: set[int] = set()
+        domain = self.directory / "domain"
+        config = {
+            "name": "cp-1",
+            "trust_domain": self.plan.trust_domain,
+            "data_dir": str(home / "data"),
+            "listen": _kept_address(home / "listen", taken),
+            "join_listen": _kept_address(home / "join", taken),
+            "root": str(domain / "root.json"),
+            "online_keys": {
+                "snapshot": str(domain / "online" / "snapshot.pem"),
+                "timestamp": str(domain / "online" / "timestamp.pem"),
+                "passphrase_file": str(domain / "online" / "passphrase"),
+            },
+            "ca": str(domain / "ca"),
+            "identity": str(home / "identity"),
+            "broker": _kept_broker(self.plan.broker, home / "broker", taken),
+        }
+        path = home / "control-plane.yaml"
+        write_atomic(path, yaml.safe_dump(config, sort_keys=False).encode())
+        process = Process(
+            "control-plane",
+            ["control-plane", "run", "-c", str(path), "--json"],
+            log=self.directory / "logs" / "control-plane.log",
+        )
+        self.processes["control-plane"] = process
+        ready = await process.start()
+        self.file = MeshFile(
+            trust_domain=self.plan.trust_domain,
+            root=str(domain / "root.json"),
+            control_plane=str(ready["listen"]),
+            join=str(ready["join_listen"]),
+            broker=str(ready["broker"]),
+            operator=str(self.directory / "operator"),
+            domain=str(domain),
+            approvers={key.stem: str(key) for key in sorted((domain / "keys").glob("approver-*.pem"))},
+        )
+
+    async def start_nodes(self) -> None:
+        """Enrol and start every sidecar."""
+        taken: set[int] = set()
+        plans = [self._node_plan(name, workloads, taken) for name, workloads in self.plan.nodes().items()]
+        addresses = {plan.name: plan.inbound for plan in plans if plan.inbound is not None}
+        await asyncio.gather(*(self._start_node(plan, addresses) for plan in plans))
+        nodes = {}
+        workloads = {}
+        for plan in plans:
+            inbound = {plan.name: plan.inbound} if plan.inbound is not None else {}
+            config = str(self._home(plan.name) / "sidecar.yaml")
+            pid = self.processes[plan.name].pid
+            nodes[plan.name] = NodeEntry(admin=plan.admin, inbound=inbound, config=config, pid=pid)
+            for workload in plan.workloads:
+                routes = {service: at for (who, service), at in plan.outbound.items() if who == workload}
+                workloads[workload] = WorkloadEntry(outbound=routes, node=plan.name)
+        self.file = self.mesh.model_copy(update={"nodes": nodes, "workloads": workloads})
+
+    def _node_plan(self, name: str, workloads: Sequence[str], taken: set[int]) -> "NodePlan":
+        def kept(listener: str) -> str:
+            return _kept_address(self._home(name) / listener, taken)
+
+        return NodePlan(
+            name,
+            workloads,
+            admin=kept("admin"),
+            inbound=kept("inbound") if name in self.plan.services else None,
+            outbound={
+                (workload, service): kept(f"outbound-{workload}-{service}")
+                for workload in workloads
+                for service in self.plan.services
+                if service != workload
+            },
+        )
+
+    async def _start_node(self, plan: "NodePlan", addresses: Mapping[str, str]) -> None:
+        home = self._home(plan.name)
+        if not (home / "data" / "identity").exists():
+            async with operator_client.operator(self.mesh, self.directory) as client:
+                token = await client.create_join_token(plan.name, plan.workloads, JOIN_TOKEN_TTL_S)
+            write_atomic(home / "join-token", token.token.encode(), mode=0o600)
+        path = home / "sidecar.yaml"
+        write_atomic(path, yaml.safe_dump(self._node_config(plan, addresses), sort_keys=False).encode())
+        process = Process(
+            plan.name,
+            ["sidecar", "run", "-c", str(path), "--json"],
+            log=self.directory / "logs" / f"{plan.name}.log",
+        )
+        self.processes[plan.name] = process
+        await process.start()
+
+    def _node_config(self, plan: "NodePlan", addresses: Mapping[str, str]) -> dict[str, object]:
+        home = self._home(plan.name)
+        config: dict[str, object] = {
+            "node": plan.name,
+            "trust_domain": self.plan.trust_domain,
+            "data_dir": str(home / "data"),
+            "root": self.mesh.root,
+            "control_plane": {"addresses": [self.mesh.control_plane], "join_addresses": [self.mesh.join]},
+            "identity": {
+                "source": "embedded",
+                "ca": str(self.directory / "domain" / "ca" / "ca.pem"),
+                "join_token_file": str(home / "join-token"),
+                "workloads": list(plan.workloads),
+            },
+            "broker": self.mesh.broker,
+            "outbound": [
+                {"workload": workload, "service": service, "listen": listen, "identify": "loopback"}
+                for (workload, service), listen in plan.outbound.items()
+            ],
+            "services": {service: {"addresses": [address]} for service, address in addresses.items()},
+            "admin": {"listen": plan.admin},
+        }
+        if plan.inbound is not None:
+            upstream = {"address": self.plan.services[plan.name]}
+            config["inbound"] = [{"service": plan.name, "listen": plan.inbound, "upstream": upstream}]
+        return config
+
+    async def settled(self, *, version: int, timeout_s: float = SETTLE_TIMEOUT_S) -> None:
+        """Wait until every node is ready and enforces at least policy `version`.
+
+        Raises:
+            StateError: SOURCE_UNAVAILABLE, naming the nodes that are not and why.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+        waiting = dict.fromkeys(self.mesh.nodes, "no answer yet")
+        while waiting and loop.time() < deadline:
+            for name in list(waiting):
+                async with operator_client.node(self.mesh, self.directory, name) as client:
+                    status = await client.status()
+                if status.state == "READY" and status.policy_version >= version:
+                    del waiting[name]
+                else:
+                    reasons = ", ".join(status.not_ready) or f"policy version {status.policy_version}"
+                    waiting[name] = f"{status.state}: {reasons}"
+            if waiting:
+                await asyncio.sleep(_POLL_S)
+        if waiting:
+            raise _not_ready(waiting, self.directory / "logs")
+
+    async def stop(self) -> None:
+        """Stop everything, sidecars first."""
+        ordered = [p for name, p in self.processes.items() if name != "control-plane"]
+        await asyncio.gather(*(process.stop() for process in ordered))
+        if "control-plane" in self.processes:
+            await self.control_plane.stop()
+        self.file = None
+
+    def _home(self, node: str) -> Path:
+        return self.directory / "nodes" / node
+
+
+def _not_ready(waiting: Mapping[str, str], logs: Path) -> StateError:
+    detail = "; ".join(f"{name}: {why}" for name, why in waiting.items())
+    return StateError(Reason.SOURCE_UNAVAILABLE, f"not every node is ready: {detail}; see {logs}")
+
+
+def _kept_address(file: Path, taken: set[int]) -> str:
+    """Return the loopback address remembered in `file`, or choose one and remember it."""
+    if file.is_file():
+        address = file.read_text().strip()
+        taken.add(int(address.rpartition(":")[2]))
+        return address
+    address = f"{LOOPBACK}:{free_port(taken)}"
+    write_atomic(file, address.encode())
+    return address
+
+
+def _kept_broker(broker: str, file: Path, taken: set[int]) -> str:
+    return f"embedded://{_kept_address(file, taken)}" if broker == "embedded" else broker
