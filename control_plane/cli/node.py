@@ -1,0 +1,93 @@
+"""`egm node`: the nodes of the mesh, and one-time tokens for new ones."""
+
+from typing import Annotated
+
+import typer
+
+from control_plane.cli.context import JsonFlag, MeshOption, open_mesh, run
+from control_plane.cli.output import console, emit, table
+from control_plane.edge import operator_client
+from control_plane.edge.fleet_view import FleetView, NodeView, fleet_view
+from trust import limits
+from trust.errors import InputError, Reason
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, help="Nodes of the mesh, and tokens for new ones."
+)
+
+
+@app.command("list")
+def list_nodes(mesh: MeshOption = None, as_json: JsonFlag = False) -> None:
+    """List the nodes that the control plane knows."""
+    view = _view(mesh)
+    emit(
+        {"nodes": view.to_dict()["nodes"]},
+        as_json=as_json,
+        text=lambda: table(
+            ("node", "state", "policy", "lease", "admin", "version"),
+            ((n.name, n.state, n.policy_version, n.lease, n.admin, n.version) for n in view.nodes),
+        ),
+    )
+
+
+@app.command()
+def show(name: str, mesh: MeshOption = None, as_json: JsonFlag = False) -> None:
+    """Show one node: readiness with reasons, lease, levels, decisions since it started."""
+    view = _view(mesh)
+    found = next((node for node in view.nodes if node.name == name), None)
+    if found is None:
+        known = ", ".join(node.name for node in view.nodes) or "none"
+        raise InputError(Reason.NOT_FOUND, f"no node {name!r}; there are: {known}")
+    data = next(node for node in _nodes(view) if node["name"] == name)
+    emit(data, as_json=as_json, text=lambda: _print(found))
+
+
+@app.command()
+def token(
+    name: str,
+    workload: Annotated[list[str] | None, typer.Option(help="A workload it speaks for; repeat.")] = None,
+    ttl: Annotated[int, typer.Option(help="Seconds until the token expires.")] = limits.JOIN_TOKEN_TTL_S,
+    mesh: MeshOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Create a one-time join token for node NAME. It is shown once; keep it secret until it is used."""
+    file, directory = open_mesh(mesh)
+
+    async def ask() -> tuple[str, int]:
+        async with operator_client.operator(file, directory) as client:
+            answer = await client.create_join_token(name, workload or [name], ttl)
+            return answer.token, answer.expires_ms
+
+    text, expires_ms = run(ask())
+    emit({"node": name, "token": text, "expires_ms": expires_ms}, as_json=as_json, text=text)
+
+
+def _view(mesh: MeshOption) -> FleetView:
+    file, directory = open_mesh(mesh)
+
+    async def ask() -> FleetView:
+        async with operator_client.operator(file, directory) as client:
+            return fleet_view(await client.status(), await client.nodes())
+
+    return run(ask())
+
+
+def _nodes(view: FleetView) -> list[dict[str, object]]:
+    nodes = view.to_dict()["nodes"]
+    return [dict(node) for node in nodes] if isinstance(nodes, (list, tuple)) else []
+
+
+def _print(node: NodeView) -> None:
+    rows = [
+        ("state", f"{node.state}{': ' + ', '.join(node.not_ready) if node.not_ready else ''}"),
+        ("policy", f"version {node.policy_version}"),
+        *((f"  {name}", f"version {version}") for name, version in sorted(node.namespace_versions.items())),
+        ("lease", f"{node.lease}, {node.lease_remaining_s:.0f} s left, grace {node.grace_remaining_s:.0f} s"),
+        *((f"level {service}", str(level)) for service, level in sorted(node.levels.items())),
+        *((kind, str(count)) for kind, count in sorted(node.decisions.items())),
+        *(("alarm", alarm) for alarm in node.alarms),
+        ("admin", node.admin),
+        ("version", node.version),
+    ]
+    for name, value in rows:
+        console.print(f"{name:<24}{value}", markup=False)

@@ -1,0 +1,109 @@
+"""The fleet as an operator reads it: what every node last said of itself, and what is wrong."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Final
+
+from egm.v1 import operator_pb2
+
+SILENT_AFTER_S: Final = 15.0  # several report periods without a word
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    """One node. Times are relative to the control plane's clock, in seconds."""
+
+    name: str
+    state: str
+    not_ready: Sequence[str]
+    policy_version: int
+    namespace_versions: Mapping[str, int]
+    lease: str
+    lease_remaining_s: float
+    grace_remaining_s: float
+    levels: Mapping[str, int]
+    decisions: Mapping[str, int]
+    alarms: Sequence[str]
+    seen_s_ago: float
+    admin: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class FleetView:
+    """The control plane and every node it knows."""
+
+    name: str
+    trust_domain: str
+    role_versions: Mapping[str, int]
+    lease_ttl_s: int
+    lease_expires_ms: int
+    broker: str
+    store: str
+    open_proposals: int
+    nodes: Sequence[NodeView]
+    problems: Sequence[str]
+
+    @property
+    def healthy(self) -> bool:
+        """Whether every node is ready and nothing is wrong."""
+        return not self.problems and all(node.state == "READY" for node in self.nodes)
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the view as JSON values."""
+        return {**asdict(self), "healthy": self.healthy}
+
+
+def fleet_view(
+    status: operator_pb2.ControlPlaneStatus, records: Sequence[operator_pb2.NodeRecord]
+) -> FleetView:
+    """Join what the control plane says of itself with what its nodes said."""
+    nodes = tuple(sorted((_node(record, status.now_ms) for record in records), key=lambda node: node.name))
+    broker = f"broker {status.broker}{'' if status.broker_connected else ' (not connected)'}"
+    return FleetView(
+        name=status.name,
+        trust_domain=status.trust_domain,
+        role_versions=dict(status.role_versions),
+        lease_ttl_s=status.lease_ttl_s,
+        lease_expires_ms=status.lease_expires_ms,
+        broker=broker if status.broker else "no broker",
+        store=status.store,
+        open_proposals=status.open_proposals,
+        nodes=nodes,
+        problems=(*status.problems, *_problems(nodes, dict(status.role_versions))),
+    )
+
+
+def _node(record: operator_pb2.NodeRecord, now_ms: int) -> NodeView:
+    said = record.status
+    age_s = max(0.0, (now_ms - record.last_seen_ms) / 1000)
+    return NodeView(
+        name=record.node,
+        state="SILENT" if age_s > SILENT_AFTER_S else said.state or "ENROLLED",
+        not_ready=tuple(said.not_ready),
+        policy_version=said.policy_version,
+        namespace_versions=dict(said.namespace_versions),
+        lease=said.lease or "NONE",
+        lease_remaining_s=said.lease_remaining_ms / 1000,
+        grace_remaining_s=said.grace_remaining_ms / 1000,
+        levels=dict(said.levels),
+        decisions=dict(said.decisions),
+        alarms=tuple(said.alarms),
+        seen_s_ago=age_s,
+        admin=said.admin_address,
+        version=said.egm_version,
+    )
+
+
+def _problems(nodes: Sequence[NodeView], published: Mapping[str, int]) -> list[str]:
+    problems = []
+    newest = published.get("targets", 0)
+    for node in nodes:
+        if node.state == "SILENT":
+            problems.append(f"{node.name} has not reported for {node.seen_s_ago:.0f} s")
+        elif node.not_ready:
+            problems.append(f"{node.name} is not ready: {', '.join(node.not_ready)}")
+        elif node.policy_version < newest:
+            problems.append(f"{node.name} enforces policy {node.policy_version}, published is {newest}")
+        problems += [f"{node.name}: {alarm}" for alarm in node.alarms]
+    return problems
