@@ -1,0 +1,368 @@
+"""Announcements over MQTT 3.1.1: keeps one published, or listens for them, through every broker failure.
+
+The broker is untrusted. It can delay, repeat, reorder, withhold or invent announcements; each is only a hint
+to look (`trust.announce`), so the worst it can do is cost time, which polling bounds.
+"""
+
+import asyncio
+import contextlib
+import logging
+import random
+import secrets
+import ssl
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+import aiomqtt
+
+from trust import announce, limits
+from trust.backoff import Backoff
+from trust.edge.files import check_private
+from trust.errors import InputError, MeshError, Reason
+
+DEFAULT_PORT: Final = 1883
+DEFAULT_TLS_PORT: Final = 8883
+CONNECT_TIMEOUT_S: Final = 3.0  # for the TCP and TLS handshake, and again for each broker answer
+KEEPALIVE_S: Final = 15  # a dead broker is noticed within one and a half of these
+STABLE_AFTER_S: Final = 10.0  # a connection that lasted this long starts the backoff afresh
+# A larger packet cuts the connection before it is buffered; one above the payload limit is merely dropped.
+MAX_PACKET_BYTES: Final = 4 * limits.MAX_ANNOUNCEMENT_BYTES
+MAX_QUEUED_ANNOUNCEMENTS: Final = 64
+RECONNECT: Final = Backoff(min_ms=250, max_ms=30_000)
+_REFUSED: Final = 0x80  # SUBACK return code
+
+_log = logging.getLogger(__name__)
+# What the client library would log also reaches us as an exception; we say it once, with what happens next.
+_client_log = logging.getLogger(f"{__name__}.client")
+_client_log.setLevel(logging.CRITICAL)
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerUrl:
+    """Where announcements go: `mqtt://[user:pass@]host[:1883]`, `mqtts://…[?ca=F&cert=F&key=F]` or `none`."""
+
+    host: str  # empty: no broker
+    port: int = DEFAULT_PORT
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    tls: bool = False
+    ca: Path | None = None  # None: the system's certificate authorities
+    cert: Path | None = None
+    key: Path | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "BrokerUrl":
+        """Parse a broker URL; user and password are percent-decoded, files must exist, the key be private.
+
+        Raises:
+            InputError: CONFIG_INVALID or KEY_UNREADABLE, saying what is wrong and how to write it, never
+                repeating a password.
+        """
+        if text == "none":
+            return cls("")
+        try:
+            parts = urlsplit(text)
+            host, port = parts.hostname, parts.port
+        except ValueError as error:
+            raise _wrong(f"{error}") from None
+        if parts.scheme not in {"mqtt", "mqtts"} or not host:
+            raise _wrong("it must start with mqtt:// or mqtts:// and name a host")
+        if port == 0:
+            raise _wrong("port 0 cannot be connected to")
+        if parts.path not in {"", "/"} or parts.fragment:
+            raise _wrong("nothing may follow the port except ?ca=FILE&cert=FILE&key=FILE")
+        if parts.password and not parts.username:
+            raise _wrong("a password needs a user before it (user:password@host)")
+        tls = parts.scheme == "mqtts"
+        files = _files(parts.query, tls=tls)
+        return cls(
+            host,
+            port or (DEFAULT_TLS_PORT if tls else DEFAULT_PORT),
+            unquote(parts.username) if parts.username else None,
+            unquote(parts.password) if parts.password else None,
+            tls,
+            files.get("ca"),
+            files.get("cert"),
+            files.get("key"),
+        )
+
+    @property
+    def enabled(self) -> bool:
+        """Whether there is a broker at all."""
+        return bool(self.host)
+
+    def __str__(self) -> str:
+        """The URL as it may be shown and logged: without the password."""
+        if not self.enabled:
+            return "none"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        user = f"{self.username}@" if self.username else ""
+        return f"{'mqtts' if self.tls else 'mqtt'}://{user}{host}:{self.port}"
+
+    def tls_context(self) -> ssl.SSLContext | None:
+        """Read the certificate files (blocking); return a verifying client context, None for plain TCP.
+
+        Raises:
+            OSError: a file cannot be read or is not what it should be (`ssl.SSLError` is an OSError).
+        """
+        if not self.tls:
+            return None
+        context = ssl.create_default_context(cafile=self.ca)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        if self.cert is not None:
+            context.load_cert_chain(self.cert, self.key)
+        return context
+
+
+class _Link:
+    """One connection to a broker, kept up by `run`."""
+
+    def __init__(self, url: BrokerUrl, trust_domain: str, role: str, reconnect: Backoff) -> None:
+        self.url = url
+        self.topic = announce.topic(trust_domain)
+        self.connected = False
+        self.last_error: str | None = None  # why there is no connection, for status output
+        self.connections = 0  # made so far
+        self._role = role
+        self._reconnect = reconnect
+
+    async def run(self) -> None:
+        """Keep the connection until cancelled; reconnect after a bounded wait. Returns at once for `none`."""
+        if not self.url.enabled:
+            return
+        loop = asyncio.get_running_loop()
+        failures = 0
+        while True:
+            started = loop.time()
+            try:
+                async with self._connection() as client:
+                    await self._serve(client)
+            except (aiomqtt.MqttError, OSError) as error:
+                reason = str(error) or type(error).__name__
+            finally:
+                self.connected = False
+            failures = 1 if loop.time() - started >= STABLE_AFTER_S else failures + 1
+            delay_ms = self._reconnect.delay_ms(failures, random.random())  # noqa: S311 (spreads load, hides nothing)
+            level = logging.WARNING if reason != self.last_error else logging.DEBUG
+            _log.log(level, "broker %s: %s; next attempt in %d ms", self.url, reason, delay_ms)
+            self.last_error = reason
+            await asyncio.sleep(delay_ms / 1000)
+
+    async def _serve(self, client: aiomqtt.Client) -> None:
+        """Work on an open connection; raise MqttError when it is lost."""
+        raise NotImplementedError
+
+    def _up(self) -> None:
+        self.connected = True
+        self.connections += 1
+        if self.last_error is not None:
+            _log.info("broker %s: connected", self.url)
+        self.last_error = None
+
+    @contextlib.asynccontextmanager
+    async def _connection(self) -> AsyncIterator[aiomqtt.Client]:
+        context = await asyncio.to_thread(self.url.tls_context)
+        client = aiomqtt.Client(
+            self.url.host,
+            self.url.port,
+            username=self.url.username,
+            password=self.url.password,
+            # Fresh for each connection (two clients with one id throw each other out), unguessable, and no
+            # longer than the 23 bytes that every 3.1.1 broker accepts.
+            identifier=f"egm-{self._role}-{secrets.token_hex(8)}",
+            protocol=aiomqtt.ProtocolVersion.V311,
+            clean_session=True,
+            timeout=CONNECT_TIMEOUT_S,
+            keepalive=KEEPALIVE_S,
+            tls_context=context,
+            queue_type=_NewestQueue,
+            max_queued_incoming_messages=MAX_QUEUED_ANNOUNCEMENTS,
+            logger=_client_log,
+        )
+        client._client.connect_timeout = CONNECT_TIMEOUT_S
+        _bound_packets(client)
+        opening = asyncio.ensure_future(client.__aenter__())
+        try:
+            try:
+                await asyncio.shield(opening)
+            except asyncio.CancelledError:
+                # The handshake runs in a thread that cannot be interrupted: wait for its end (bounded by the
+                # timeouts above), or its socket would outlive us.
+                await asyncio.wait({opening})
+                if not opening.cancelled():
+                    opening.exception()
+                raise
+            yield client
+        finally:
+            _close(client)
+
+
+class MqttAnnouncer(_Link):
+    """Keeps the newest announcement retained (QoS 1) on the trust domain's topic."""
+
+    def __init__(self, url: BrokerUrl, trust_domain: str, *, reconnect: Backoff = RECONNECT) -> None:
+        super().__init__(url, trust_domain, "p", reconnect)
+        self._latest: bytes | None = None
+        self._changed = asyncio.Event()
+        self.acknowledged: bytes | None = (
+            None  # the last payload that a broker confirmed on the present connection
+        )
+
+    async def announce(self, payload: bytes) -> None:
+        """Remember `payload` as the newest and have it published now, or as soon as there is a broker again.
+
+        Never waits for the broker: publication of policy must not depend on it.
+
+        Raises:
+            InputError: INPUT_INVALID, for an empty or too large payload.
+        """
+        self._latest = announce.check_payload(payload)
+        self._changed.set()
+
+    async def _serve(self, client: aiomqtt.Client) -> None:
+        self.acknowledged = None
+        self._up()
+        lost = asyncio.ensure_future(_until_lost(client))
+        changed: asyncio.Task[Literal[True]] | None = None
+        try:
+            while True:
+                self._changed.clear()
+                if (payload := self._latest) is not None:
+                    await client.publish(self.topic, payload, qos=1, retain=True)
+                    self.acknowledged = payload
+                waiting: set[asyncio.Future[Any]] = {
+                    lost,
+                    changed := asyncio.ensure_future(self._changed.wait()),
+                }
+                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                if lost.done():
+                    await lost
+        finally:
+            tasks: list[asyncio.Task[Any]] = [lost] if changed is None else [lost, changed]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class MqttListener(_Link):
+    """Hands every announcement of the trust domain to `on_payload`, in the event loop.
+
+    `on_payload` gets 1 to `limits.MAX_ANNOUNCEMENT_BYTES` unverified bytes and may raise a MeshError to
+    refuse them; refusals and payloads of another size are counted in `refused`.
+    """
+
+    def __init__(
+        self,
+        url: BrokerUrl,
+        trust_domain: str,
+        on_payload: Callable[[bytes], None],
+        *,
+        reconnect: Backoff = RECONNECT,
+    ) -> None:
+        super().__init__(url, trust_domain, "l", reconnect)
+        self._on_payload = on_payload
+        self.received = 0
+        self.refused = 0
+
+    async def _serve(self, client: aiomqtt.Client) -> None:
+        granted = await client.subscribe(self.topic, qos=1)
+        if any(isinstance(code, int) and code >= _REFUSED for code in granted):
+            raise aiomqtt.MqttError(
+                f"the broker refuses a subscription to {self.topic}; check its access rules"
+            )
+        self._up()
+        async for message in client.messages:
+            self._take(message.payload)
+
+    def _take(self, payload: object) -> None:
+        self.received += 1
+        if not isinstance(payload, bytes) or not 0 < len(payload) <= limits.MAX_ANNOUNCEMENT_BYTES:
+            self.refused += 1
+            return
+        try:
+            self._on_payload(payload)
+        except MeshError as error:
+            self.refused += 1
+            _log.debug("broker %s: %s", self.url, error)
+
+
+class _NewestQueue(asyncio.Queue[aiomqtt.Message]):
+    """A full queue loses its oldest message: the newest announcement is the one that matters."""
+
+    def put_nowait(self, item: aiomqtt.Message) -> None:
+        while self.full():
+            self.get_nowait()
+        super().put_nowait(item)
+
+
+async def _until_lost(client: aiomqtt.Client) -> None:
+    async for _ in client.messages:
+        pass
+
+
+def _bound_packets(client: aiomqtt.Client) -> None:
+    """Cut the connection when a broker declares a packet above MAX_PACKET_BYTES.
+
+    paho buffers up to 256 MiB for one packet and has no limit of its own for MQTT 3.1.1; it asks the socket
+    for the whole rest of the packet, so the declared size is seen before the first of its bytes is kept.
+    """
+    paho = client._client
+    receive = paho._sock_recv
+
+    def bounded(size: int) -> bytes:
+        if size > MAX_PACKET_BYTES:
+            raise ConnectionAbortedError(
+                f"broker sent a packet of {size} bytes, the limit is {MAX_PACKET_BYTES}"
+            )
+        return receive(size)
+
+    paho._sock_recv = bounded  # type: ignore[method-assign, assignment]
+
+
+def _close(client: aiomqtt.Client) -> None:
+    """Close for good: say DISCONNECT if that is possible at once, then drop the socket.
+
+    aiomqtt leaves the socket and its timer behind when a broker never answers CONNECT or sends what cannot be
+    parsed.
+    """
+    paho = client._client
+    with contextlib.suppress(OSError, ValueError):
+        paho.disconnect()
+    paho._sock_close()
+    for future in (client._connected, client._disconnected):
+        if future.done() and not future.cancelled():
+            future.exception()  # already reported through the call that failed
+
+
+def _files(query: str, *, tls: bool) -> dict[str, Path]:
+    files: dict[str, Path] = {}
+    try:
+        pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
+    except ValueError:
+        raise _wrong("what follows ? must be ca=FILE&cert=FILE&key=FILE") from None
+    for name, value in pairs:
+        if name not in {"ca", "cert", "key"} or name in files or not value:
+            raise _wrong(
+                f"{name!r} is unknown, repeated or empty; only ca, cert and key are known, once each"
+            )
+        files[name] = Path(value)
+        if not files[name].is_file():
+            raise _wrong(f"{name}={value} is not a file")
+    if files and not tls:
+        raise _wrong("certificate files need mqtts://, over mqtt:// nothing is encrypted")
+    if ("cert" in files) != ("key" in files):
+        raise _wrong("cert and key belong together; give both or neither")
+    if "key" in files:
+        check_private(files["key"])
+    return files
+
+
+def _wrong(what: str) -> InputError:
+    return InputError(
+        Reason.CONFIG_INVALID,
+        f"broker URL: {what}. Write mqtt://[user:password@]host[:port], mqtts://host[:port][?ca=FILE&cert=FILE&key=FILE]"
+        ' or "none"',
+    )
