@@ -30,6 +30,11 @@ def _invalid(detail: str) -> EvidenceError:
     return EvidenceError(Reason.IDENTITY_INVALID, detail)
 
 
+def control_plane_dns(trust_domain: str) -> str:
+    """Return the DNS SAN that every control plane of the domain shares."""
+    return f"control-plane.{trust_domain}"
+
+
 def load_certificate(der_or_pem: bytes | x509.Certificate) -> x509.Certificate:
     """Parse one certificate; of a PEM chain, the first (the leaf).
 

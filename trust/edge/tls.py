@@ -32,11 +32,6 @@ _HAND_OVER_S: Final = (
 )
 
 
-def control_plane_dns(trust_domain: str) -> str:
-    """Return the DNS SAN that every control plane of the domain shares."""
-    return f"control-plane.{trust_domain}"
-
-
 def _limits_of_messages() -> Options:
     return [
         ("grpc.max_receive_message_length", limits.MAX_MESSAGE_BYTES),
@@ -177,7 +172,7 @@ class _PlainKey:
 class Channels:
     """A pool of channels: one per (target, client, server) on the mesh, and plain ones to local upstreams.
 
-    Use from one event loop. Ask for the channel at every call (`get` is a dictionary lookup): after a rotation
+    One event loop. Ask for the channel at every call (`get` is a dictionary lookup): after a rotation
     it returns a new channel, and the old one closes when the calls that it carries have ended.
     `generation` counts rotations, for those who cache what hangs on a channel.
     """
@@ -244,7 +239,7 @@ class Channels:
             await asyncio.sleep(_HAND_OVER_S)
             await channel.close(self._retirement_s)
         finally:  # when the pool itself is closed: now
-            await channel.close()
+            await channel.close(None)
 
     async def close(self, grace_s: float | None = None) -> None:
         """Close every channel; calls in flight get `grace_s` seconds."""
