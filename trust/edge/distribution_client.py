@@ -49,7 +49,7 @@ class FetchLimits:
 
 
 class GrpcFileSource:
-    """A `trust.ports.FileSource` over egm.v1.Distribution. Thread-safe; `fetch` blocks, so call it in a thread.
+    """A `trust.ports.FileSource` over egm.v1.Distribution. Thread-safe; `fetch` blocks: call it in a thread.
 
     Args:
         addresses: "host:port", in order of preference. The one that last worked is asked first.
@@ -297,7 +297,7 @@ async def watch(
 
 
 class WatchListener:
-    """Hands every announcement of the control plane's Watch stream to `on_payload`, as `MqttListener` does."""
+    """Hands every announcement of a control plane's Watch stream to `on_payload`, as `MqttListener` does."""
 
     def __init__(
         self,
