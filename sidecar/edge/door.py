@@ -1,0 +1,147 @@
+"""What every call through a listener goes through: who asks, may it go on, where to, how did it end."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NoReturn, cast
+
+import grpc
+import grpc.aio
+
+from sidecar.core.call import Attempt, Decision, Direction, Permitted, RefusedError
+from sidecar.core.gate import Gate, Observer
+from sidecar.edge import metadata as md
+from sidecar.edge.identify import Identifier
+from sidecar.edge.refusals import (
+    UPSTREAM_BROKE_OFF_TEXT,
+    UPSTREAM_UNAVAILABLE_TEXT,
+    Context,
+    fail,
+    refuse,
+)
+from sidecar.edge.upstream import Upstream, broke_off
+from trust import limits
+from trust.errors import CapacityError, MeshError, Reason, StateError
+from trust.ports import Clock
+
+# (service, method, caller's metadata) -> where it goes; raises MeshError when there is nowhere.
+Route = Callable[[str, str, Sequence[md.Pair]], Upstream]
+
+_TOO_LARGE_HERE: Final = ("client: received message larger than max", "client: sent message larger than max")
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """One listener's parts. `service` is the logical name it stands for."""
+
+    direction: Direction
+    service: str
+    gate: Gate
+    identifier: Identifier
+    route: Route
+    clock: Clock
+    observer: Observer | None = None
+    max_message_bytes: int = limits.MAX_MESSAGE_BYTES
+
+
+class Execution:
+    """One call through a door, from open to close: decided once, forwarded only with a `Permitted`, recorded once."""
+
+    __slots__ = ("_door", "_handle", "_started", "attempt", "context", "metadata", "permitted", "status")
+
+    def __init__(self, door: Door, method: str, context: Context) -> None:
+        self._door = door
+        self._started = time.perf_counter()
+        sent = cast("Sequence[md.Pair]", context.invocation_metadata() or ())
+        identifier = door.identifier
+        caller = identifier.identify(context, sent, now_ms=door.clock.now_ms())
+        self.metadata, visible = md.from_caller(sent, identifier.consumes)
+        self.attempt = Attempt(
+            door.direction, door.service, method, caller.principal, caller.authn, caller.unidentified, visible
+        )
+        self.context = context
+        self.permitted: Permitted | None = None
+        self.status = "CANCELLED"  # unless something better becomes known
+        self._handle: object = None
+        if door.observer is not None:
+            self._handle, forwarded = door.observer.begin(self.attempt, self.metadata)
+            self.metadata = tuple(forwarded)
+
+    async def authorize(self, request: bytes | None) -> Permitted:
+        """Return the right to forward; ends the call when there is none.
+
+        Raises:
+            grpc.aio.AbortError: the call was refused and has ended.
+        """
+        door = self._door
+        if request is not None and len(request) > door.max_message_bytes:
+            await self.too_large(len(request))
+        try:
+            permitted = door.gate.authorize(self.attempt, request, now_ms=door.clock.now_ms())
+        except RefusedError as refused:
+            decision = refused.decision
+            if door.observer is not None:
+                door.observer.decided(self._handle, decision)
+            self.status = "PERMISSION_DENIED"
+            await refuse(self.context, self.attempt, decision)
+        if door.observer is not None:
+            door.observer.decided(self._handle, permitted.decision)
+        self.permitted = permitted
+        return permitted
+
+    async def upstream(self) -> Upstream:
+        """Return where the call goes; ends the call when that is nowhere."""
+        attempt = self.attempt
+        try:
+            return self._door.route(attempt.service, attempt.method, self.metadata)
+        except MeshError as error:
+            await self.failed(error)
+
+    async def timeout(self) -> float | None:
+        """Return the caller's remaining time in seconds, None when unlimited; ends the call when it is up."""
+        remaining = self.context.time_remaining()
+        if remaining is not None and remaining <= 0:
+            self.status = "DEADLINE_EXCEEDED"
+            await self.context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
+        return remaining
+
+    async def relay(self, error: grpc.aio.AioRpcError) -> NoReturn:
+        """End the call the way the upstream ended it, verbatim; or say that its connection failed."""
+        code, details = error.code(), error.details() or ""
+        trailing = cast("tuple[md.Pair, ...]", tuple(error.trailing_metadata() or ()))
+        if broke_off(code, details, has_trailers=bool(trailing)):
+            connected = "connect" not in details.lower() and "dns" not in details.lower()
+            text = UPSTREAM_BROKE_OFF_TEXT if connected else UPSTREAM_UNAVAILABLE_TEXT
+            await self.failed(StateError(Reason.UPSTREAM_UNAVAILABLE, text))
+        if code is grpc.StatusCode.RESOURCE_EXHAUSTED and details.lower().startswith(_TOO_LARGE_HERE):
+            await self.too_large(None)
+        self.status = code.name
+        await self.context.abort(code, details, cast("Any", md.from_upstream(trailing)))
+        raise AssertionError("abort returned")
+
+    async def too_large(self, size: int | None) -> NoReturn:
+        """End the call because a message exceeds the limit of this sidecar; `size` in bytes, if known."""
+        what = "a message" if size is None else f"a message of {size} bytes"
+        limit = self._door.max_message_bytes
+        await self.failed(
+            CapacityError(Reason.MESSAGE_TOO_LARGE, f"{what} exceeds the limit of {limit} bytes; split it")
+        )
+
+    async def failed(self, error: MeshError) -> NoReturn:
+        """End the call with a failure of the proxy itself."""
+        self.status = "UNAVAILABLE" if error.reason is Reason.UPSTREAM_UNAVAILABLE else error.reason.value
+        decision = None if self.permitted is None else self.permitted.decision
+        await fail(self.context, self.attempt, decision, error)
+
+    async def withdrawn(self, decision: Decision) -> NoReturn:
+        """End an open stream whose right is gone."""
+        self.status = "PERMISSION_DENIED"
+        await refuse(self.context, self.attempt, decision)
+
+    def close(self) -> None:
+        """Record how the call ended. Call exactly once."""
+        door = self._door
+        if self.permitted is not None:
+            door.gate.forwarded(self.permitted, self.status, time.perf_counter() - self._started)
+        if door.observer is not None:
+            door.observer.end(self._handle, self.status)

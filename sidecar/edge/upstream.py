@@ -1,0 +1,188 @@
+"""Where a permitted call goes, and which failures are the connection's rather than the service's."""
+
+import ipaddress
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import grpc
+import grpc.aio
+
+from trust.edge.tls import Channels
+from trust.errors import InputError, Reason
+from trust.spiffe import SpiffeId
+
+MAX_CACHED_METHODS: Final = 4096
+
+ROUND_ROBIN: Final = '{"loadBalancingConfig":[{"round_robin":{}}]}'
+# For every channel to an upstream: spread over all addresses; no retries beyond gRPC's own transparent ones,
+# because only the caller knows whether its call may run twice.
+UPSTREAM_OPTIONS: Final[list[tuple[str, Any]]] = [
+    ("grpc.service_config", ROUND_ROBIN),
+    ("grpc.service_config_disable_resolution", 1),  # DNS TXT records must not configure us
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.min_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 5_000),
+]
+
+# How gRPC core words an UNAVAILABLE that it made up itself because the connection failed (strings of grpc 1.8x).
+_OF_THE_CONNECTION: Final = (
+    "failed to connect to all addresses",
+    "connections to all backends failing",
+    "dns resolution failed",
+    "empty address list",
+    "socket closed",
+    "connection reset",
+    "connection refused",
+    "connection aborted",
+    "broken pipe",
+    "connection attempt timed out",
+    "goaway received",
+    "goaway sent",
+    "endpoint read failed",
+    "endpoint closing",
+    "transport closed",
+    "transport destroyed",
+    "stream removed",
+    "keepalive timeout",
+    "keepalive watchdog",
+    "ping timeout",
+    "too_many_pings",
+    "last stream closed after sending goaway",
+    "trying to connect an http1.x server",
+    "channel closed",
+    "recvmsg",
+    "sendmsg",
+    "ipv4:",
+    "ipv6:",
+    "unix:",
+)
+
+
+class Upstream:
+    """One service: one or more channels, and the callables made from them.
+
+    The channels are asked for at every call, because certificates rotate by replacing channels.
+    """
+
+    __slots__ = ("_cached", "_sources", "_turn")
+
+    def __init__(self, sources: Sequence[Callable[[], grpc.aio.Channel]]) -> None:
+        if not sources:
+            raise InputError(Reason.CONFIG_INVALID, "an upstream needs at least one address")
+        self._sources = tuple(sources)
+        self._cached: list[tuple[grpc.aio.Channel, dict[str, Any]] | None] = [None] * len(sources)
+        self._turn = 0
+
+    def unary(self, path: str) -> "grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]":
+        """Return the callable of one unary method; `path` is "/package.Service/Method".
+
+        Raises:
+            StateError: IDENTITY_UNAVAILABLE, when there is no certificate to dial with (`Channels.get`).
+        """
+        channel, callables = self._next()
+        found = callables.get(path)
+        if found is None:
+            found = self._keep(callables, path, channel.unary_unary(path, None, None))
+        return found  # type: ignore[no-any-return]
+
+    def server_stream(self, path: str) -> "grpc.aio.UnaryStreamMultiCallable[bytes, bytes]":
+        """Return the callable of one method with a single request and streamed responses; see `unary`."""
+        channel, callables = self._next()
+        found = callables.get(key := "=" + path)
+        if found is None:
+            found = self._keep(callables, key, channel.unary_stream(path, None, None))
+        return found  # type: ignore[no-any-return]
+
+    def stream(self, path: str) -> "grpc.aio.StreamStreamMultiCallable[bytes, bytes]":
+        """Return the callable that carries any kind of method; see `unary`."""
+        channel, callables = self._next()
+        found = callables.get(key := "~" + path)
+        if found is None:
+            found = self._keep(callables, key, channel.stream_stream(path, None, None))
+        return found  # type: ignore[no-any-return]
+
+    def _next(self) -> tuple[grpc.aio.Channel, dict[str, Any]]:
+        count = len(self._sources)
+        if count == 1:
+            return self._at(0)
+        for _ in range(count):
+            self._turn = (self._turn + 1) % count
+            chosen = self._at(self._turn)
+            if chosen[0].get_state(try_to_connect=True) is not grpc.ChannelConnectivity.TRANSIENT_FAILURE:
+                return chosen
+        return self._at(self._turn)
+
+    def _at(self, index: int) -> tuple[grpc.aio.Channel, dict[str, Any]]:
+        channel = self._sources[index]()
+        cached = self._cached[index]
+        if cached is None or cached[0] is not channel:
+            cached = self._cached[index] = (channel, {})
+        return cached
+
+    @staticmethod
+    def _keep(callables: dict[str, Any], key: str, made: Any) -> Any:
+        # Method names come from callers: a flood of invented ones must not fill memory.
+        if len(callables) < MAX_CACHED_METHODS:
+            callables[key] = made
+        return made
+
+
+def targets(addresses: Sequence[str]) -> list[str]:
+    """Return gRPC targets that reach every address: numeric ones share a channel, each name gets its own.
+
+    Args:
+        addresses: "host:port", "[v6]:port" or "unix:///path".
+
+    Raises:
+        InputError: CONFIG_INVALID, naming the address.
+    """
+    numeric: dict[str, list[str]] = {"ipv4": [], "ipv6": []}
+    others: list[str] = []
+    for address in addresses:
+        if address.startswith("unix:"):
+            others.append(address)
+            continue
+        host, colon, port = address.rpartition(":")
+        if not colon or not host or not port.isdecimal() or not 0 < int(port) < 65536:
+            raise InputError(
+                Reason.CONFIG_INVALID,
+                f"{address!r} is no address: write host:port, [v6]:port or unix:///path",
+            )
+        try:
+            version = ipaddress.ip_address(host.strip("[]")).version
+        except ValueError:
+            others.append(f"dns:///{address}")
+        else:
+            numeric[f"ipv{version}"].append(address)
+    return [f"{kind}:{','.join(found)}" for kind, found in numeric.items() if found] + others
+
+
+def local(
+    channels: Channels, address: str, *, ca_pem: bytes | None = None, server_name: str | None = None
+) -> Upstream:
+    """Return the service next to this sidecar: plaintext or `unix:`, or TLS when `ca_pem` is given."""
+
+    def source_of(target: str) -> Callable[[], grpc.aio.Channel]:
+        return lambda: channels.plain(target, ca_pem=ca_pem, server_name=server_name)
+
+    return Upstream([source_of(target) for target in targets([address])])
+
+
+def remote(channels: Channels, addresses: Sequence[str], *, client: SpiffeId, server_dns: str) -> Upstream:
+    """Return a service across the mesh: mTLS as `client`, to whoever proves the DNS name `server_dns`."""
+
+    def source_of(target: str) -> Callable[[], grpc.aio.Channel]:
+        return lambda: channels.get(target, client=client, server_dns=server_dns)
+
+    return Upstream([source_of(target) for target in targets(addresses)])
+
+
+def broke_off(code: grpc.StatusCode, details: str | None, *, has_trailers: bool) -> bool:
+    """Return whether the connection to the upstream failed, as opposed to the upstream answering UNAVAILABLE.
+
+    gRPC reports both as a status; only the wording differs, and trailing metadata is proof of an answer.
+    """
+    if code is not grpc.StatusCode.UNAVAILABLE or has_trailers:
+        return False
+    text = (details or "").lower()
+    return any(part in text for part in _OF_THE_CONNECTION)
