@@ -107,7 +107,7 @@ def check_distinct(keys: Iterable[Key]) -> None:
         if other is not key:
             raise EvidenceError(
                 Reason.KEY_UNSAFE,
-                f"{key_name(other)} and {key_name(key)} are the same key; every holder needs one of their own",
+                f"{key_name(other)} and {key_name(key)} are the same key; every holder needs their own",
             )
 
 
