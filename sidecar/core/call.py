@@ -54,6 +54,8 @@ class Permitted:
     attempt: Attempt
     decision: Decision
     seal: object
+    request: bytes | None = None  # kept for streams only, to decide them again
+    epoch: int = 0  # of the governance it was decided under; an older one is decided again
 
     def __post_init__(self) -> None:
         if self.seal is not _SEAL:
@@ -68,6 +70,8 @@ class RefusedError(Exception):
         self.decision = decision
 
 
-def permitted(attempt: Attempt, decision: Decision) -> Permitted:
-    """Mint the type that `forward` demands. Called by the pipeline alone (an import contract says so)."""
-    return Permitted(attempt, decision, _SEAL)
+def permitted(
+    attempt: Attempt, decision: Decision, request: bytes | None = None, epoch: int = 0
+) -> Permitted:
+    """Mint the type that `forward` demands. Called by the pipeline alone (a test reads every import)."""
+    return Permitted(attempt, decision, _SEAL, request, epoch)

@@ -15,6 +15,7 @@ class Authn(enum.StrEnum):
     JWT_SVID = "jwt-svid"
     UNIX_SOCKET = "unix-socket"
     LOOPBACK = "loopback"  # development only
+    NONE = "none"  # not identified: decided as spiffe://TD/anonymous, below level 4 only
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,250 @@
+"""Whether one execution may go on: trust gate, decide, level. The only place that mints `Permitted`."""
+
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from sidecar.core.bundle_state import BundleState, InForce, Lease
+from sidecar.core.call import Attempt, Decision, Permitted, RefusedError, permitted
+from sidecar.core.counters import Counters
+from sidecar.core.gate import Shape
+from sidecar.core.levels import GOVERNED, Effect, Finding, effect_of, finding_of, level_in_force
+from sidecar.core.streams import Cut, Streams
+from trust import limits
+from trust.errors import Reason
+from trust.policy.types import Authn, Call, Verdict
+from trust.ports import Clock
+
+_OVER: Final = (Lease.NONE, Lease.SEALED, Lease.EXPIRED)  # a tuple: compared by identity, not hashed
+_NO_VERDICT: Final = Verdict(allowed=True, reason=Reason.ALLOWED, policies=())
+
+_DETAIL: Final = {
+    Reason.POLICY_MISSING: "this sidecar has not activated any policy yet; see its readiness",
+    Reason.POLICY_STALE: "the policy lease and its grace are over; the control plane must renew it",
+    Reason.POLICY_EXPIRED: "the signed policy has expired; the approvers must sign a new version",
+    Reason.CALLER_UNIDENTIFIED: "the caller has no verified identity",
+    Reason.CALLER_AMBIGUOUS: "the caller's certificate must carry exactly one SPIFFE ID",
+    Reason.CALLER_CERTIFICATE_EXPIRED: "the caller's certificate has expired",
+    Reason.CALLER_TOKEN_INVALID: "the caller's token does not verify",
+    Reason.OBLIGATION_UNSUPPORTED: "the determining policy carries an obligation that this version lacks",
+    Reason.POLICY_ERROR: "a policy failed to evaluate, which denies",
+    Reason.REQUEST_UNREPRESENTABLE: "the request cannot be decoded or shown to the policies",
+    Reason.LIMIT_EXCEEDED: "this sidecar has as many open streams as it will hold; close some or try later",
+}
+
+
+class Journal(Protocol):
+    """Hears of decisions that a person may want to read: refusals, and what level 4 would have refused."""
+
+    def notable(self, attempt: Attempt, decision: Decision) -> None:
+        """Note one decision."""
+        ...
+
+
+class Pipeline:
+    """Implements `sidecar.core.gate.Gate`. Not thread-safe: owned by the event loop."""
+
+    def __init__(
+        self,
+        *,
+        node: str,
+        trust_domain: str,
+        boot_id: str,
+        state: BundleState,
+        clock: Clock,
+        local_level: int | None = None,
+        journal: Journal | None = None,
+        doubtful: Callable[[], None] | None = None,
+    ) -> None:
+        """Start without policy: everything is refused with POLICY_MISSING.
+
+        Args:
+            node: this node's name, which policies may read.
+            trust_domain: names the anonymous principal.
+            boot_id: unique per start; decision ids are "<boot_id>-<n>".
+            state: the policy in force; the driver feeds it.
+            clock: monotonic time for the lease.
+            local_level: raises the signed level, never lowers it.
+            journal: hears of refusals.
+            doubtful: called when open streams wait for `review`.
+        """
+        self.counters = Counters()
+        self.streams = Streams()
+        self._node, self._boot_id = node, boot_id
+        self._anonymous = f"spiffe://{trust_domain}/anonymous"
+        self._state, self._clock, self._local_level = state, clock, local_level
+        self._journal, self._doubtful = journal, doubtful
+        self._count = 0
+        self._epoch = 0
+        self._levels: dict[str, int] = {}
+        self._shapes: dict[str, Shape] = {}
+
+    # What the doors ask (sidecar.core.gate.Gate)
+
+    def shape(self, service: str, method: str) -> Shape:
+        """Return how messages of `method` come; STREAM when no descriptor knows it."""
+        known = self._shapes.get(method)
+        if known is not None:
+            return known
+        held = self._state.in_force
+        kind = None if held is None else held.engine.methods.get(method)
+        if kind is None:
+            return Shape.STREAM  # not cached: a caller chooses the name
+        one_response = Shape.SERVER_STREAM if kind.server_streaming else Shape.UNARY
+        shape = self._shapes[method] = Shape.STREAM if kind.client_streaming else one_response
+        return shape
+
+    def needs_request(self, attempt: Attempt) -> bool:
+        """Return whether a policy that could decide `attempt` reads its (single) request message."""
+        held = self._state.in_force
+        if held is None or self.level(attempt.service) == 0:
+            return False
+        if self.shape(attempt.service, attempt.method) is Shape.STREAM:
+            return False
+        principal = attempt.principal or self._anonymous
+        return held.engine.reads_request(principal, attempt.method, attempt.service)
+
+    def authorize(self, attempt: Attempt, request: bytes | None, *, now_ms: int) -> Permitted:
+        """Return the right to forward `attempt`, or raise RefusedError with the decision."""
+        unary = self.shape(attempt.service, attempt.method) is Shape.UNARY
+        if not unary and len(self.streams) >= limits.MAX_OPEN_STREAMS:
+            level = self.level(attempt.service)
+            decision = self._decision(Effect(allow=False, reason=Reason.LIMIT_EXCEEDED), attempt, level)
+        else:
+            decision = self.decide(attempt, request, now_ms=now_ms)
+        self.counters.decided(attempt.direction, decision)
+        if self._journal is not None and (not decision.allowed or decision.would_deny is not None):
+            self._journal.notable(attempt, decision)
+        if not decision.allowed:
+            raise RefusedError(decision)
+        if unary or request is None or len(request) > limits.MAX_STREAM_REQUEST_KEPT_BYTES:
+            return permitted(attempt, decision, None, self._epoch)
+        return permitted(attempt, decision, request, self._epoch)
+
+    def opened(self, permit: Permitted, cut: Cut) -> int:
+        """Register an open stream; `cut` is called once if its right is withdrawn."""
+        handle = self.streams.opened(permit, cut, epoch=self._epoch)
+        if self._doubtful is not None and self.streams.pending:
+            self._doubtful()
+        return handle
+
+    def closed(self, handle: int) -> None:
+        """Forget an open stream."""
+        self.streams.closed(handle)
+
+    def forwarded(self, permit: Permitted, status: str, seconds: float) -> None:
+        """Record how a permitted call ended."""
+        self.counters.forwarded(permit.attempt.direction, status)
+
+    # What the driver asks
+
+    def decide(self, attempt: Attempt, request: bytes | None, *, now_ms: int) -> Decision:
+        """Decide without counting or permitting; `egm check` asks the same question."""
+        level = self.level(attempt.service)
+        held = self._state.in_force
+        monotonic_ms = self._clock.monotonic_ms()
+        lease = self._state.lease(now_ms, monotonic_ms)
+        identified = attempt.principal is not None
+        if held is None or level == 0 or (level >= GOVERNED and not identified) or lease in _OVER:
+            # The table's answer does not depend on what the policies say (tests prove it).
+            return self._decision(effect_of(level, lease, identified, Finding.ALLOWED), attempt, level)
+        if request is not None and self.shape(attempt.service, attempt.method) is Shape.STREAM:
+            request = None  # a message among many is not *the* request; the schema has none either
+        verdict = held.engine.decide(
+            self._call(attempt, request, level),
+            now_ms=self._state.trusted_now_ms(now_ms, monotonic_ms),
+        )
+        governs = verdict.allowed or held.engine.governs(attempt.method, attempt.service)
+        effect = effect_of(level, lease, identified, finding_of(verdict, governs=governs))
+        return self._decision(effect, attempt, level, verdict)
+
+    def level(self, service: str) -> int:
+        """Return the level in force for `service`."""
+        level = self._levels.get(service)
+        if level is None:
+            held = self._state.in_force
+            mesh = None if held is None else held.engine.mesh
+            level = self._levels[service] = level_in_force(mesh, self._local_level, service)
+        return level
+
+    def governance_changed(self) -> None:
+        """Forget what the old policy or lease implied and doubt every open stream.
+
+        Call after every `Swap`, and after the lease became SEALED or EXPIRED.
+        """
+        self._epoch += 1
+        self._levels.clear()
+        self._shapes.clear()
+        self.streams.doubt_all()
+        if self._doubtful is not None and self.streams.pending:
+            self._doubtful()
+
+    def review(self, *, now_ms: int, budget: int = limits.STREAMS_PER_STEP) -> int:
+        """Decide some doubtful streams again and cut those without a right; return how many were cut."""
+        cut = self.streams.step(lambda permit: self._withdrawn(permit, now_ms), budget)
+        self.counters.streams_cut += cut
+        return cut
+
+    def _withdrawn(self, permit: Permitted, now_ms: int) -> Decision | None:
+        again = self.decide(permit.attempt, permit.request, now_ms=now_ms)
+        if again.allowed:
+            return None
+        kept = again.reason in {Reason.POLICY_STALE, Reason.POLICY_EXPIRED, Reason.POLICY_MISSING}
+        decision = Decision(
+            id=again.id,
+            allowed=False,
+            reason=again.reason if kept else Reason.AUTHORIZATION_WITHDRAWN,
+            level=again.level,
+            policy_version=again.policy_version,
+            policies=again.policies,
+            errors=again.errors,
+            detail=again.detail if kept else f"{again.reason} under the policy now in force: {again.detail}",
+        )
+        self.counters.decided(permit.attempt.direction, decision)
+        if self._journal is not None:
+            self._journal.notable(permit.attempt, decision)
+        return decision
+
+    def _call(self, attempt: Attempt, request: bytes | None, level: int) -> Call:
+        if attempt.principal is None:
+            principal, authn = self._anonymous, Authn.NONE
+        else:
+            principal, authn = attempt.principal, attempt.authn or Authn.NONE
+        return Call(
+            principal, attempt.method, attempt.service, authn, self._node, level, request, attempt.metadata
+        )
+
+    def _decision(
+        self, effect: Effect, attempt: Attempt, level: int, verdict: Verdict = _NO_VERDICT
+    ) -> Decision:
+        self._count += 1
+        held: InForce | None = self._state.in_force
+        reason, would_deny = effect.reason, effect.would_deny
+        if attempt.unidentified is not None:  # the attempt knows more precisely why
+            if reason is Reason.CALLER_UNIDENTIFIED:
+                reason = attempt.unidentified
+            if would_deny is Reason.CALLER_UNIDENTIFIED:
+                would_deny = attempt.unidentified
+        return Decision(
+            f"{self._boot_id}-{self._count}",
+            effect.allow,
+            reason,
+            level,
+            0 if held is None else held.version,
+            verdict.policies,
+            verdict.errors,
+            would_deny,
+            "" if effect.allow and would_deny is None else _detail(attempt, would_deny or reason, verdict),
+        )
+
+
+def _detail(attempt: Attempt, reason: Reason, verdict: Verdict) -> str:
+    """Say in one sentence what was refused (or would have been); safe to show the caller."""
+    if verdict.detail:
+        return verdict.detail
+    known = _DETAIL.get(reason)
+    if known is not None:
+        return known
+    who = attempt.principal or "an anonymous caller"
+    if reason is Reason.POLICY_DENIED:
+        return f"a policy forbids {who} to call {attempt.method} on {attempt.service}"
+    return f"no policy permits {who} to call {attempt.method} on {attempt.service}"
