@@ -28,7 +28,6 @@ class Node:
                 self.record = effect.record
         return list(effects)
 
-    @property
     def lease(self) -> Lease:
         return self.state.lease(self.clock.wall, self.clock.mono)
 
@@ -50,7 +49,7 @@ def test_lease_goes_stale_then_sealed_at_the_signed_times() -> None:
     node.offer(fresh())
     for ms, lease in [(59_999, Lease.FRESH), (1, Lease.STALE), (119_999, Lease.STALE), (1, Lease.SEALED)]:
         node.clock.pass_ms(ms)
-        assert node.lease is lease
+        assert node.lease() is lease
 
 
 def test_local_ttl_caps_a_lease_signed_for_longer() -> None:
@@ -58,7 +57,7 @@ def test_local_ttl_caps_a_lease_signed_for_longer() -> None:
     node = Node()
     node.offer(fresh(ttl_s=7 * 24 * 3600))
     node.clock.pass_ms(60_000)
-    assert node.lease is Lease.STALE
+    assert node.lease() is Lease.STALE
 
 
 def test_renewal_lengthens_and_keeps_the_engine() -> None:
@@ -68,7 +67,7 @@ def test_renewal_lengthens_and_keeps_the_engine() -> None:
     node.clock.pass_ms(50_000)
     assert [type(e) for e in node.offer(fresh(timestamp=2, at=node.clock.wall))] == [Persist]
     node.clock.pass_ms(50_000)
-    assert node.lease is Lease.FRESH
+    assert node.lease() is Lease.FRESH
 
 
 def test_replayed_timestamp_does_not_lengthen_the_lease() -> None:
@@ -78,7 +77,7 @@ def test_replayed_timestamp_does_not_lengthen_the_lease() -> None:
     for _ in range(6):
         node.clock.pass_ms(15_000)
         node.offer(fresh(ttl_s=600))
-    assert node.lease is Lease.STALE
+    assert node.lease() is Lease.STALE
 
 
 def test_older_version_is_refused_and_state_kept() -> None:
@@ -114,7 +113,7 @@ def test_expired_policy_is_refused_but_resumed_as_expired() -> None:
         Node().offer(old)
     node = Node()
     node.offer(old, resumed=True)
-    assert node.lease is Lease.EXPIRED
+    assert node.lease() is Lease.EXPIRED
 
 
 def test_policy_in_force_expires() -> None:
@@ -122,7 +121,7 @@ def test_policy_in_force_expires() -> None:
     node = Node()
     node.offer(verified(1, lease_expires_ms=T0 + 60_000, expires_ms=T0 + 10_000))
     node.clock.pass_ms(10_000)
-    assert node.lease is Lease.EXPIRED
+    assert node.lease() is Lease.EXPIRED
 
 
 def test_clock_set_back_does_not_keep_a_lease_alive() -> None:
@@ -131,9 +130,9 @@ def test_clock_set_back_does_not_keep_a_lease_alive() -> None:
     node.offer(fresh())
     node.clock.wall -= 3_600_000
     node.clock.mono += 60_000
-    assert node.lease is Lease.STALE
+    assert node.lease() is Lease.STALE
     node.clock.mono += 120_000
-    assert node.lease is Lease.SEALED
+    assert node.lease() is Lease.SEALED
 
 
 def test_clock_jump_forward_closes_early_and_opens_nothing() -> None:
@@ -141,11 +140,11 @@ def test_clock_jump_forward_closes_early_and_opens_nothing() -> None:
     node = Node()
     node.offer(fresh())
     node.clock.wall += 3_600_000
-    assert node.lease is Lease.SEALED
+    assert node.lease() is Lease.SEALED
     node.clock.wall -= 3_600_000
-    assert node.lease is Lease.FRESH
+    assert node.lease() is Lease.FRESH
     node.clock.pass_ms(60_000)
-    assert node.lease is Lease.STALE
+    assert node.lease() is Lease.STALE
 
 
 def test_restart_resumes_the_same_lease() -> None:
@@ -156,9 +155,9 @@ def test_restart_resumes_the_same_lease() -> None:
     second = Node(first.record, wall=T0 + 40_000, mono=77)
     second.offer(policy, resumed=True)
     second.clock.pass_ms(19_999)
-    assert second.lease is Lease.FRESH
+    assert second.lease() is Lease.FRESH
     second.clock.pass_ms(1)
-    assert second.lease is Lease.STALE
+    assert second.lease() is Lease.STALE
 
 
 def test_restarts_with_the_clock_set_back_add_up() -> None:
@@ -171,7 +170,7 @@ def test_restarts_with_the_clock_set_back_add_up() -> None:
         node.record = node.state.checkpoint(node.clock.mono).record
         node = Node(node.record, wall=T0 - 3_600_000, mono=5_000)
         node.offer(policy, resumed=True)
-    assert node.lease is Lease.SEALED
+    assert node.lease() is Lease.SEALED
 
 
 def test_restored_disk_with_older_metadata_is_refused() -> None:

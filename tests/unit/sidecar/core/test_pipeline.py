@@ -37,20 +37,25 @@ def decided(core: Core, **kwargs: object) -> Decision:
         return refused.decision
 
 
+def _may_mint(node: ast.AST) -> bool:
+    """Return whether an import statement brings the minting function, or the module that holds it, in reach."""
+    if isinstance(node, ast.Import):
+        return any(alias.name == "sidecar.core.call" for alias in node.names)
+    if not isinstance(node, ast.ImportFrom):
+        return False
+    names = {alias.name for alias in node.names}
+    if node.module == "sidecar.core":
+        return bool(names & {"call", "*"})
+    return node.module == "sidecar.core.call" and bool(names & {"permitted", "_SEAL", "*"})
+
+
 def test_only_the_pipeline_mints_permitted() -> None:
     """Whoever could import `permitted` could skip the decision."""
     importers = set()
     for package in ("sidecar", "control_plane", "trust"):
         for path in (ROOT / package).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
-                named = isinstance(node, ast.ImportFrom) and node.module == "sidecar.core.call"
-                if named and any(alias.name in {"permitted", "_SEAL", "*"} for alias in node.names):
-                    importers.add(path.relative_to(ROOT).as_posix())
-                whole = isinstance(node, ast.Import) and any(
-                    alias.name == "sidecar.core.call" for alias in node.names
-                )
-                from_core = isinstance(node, ast.ImportFrom) and node.module == "sidecar.core"
-                if whole or (from_core and any(alias.name == "call" for alias in node.names)):
+                if _may_mint(node):
                     importers.add(path.relative_to(ROOT).as_posix())
     assert importers == {"sidecar/core/pipeline.py"}
 
