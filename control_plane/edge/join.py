@@ -4,7 +4,7 @@ import base64
 import logging
 import secrets
 from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import grpc.aio
 
@@ -29,7 +29,7 @@ from trust.spiffe import SpiffeId
 logger = logging.getLogger(__name__)
 
 MAX_REQUESTS: Final = limits.MAX_WORKLOADS_PER_NODE + 1  # the node's own
-Context = grpc.aio.ServicerContext[Any, Any]
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 def new_token() -> str:

@@ -106,7 +106,7 @@ def status_of(
     return code, text, ((STATUS_DETAILS_KEY, status.SerializeToString()),)
 
 
-async def abort(context: grpc.aio.ServicerContext[Any, Any], error: MeshError) -> NoReturn:
+async def abort(context: "grpc.aio.ServicerContext[Any, Any]", error: MeshError) -> NoReturn:
     """End the call with the status of `error`. Never returns."""
     code, text, trailing = status_of(error.reason, error.detail, {"kind": _kind_of(error)})
     # Metadata already set by the handler would be replaced by abort's: keep it.
@@ -140,7 +140,7 @@ def _error_info(call: grpc.Call) -> error_details_pb2.ErrorInfo | None:
     return None
 
 
-class FixedInternalErrors(grpc.aio.ServerInterceptor[Any, Any]):
+class FixedInternalErrors(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # not generic at run time
     """The outermost server interceptor: a `MeshError` becomes its status, all else INTERNAL with fixed text.
 
     grpc.aio sends the text of an uncaught exception to the caller; this keeps it in the log.
@@ -148,9 +148,9 @@ class FixedInternalErrors(grpc.aio.ServerInterceptor[Any, Any]):
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]],
+        continuation: "Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]]",
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Any, Any]:
+    ) -> "grpc.RpcMethodHandler[Any, Any]":
         """Wrap the handler that serves the call."""
         handler = cast("Any", await continuation(handler_call_details))
         if handler is None:
@@ -202,7 +202,7 @@ def _guarded(behaviour: Callable[[Any, Any], Any], method: str) -> Callable[[Any
     return blocking
 
 
-async def _end(context: grpc.aio.ServicerContext[Any, Any], error: Exception, method: str) -> NoReturn:
+async def _end(context: "grpc.aio.ServicerContext[Any, Any]", error: Exception, method: str) -> NoReturn:
     if isinstance(error, grpc.aio.AbortError):
         raise error
     if isinstance(error, MeshError):
