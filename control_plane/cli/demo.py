@@ -1,0 +1,50 @@
+"""`egm demo`: the tour, every step explained in a line and checked."""
+
+import json
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from control_plane.cli.context import JsonFlag, run
+from control_plane.cli.output import Exit, console
+from control_plane.lab.demo import Step, Tour
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def demo(
+    directory: Annotated[
+        Path | None,
+        typer.Option("--dir", help="Keep everything here (default: a directory that is removed)."),
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Show every promise on real processes: refusal, quorum, governed call, stream cut, partition.
+
+    Exit 0 only if every check held. With --json one object per step: step, ok, detail, seconds.
+    """
+
+    def report(step: Step) -> None:
+        if as_json:
+            sys.stdout.write(json.dumps(asdict(step)) + "\n")
+            sys.stdout.flush()
+            return
+        mark, style = ("ok  ", "green") if step.ok else ("FAIL", "bold red")
+        console.print(mark, style=style, end=" ")
+        console.print(f"{step.step}  ({step.seconds:.1f} s)", markup=False)
+        console.print(f"       {step.detail}", markup=False, style="dim", soft_wrap=True)
+
+    def say(line: str) -> None:
+        if not as_json:
+            console.print(f"       … {line}", markup=False, style="dim")
+
+    with tempfile.TemporaryDirectory(prefix="egm-demo-") as scratch:
+        held = run(Tour((directory or Path(scratch)).resolve(), report, say).run())
+    if not as_json:
+        console.print("\nevery check held" if held else "\na check did not hold", style="bold")
+    raise typer.Exit(Exit.YES if held else Exit.NO)

@@ -1,0 +1,146 @@
+"""From nothing to a running development mesh: keys, certificates, processes, first policy."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+import yaml
+
+from control_plane.edge import operator_client
+from control_plane.edge.ca import CertificateAuthority, issue_to_directory
+from control_plane.edge.domain import create_development, open_domain
+from control_plane.edge.release import InForce, Release
+from control_plane.edge.source_folder import build_folder, read_folder
+from control_plane.lab.mesh import DevelopmentMesh, Plan
+from trust.edge.keyfiles import load_signer
+from trust.errors import InputError, Reason
+from trust.policy.source import build
+from trust.spiffe import SpiffeId
+from trust.verified import BASE_ROLE
+
+DEFAULT_TRUST_DOMAIN: Final = "mesh.local"
+OPERATOR: Final = "local"
+DENY_ALL: Final = "Nothing is allowed yet"
+
+Say = Callable[[str], None]
+
+
+def prepare(directory: Path, trust_domain: str | None) -> str:
+    """Make the trust domain and operator credentials below `directory`, once; return the trust domain.
+
+    Raises:
+        InputError: CONFLICT, if the directory belongs to another trust domain.
+    """
+    domain = directory / "domain"
+    if (domain / "domain.json").is_file():
+        existing = open_domain(domain).trust_domain
+        if trust_domain not in {None, existing}:
+            raise InputError(
+                Reason.CONFLICT,
+                f"{directory} is a mesh of trust domain {existing}; use another --dir for {trust_domain}",
+            )
+    else:
+        existing = trust_domain or DEFAULT_TRUST_DOMAIN
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        create_development(domain, trust_domain=existing)
+    ca = CertificateAuthority.open(domain / "ca")
+    issue_to_directory(ca, SpiffeId.of(existing, "operator", OPERATOR), directory / "operator")
+    return existing
+
+
+def trust_domain_of_folder(folder: Path | None) -> str | None:
+    """Return the trust domain that a policy folder names, if there is one."""
+    if folder is None:
+        return None
+    data = yaml.safe_load(read_folder(folder)["bundle.yaml"])
+    found = data.get("trust_domain") if isinstance(data, dict) else None
+    return found if isinstance(found, str) else None
+
+
+def deny_all(trust_domain: str, services: Sequence[str], level: int) -> bytes:
+    """Return a bundle that names the services and allows nothing."""
+    source = {
+        "name": "deny-all",
+        "description": DENY_ALL,
+        "trust_domain": trust_domain,
+        "level": level,
+        "services": {service: {} for service in services},
+    }
+    return build({"bundle.yaml": yaml.safe_dump(source).encode()})
+
+
+async def publish(mesh: DevelopmentMesh, archive: bytes, *, role: str = BASE_ROLE, title: str) -> int:
+    """Propose, sign with as many development approvers as the threshold asks, publish; return the version."""
+    async with operator_client.operator(mesh.mesh, mesh.directory) as client:
+        release = Release(mesh.mesh, mesh.directory, client)
+        proposal = await release.propose(archive, role=role, title=title)
+        reviewed = await release.review(proposal.id)
+        for path in list(mesh.mesh.approvers.values())[: proposal.threshold]:
+            signer = await asyncio.to_thread(load_signer, path, passphrase_beside(Path(path)))
+            await release.sign(reviewed, signer)
+        answer = await client.publish(proposal.id)
+        return int(answer.proposal.version)
+
+
+def passphrase_beside(key: Path) -> Callable[[], bytes]:
+    """Return how to read the passphrase that a development domain keeps beside its keys."""
+    return lambda: (key.parent / "passphrase").read_bytes().strip()
+
+
+async def in_force(mesh: DevelopmentMesh) -> InForce:
+    """Return what is published on the mesh, verified."""
+    async with operator_client.operator(mesh.mesh, mesh.directory) as client:
+        return await Release(mesh.mesh, mesh.directory, client).in_force()
+
+
+async def bring_up(
+    directory: Path,
+    plan: Plan,
+    *,
+    policy: Path | None = None,
+    level: int | None = None,
+    say: Say,
+) -> DevelopmentMesh:
+    """Start a mesh below `directory` and wait until every node enforces its policy; writes mesh.json.
+
+    Raises:
+        MeshError: what could not be started, and where its log is. Nothing is left running.
+    """
+    mesh = DevelopmentMesh(directory, plan)
+    try:
+        say("starting the control plane")
+        await mesh.start_control_plane()
+        version = await _first_policy(mesh, policy, level, say)
+        say(f"starting {len(plan.nodes())} sidecars")
+        await mesh.start_nodes()
+        say(f"waiting until every node enforces policy version {version}")
+        await mesh.settled(version=version)
+    except BaseException:
+        await mesh.stop()
+        raise
+    mesh.mesh.save(directory)
+    return mesh
+
+
+async def _first_policy(mesh: DevelopmentMesh, policy: Path | None, level: int | None, say: Say) -> int:
+    """Publish the policy folder unless it is in force already; without one, deny all. Return the version."""
+    current = await in_force(mesh)
+    base = current.bundle(BASE_ROLE)
+    version = 0 if current.policy is None else current.policy.base.version
+    if policy is not None:
+        archive, role, name = build_folder(policy, level_override=level)
+        if role != BASE_ROLE:
+            raise InputError(
+                Reason.INPUT_INVALID, f"{policy} is the bundle of namespace {role}; give the base bundle"
+            )
+        title = f"{name}, from {policy.name}"
+    elif base is None or level is not None:
+        archive = deny_all(mesh.plan.trust_domain, list(mesh.plan.services), 4 if level is None else level)
+        title = DENY_ALL
+    else:
+        return version
+    if current.policy is not None and current.policy.base.data == archive:
+        return version
+    say(f"proposing, signing and publishing: {title}")
+    return await publish(mesh, archive, title=title)

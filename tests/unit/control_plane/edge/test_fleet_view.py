@@ -1,0 +1,41 @@
+"""The fleet as an operator reads it."""
+
+from control_plane.edge.fleet_view import fleet_view
+from egm.v1 import operator_pb2
+
+NOW_MS = 1_800_000_000_000
+
+
+def status() -> operator_pb2.ControlPlaneStatus:
+    return operator_pb2.ControlPlaneStatus(name="cp-1", role_versions={"targets": 5}, now_ms=NOW_MS)
+
+
+def record(age_ms: int = 0, **said: object) -> operator_pb2.NodeRecord:
+    node = operator_pb2.NodeStatus(**{"node": "a", "state": "READY", "policy_version": 5, **said})  # type: ignore[arg-type]
+    return operator_pb2.NodeRecord(node="a", last_seen_ms=NOW_MS - age_ms, status=node)
+
+
+def test_ready_nodes_on_the_published_policy_are_healthy() -> None:
+    """Nothing to report."""
+    view = fleet_view(status(), [record()])
+    assert view.healthy and not view.problems
+
+
+def test_a_silent_node_is_never_healthy_whatever_it_last_said() -> None:
+    """READY is a claim about the past."""
+    view = fleet_view(status(), [record(age_ms=60_000)])
+    assert view.nodes[0].state == "SILENT"
+    assert not view.healthy
+
+
+def test_a_node_behind_on_policy_is_a_problem() -> None:
+    """Ready under an old version is still behind."""
+    view = fleet_view(status(), [record(policy_version=4)])
+    assert not view.healthy
+    assert "policy 4" in view.problems[0]
+
+
+def test_a_node_that_is_not_ready_says_why() -> None:
+    """Reasons are carried, not summarised away."""
+    view = fleet_view(status(), [record(state="NOT_READY", not_ready=["POLICY_STALE"])])
+    assert "POLICY_STALE" in view.problems[0]
