@@ -84,7 +84,7 @@ class EmbeddedBroker:
                 "use 127.0.0.1, or run Mosquitto and give its mqtts:// URL",
             )
         self._host, self._port, self._data_dir = host, port, data_dir
-        self._password = ""
+        self._password = secrets.token_urlsafe(32)  # of this instance: a stop and start keeps it
         self._broker: Broker | None = None
         self._bound_port = 0
 
@@ -96,7 +96,6 @@ class EmbeddedBroker:
         """
         if self._broker is not None:
             return self.url
-        self._password = secrets.token_urlsafe(32)
         remembered = self._remembered_port() if self._port == 0 else 0
         broker = await self._listen(remembered) if remembered else None
         if broker is None:
@@ -120,7 +119,7 @@ class EmbeddedBroker:
 
     @property
     def publisher_url(self) -> str:
-        """Where the control plane connects: with the credentials of this run. Keep it in memory."""
+        """Where the control plane connects: with the credentials of this instance. Keep it in memory."""
         return f"mqtt://{_PUBLISHER}:{quote(self._password, safe='')}@{self._address()}:{self._bound_port}"
 
     async def stop(self) -> None:
