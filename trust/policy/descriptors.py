@@ -1,0 +1,150 @@
+"""Decides which methods a bundle describes, and reads their messages."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Self
+
+from google.protobuf import message_factory
+from google.protobuf.descriptor import Descriptor, MethodDescriptor
+from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet
+from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf.message import DecodeError, Message
+
+from trust.errors import EvidenceError, Reason
+
+
+@dataclass(frozen=True, slots=True)
+class MethodInfo:
+    """One described method. `input_class` is the message class of its request."""
+
+    name: str  # "package.Service/Method"
+    client_streaming: bool
+    server_streaming: bool
+    input_class: type[Message]
+    input_type: Descriptor
+
+    @property
+    def unary(self) -> bool:
+        """One message each way."""
+        return not self.client_streaming and not self.server_streaming
+
+    @property
+    def has_request(self) -> bool:
+        """A single request message exists when the call opens, so policies may read it."""
+        return not self.client_streaming
+
+    def decode(self, data: bytes) -> Message:
+        """Read request bytes.
+
+        Raises:
+            EvidenceError: REQUEST_UNREPRESENTABLE, when the bytes are not such a message.
+        """
+        try:
+            return self.input_class.FromString(data)
+        except DecodeError:
+            detail = f"the request is not a {self.input_type.full_name}"
+            raise EvidenceError(Reason.REQUEST_UNREPRESENTABLE, detail) from None
+
+
+class MethodTable:
+    """The methods of one FileDescriptorSet, in a descriptor pool of its own."""
+
+    def __init__(self, methods: Mapping[str, MethodInfo], services: Iterable[str]) -> None:
+        self._methods = dict(methods)
+        self._services = frozenset(services)
+
+    @classmethod
+    def parse(cls, data: bytes | None) -> Self:
+        """Read a serialised FileDescriptorSet; None gives an empty table.
+
+        Files may come in any order; imports must be in the set.
+
+        Raises:
+            EvidenceError: BUNDLE_MALFORMED, naming what is wrong.
+        """
+        if data is None:
+            return cls({}, ())
+        try:
+            files = FileDescriptorSet.FromString(data).file
+        except DecodeError:
+            raise _malformed("not a serialised FileDescriptorSet") from None
+        pool = _pool(files)
+        methods: dict[str, MethodInfo] = {}
+        services: list[str] = []
+        for file in files:
+            for service in pool.FindFileByName(file.name).services_by_name.values():
+                services.append(service.full_name)
+                methods.update((info.name, info) for info in map(_info, service.methods))
+        return cls(methods, services)
+
+    def with_fallback(self, other: "MethodTable") -> "MethodTable":
+        """Return a table that knows the services of both; where both know a service, this one decides."""
+        extra = {m: i for m, i in other._methods.items() if m.partition("/")[0] not in self._services}
+        return MethodTable({**extra, **self._methods}, self._services | other._services)
+
+    def get(self, method: str) -> MethodInfo | None:
+        """Return what is known of "package.Service/Method"."""
+        return self._methods.get(method)
+
+    def methods(self) -> Iterable[str]:
+        """Every described method, "package.Service/Method", sorted."""
+        return sorted(self._methods)
+
+    def services(self) -> Iterable[str]:
+        """Every described gRPC service, "package.Service", sorted."""
+        return sorted(self._services)
+
+    def describes(self, service: str) -> bool:
+        """Whether the gRPC service "package.Service" is described."""
+        return service in self._services
+
+    def decode(self, method: str, data: bytes) -> Message:
+        """Read the request bytes of `method`.
+
+        Raises:
+            EvidenceError: REQUEST_UNREPRESENTABLE, when the method is unknown or the bytes are not its request.
+        """
+        info = self._methods.get(method)
+        if info is None:
+            raise EvidenceError(Reason.REQUEST_UNREPRESENTABLE, f"the bundle does not describe {method}")
+        return info.decode(data)
+
+
+def _info(method: MethodDescriptor) -> MethodInfo:
+    return MethodInfo(
+        name=f"{method.containing_service.full_name}/{method.name}",
+        client_streaming=method.client_streaming,
+        server_streaming=method.server_streaming,
+        input_class=message_factory.GetMessageClass(method.input_type),
+        input_type=method.input_type,
+    )
+
+
+def _pool(files: Iterable[FileDescriptorProto]) -> DescriptorPool:
+    """Return a pool of `files`, added so that imports come first."""
+    waiting: dict[str, FileDescriptorProto] = {}
+    for file in files:
+        if waiting.setdefault(file.name, file) != file:
+            raise _malformed(f"two different files are called {file.name!r}")
+    pool = DescriptorPool()
+    while waiting:
+        ready = [f for f in waiting.values() if not any(name in waiting for name in f.dependency)]
+        if not ready:
+            raise _malformed(f"files import each other in a circle: {', '.join(sorted(waiting))}")
+        for file in ready:
+            _add(pool, file)
+            del waiting[file.name]
+    return pool
+
+
+def _add(pool: DescriptorPool, file: FileDescriptorProto) -> None:
+    try:
+        pool.AddSerializedFile(file.SerializeToString())
+        pool.FindFileByName(file.name)
+    except (TypeError, KeyError, ValueError) as error:
+        lines = str(error).strip().splitlines() or ["refused by protobuf"]
+        raise _malformed(f"{file.name}: {lines[0]}") from None
+
+
+def _malformed(what: str) -> EvidenceError:
+    return EvidenceError(Reason.BUNDLE_MALFORMED, f"descriptors.binpb: {what}")

@@ -1,0 +1,227 @@
+"""Decides which entities and actions exist for the services of one namespace.
+
+Calls to a namespace's services see the base's entities and the namespace's own, never another namespace's. A
+namespace adds; it cannot change what the base says, nor put anything where a policy of the base would look.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import cedarpy
+
+from trust.bundle import Bundle
+from trust.errors import EvidenceError, Reason
+from trust.policy.descriptors import MethodTable
+
+WORKLOAD: Final = "Workload"
+SERVICE: Final = "Service"
+ACTION: Final = "Action"
+ANY_ACTION: Final = "any"  # the group of all methods
+# Stands for every method that no schema declares. A policy cannot name such a method, so none can tell two apart.
+UNDECLARED: Final = "*"
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """One bundle's schema, entities and methods, checked on their own."""
+
+    bundle: Bundle
+    schema: cedarpy.Schema
+    entities: cedarpy.Entities
+    records: Mapping[
+        str, Mapping[str, Any]
+    ]  # uid -> entity as Cedar renders it, `parents` being all ancestors
+    methods: MethodTable
+
+    @property
+    def listed(self) -> frozenset[str]:
+        """The gRPC services that mesh.json lists; some have no descriptor."""
+        mesh = self.bundle.mesh
+        return frozenset(g for s in mesh.services.values() for g in s.grpc_services) if mesh else frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """What exists for the services of one namespace (or of none)."""
+
+    entities: cedarpy.Entities
+    ancestors: Mapping[str, frozenset[str]]  # uid -> every ancestor's uid; absent: none
+    actions: frozenset[str]  # declared action ids, groups included
+    methods: MethodTable
+
+    def action_of(self, method: str) -> str:
+        """Return the action id that stands for `method` in a request."""
+        service, slash, _ = method.partition("/")
+        if slash and method in self.actions:
+            return method
+        if not slash or self.methods.describes(service):
+            return (
+                UNDECLARED  # not a method's name, or the signed descriptor says that there is no such method
+            )
+        return f"{service}/{UNDECLARED}" if service in self.actions else f"/{UNDECLARED}"
+
+
+def uid(kind: str, name: str) -> str:
+    """Return an entity's key, `Type::"id"`; the id is not escaped, the type cannot hold a quote."""
+    return f'{kind}::"{name}"'
+
+
+def parse_bundle(bundle: Bundle, label: str) -> Parsed:
+    """Parse schema, entities and descriptors, each of them strictly.
+
+    Raises:
+        EvidenceError: BUNDLE_MALFORMED or BUNDLE_POLICY_INVALID, naming the file.
+    """
+    try:
+        schema = cedarpy.Schema.from_str(bundle.schema, release_gil=True)
+    except ValueError as error:
+        raise EvidenceError(Reason.BUNDLE_POLICY_INVALID, f"{label}schema.cedarschema: {error}") from None
+    try:
+        entities = cedarpy.Entities.from_json_str(bundle.entities, schema, release_gil=True)
+        records = {_key(record["uid"]): record for record in json.loads(str(entities))}
+    except (ValueError, RecursionError) as error:
+        raise EvidenceError(Reason.BUNDLE_MALFORMED, f"{label}entities.json: {error}") from None
+    return Parsed(bundle, schema, entities, records, MethodTable.parse(bundle.descriptors))
+
+
+def base_world(base: Parsed) -> World:
+    """Return the world of the services that belong to no namespace."""
+    return _world(base.entities, base.records, base.methods, base.listed)
+
+
+def namespace_world(base: Parsed, own: Parsed, named_by_base: set[str], namespace: str) -> World:
+    """Return the world of the services of `namespace`.
+
+    Args:
+        base: the base bundle.
+        own: the namespace's bundle.
+        named_by_base: every entity that a policy of the base names.
+        namespace: for messages.
+
+    Raises:
+        EvidenceError: BUNDLE_OUT_OF_NAMESPACE, when the namespace would change what the base means.
+    """
+    reserved = named_by_base | set(base.records) | set(_mentioned(list(base.records.values())))
+    services = set(_services_of(base, namespace))
+    added: list[Mapping[str, Any]] = []
+    for key, record in own.records.items():
+        if record["uid"]["type"] == ACTION:
+            added.extend(_check_action(key, record, base, named_by_base, namespace))
+        else:
+            added.extend(_check_entity(key, record, base, reserved, services, namespace=namespace))
+    try:
+        entities = base.entities.with_added_json_str(json.dumps(added))
+    except ValueError as error:
+        raise _out(namespace, f"entities.json: {error}") from None
+    records = {**base.records, **{_key(record["uid"]): record for record in added}}
+    return _world(entities, records, base.methods.with_fallback(own.methods), base.listed)
+
+
+def _check_entity(
+    key: str,
+    record: Mapping[str, Any],
+    base: Parsed,
+    reserved: set[str],
+    services: set[str],
+    *,
+    namespace: str,
+) -> Iterator[Mapping[str, Any]]:
+    """Yield the entity when it is new and harmless; nothing when the base has the very same."""
+    if key in base.records:
+        if _plain(record) != _plain(base.records[key]):
+            raise _out(namespace, f"entities.json: {key} differs from the base bundle's")
+        return
+    kind, name = record["uid"]["type"], record["uid"]["id"]
+    if record["attrs"] or record.get("tags"):
+        # a policy of the base may read attributes of any principal or resource
+        raise _out(namespace, f"entities.json: {key} has attributes; only the base bundle may give them")
+    if kind == SERVICE and name not in services:
+        raise _out(namespace, f"entities.json: {key} is not a service of this namespace")
+    if kind not in {SERVICE, WORKLOAD} and key in reserved:
+        raise _out(namespace, f"entities.json: {key} is used by the base bundle; choose another name")
+    for parent in map(_key, record["parents"]):
+        if parent in reserved:
+            raise _out(namespace, f"entities.json: {key} may not join {parent}, which the base bundle uses")
+    yield record
+
+
+def _check_action(
+    key: str, record: Mapping[str, Any], base: Parsed, named_by_base: set[str], namespace: str
+) -> Iterator[Mapping[str, Any]]:
+    """Yield a new action whose groups are its own; nothing when the base declares the action."""
+    ancestors = set(map(_key, record["parents"]))
+    if key in base.records:
+        if not ancestors <= set(map(_key, base.records[key]["parents"])):
+            raise _out(namespace, f"schema: {key} is in groups where the base bundle does not have it")
+        return
+    name = record["uid"]["id"]
+    service = name.partition("/")[0]
+    if "/" in name and base.methods.describes(service):
+        raise _out(namespace, f"schema: {key} is not a method that the base bundle's descriptors know")
+    allowed = {uid(ACTION, ANY_ACTION), uid(ACTION, service)}
+    for group in sorted(ancestors - allowed):
+        if group in base.records or group in named_by_base:
+            raise _out(namespace, f"schema: {key} may not join {group}, which the base bundle uses")
+    yield record
+
+
+def _world(
+    entities: cedarpy.Entities,
+    records: Mapping[str, Mapping[str, Any]],
+    methods: MethodTable,
+    listed: frozenset[str],
+) -> World:
+    """Add the actions that stand for undeclared methods, and index the ancestors."""
+    actions = frozenset(r["uid"]["id"] for r in records.values() if r["uid"]["type"] == ACTION)
+    ancestors = {key: frozenset(map(_key, r["parents"])) for key, r in records.items() if r["parents"]}
+    # gRPC services, not other groups of methods: a call to "/readonly/x" must not count as being in "readonly"
+    groups = {a for a in actions if "/" not in a and ("." in a or a in listed)}
+    stand_ins: dict[str, set[str]] = {f"{group}/{UNDECLARED}": {group, ANY_ACTION} for group in groups}
+    stand_ins[f"/{UNDECLARED}"] = {ANY_ACTION}
+    added = []
+    for name, parents in stand_ins.items():
+        direct = {uid(ACTION, p) for p in parents if p in actions}
+        above = direct.union(*(ancestors.get(p, frozenset()) for p in direct))
+        if above and name not in actions:
+            ancestors[uid(ACTION, name)] = frozenset(above)
+            own = [{"type": ACTION, "id": p} for p in sorted(parents) if p in actions]
+            added.append({"uid": {"type": ACTION, "id": name}, "attrs": {}, "parents": own})
+    return World(entities.with_added_json_str(json.dumps(added)), ancestors, actions, methods)
+
+
+def _services_of(base: Parsed, namespace: str) -> Iterator[str]:
+    mesh = base.bundle.mesh
+    if mesh is not None:
+        yield from (name for name, s in mesh.services.items() if s.namespace == namespace)
+
+
+def _mentioned(value: object) -> Iterator[str]:
+    """Every entity that a rendered entity refers to, in attributes, tags or parents."""
+    stack: list[object] = [value]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, dict):
+            if isinstance(item.get("type"), str) and isinstance(item.get("id"), str):
+                yield _key(item)
+            stack.extend(item.values())
+        elif isinstance(item, list):
+            stack.extend(item)
+
+
+def _plain(record: Mapping[str, Any]) -> tuple[str, str, list[str]]:
+    parents = sorted(map(_key, record["parents"]))
+    return (
+        json.dumps(record["attrs"], sort_keys=True),
+        json.dumps(record.get("tags"), sort_keys=True),
+        parents,
+    )
+
+
+def _key(value: Mapping[str, Any]) -> str:
+    return uid(value["type"], value["id"])
+
+
+def _out(namespace: str, what: str) -> EvidenceError:
+    return EvidenceError(Reason.BUNDLE_OUT_OF_NAMESPACE, f"namespace {namespace}: {what}")
