@@ -1,0 +1,369 @@
+"""What is wrong with the policies of a bundle, by file and line, before anybody signs it.
+
+Everything the engine refuses at load is an error here; what is merely suspicious is a warning.
+"""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import cedarpy
+from cedarpy import pst
+
+from trust import limits
+from trust.bundle import Bundle, read_bundle
+from trust.errors import EvidenceError
+from trust.policy import entities_text, source
+from trust.policy.casetests import read_cases
+from trust.policy.cedar_text import Statement, missing_id, parse_files
+from trust.policy.engine import Engine
+from trust.policy.problems import Problem, Severity, errors_of
+from trust.policy.rules import OBLIGATIONS
+from trust.spiffe import SpiffeId
+from trust.verified import BASE_ROLE
+
+_POSITION: Final = re.compile(r"policy(\d+)\Z")
+_TICKED: Final = re.compile(r"`([^`]+)`")
+_ACTION: Final = re.compile(r'action "([^"]+)"')
+_ATTRIBUTE: Final = re.compile(r'"([A-Za-z_][A-Za-z0-9_.-]*)"\??:')
+_NO_ACTION: Final = "unable to find an applicable action given the policy scope constraints"
+_PLACE: Final = re.compile(
+    r"(?:namespace [a-z0-9-]+: )?(?P<file>[A-Za-z0-9._/-]+):(?P<line>[0-9]+): (?P<what>.*)", re.S
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _World:
+    """What policies may name. None: not known here, so nothing is said about it."""
+
+    schema: str
+    trust_domain: str | None
+    services: frozenset[str] | None  # that policies of this bundle may speak of
+    all_services: frozenset[str] | None
+    entities: Mapping[entities_text.Uid, frozenset[entities_text.Uid]] | None  # uid -> parents
+    namespace: str | None
+
+
+def lint(bundle: Mapping[str, bytes] | Bundle, *, base: Bundle | None = None) -> list[Problem]:
+    """Return every problem of a source folder or of a bundle, sorted by file and line.
+
+    Args:
+        bundle: a folder (path -> bytes), or a bundle that was read from its archive.
+        base: the base bundle in force; with it a namespace bundle is checked against what the base says.
+    """
+    if isinstance(bundle, Bundle):
+        return sorted(set(_lint_bundle(bundle, base)))
+    parsed, problems = source.load(bundle)
+    if parsed is not None:
+        problems += lint_source(parsed, base=base)
+    return sorted(set(problems))
+
+
+def lint_source(parsed: source.Source, *, base: Bundle | None = None) -> list[Problem]:
+    """Return the problems of the policies and tests of a parsed folder (not those of `load`)."""
+    settings = parsed.settings
+    world = _World(
+        schema=parsed.schema,
+        trust_domain=settings.trust_domain,
+        services=frozenset(settings.services),
+        all_services=frozenset(settings.services) | _services_of(base),
+        entities=_known_entities({e.uid: e.parents for e in parsed.entities}, settings.namespace, base),
+        namespace=settings.namespace,
+    )
+    problems = _lint(parsed.policies, parsed.tests, world)
+    problems += _own_services(parsed, base)
+    if not errors_of(problems):
+        try:
+            archive = source.archive_of(parsed)
+            role = BASE_ROLE if settings.namespace is None else settings.namespace
+            problems += _engine_problems(read_bundle(archive, role=role), base)
+        except EvidenceError as error:
+            problems.append(_from_engine(error))
+    return problems
+
+
+def _lint_bundle(bundle: Bundle, base: Bundle | None) -> list[Problem]:
+    namespace = bundle.manifest.namespace
+    entities, _, problems = entities_text.parse_entities(bundle.entities.encode("utf-8", "surrogatepass"))
+    settings = bundle.mesh if namespace is None else None if base is None else base.mesh
+    own = all_services = None
+    if settings is not None:
+        all_services = frozenset(settings.services)
+        own = frozenset(n for n, s in settings.services.items() if namespace in (None, s.namespace))
+    world = _World(
+        schema=bundle.schema,
+        trust_domain=None if settings is None else settings.trust_domain,
+        services=own,
+        all_services=all_services,
+        entities=_known_entities({e.uid: e.parents for e in entities}, namespace, base),
+        namespace=namespace,
+    )
+    problems += _lint(bundle.policies, bundle.tests, world)
+    return problems if errors_of(problems) else problems + _engine_problems(bundle, base)
+
+
+def _lint(policies: Mapping[str, str], tests: Mapping[str, str], world: _World) -> list[Problem]:
+    statements, problems = parse_files(policies)
+    cases, wrong = read_cases(tests)
+    problems += wrong
+    if len(statements) > limits.MAX_POLICIES:
+        what = f"{len(statements)} policies; at most {limits.MAX_POLICIES} are allowed"
+        problems.append(
+            Problem(statements[-1].file, statements[-1].line, what, "split the bundle by namespace")
+        )
+        return problems
+    problems += _id_problems(statements)
+    problems += _schema_problems([s for s in statements if not s.is_template], world.schema)
+    named = {policy.rpartition(":")[2] for read in cases for policy in read.case.policy}
+    for statement in statements:
+        problems += _annotation_problems(statement)
+        problems += _name_problems(statement, world)
+        problems += _scope_problems(statement, world)
+        if statement.is_template:
+            what = "a template (?principal, ?resource) cannot be decided"
+            problems.append(_at(statement, what, "write the policy out for each principal or role", "?"))
+        if _is_unconditional(statement.policy):
+            what = "permits every caller every method of every service"
+            problems.append(
+                _at(statement, what, "name a role, a service or methods", severity=Severity.WARNING)
+            )
+        if statement.id and statement.id not in named:
+            what = f"no test names policy {statement.id!r}"
+            hint = f"add a case with: policy: {statement.id}"
+            problems.append(_at(statement, what, hint, severity=Severity.WARNING))
+    return problems
+
+
+def _at(
+    statement: Statement, what: str, hint: str, needle: str = "", severity: Severity = Severity.ERROR
+) -> Problem:
+    needles = (f".{needle}", f'["{needle}"]', needle)  # an attribute, where there is one of that name
+    lines = [statement.line_of(n) for n in needles if needle and n in statement.text]
+    line = lines[0] if lines else statement.line
+    return Problem(statement.file, line, what, hint, severity)
+
+
+def _id_problems(statements: list[Statement]) -> list[Problem]:
+    problems: list[Problem] = []
+    seen: dict[str, Statement] = {}
+    for statement in statements:
+        name = statement.id
+        if not name.strip():
+            problems.append(missing_id(statement))
+        elif len(name.encode()) > limits.MAX_POLICY_ID_BYTES or not name.isprintable():
+            what = f"the @id must be at most {limits.MAX_POLICY_ID_BYTES} bytes of printable text"
+            problems.append(_at(statement, what, "shorten it", "@id"))
+        elif name in seen:
+            other = seen[name]
+            what = f"@id {name!r} is taken by {other.file}:{other.line}"
+            problems.append(_at(statement, what, "give each policy its own @id", "@id"))
+        else:
+            seen[name] = statement
+    return problems
+
+
+def _annotation_problems(statement: Statement) -> list[Problem]:
+    problems: list[Problem] = []
+    for name in statement.policy.annotations:
+        if name in OBLIGATIONS:
+            what = f"@{name} is an obligation that this version cannot enforce; calls would be refused"
+            problems.append(
+                _at(statement, what, "remove the annotation; it is reserved for a later version", f"@{name}")
+            )
+        elif near := difflib.get_close_matches(name, OBLIGATIONS, n=1, cutoff=0.8):
+            what = f"@{name} means nothing; did you mean @{near[0]}?"
+            problems.append(_at(statement, what, "rename or remove it", f"@{name}", Severity.WARNING))
+    return problems
+
+
+def _is_unconditional(policy: pst.Template) -> bool:
+    scopes = (policy.principal, policy.action, policy.resource)
+    anyone = all(isinstance(s, pst.ScopeAny | pst.ScopeIs) or _is_any_action(s) for s in scopes)
+    return policy.effect == "permit" and anyone and not policy.clauses
+
+
+def _is_any_action(scope: object) -> bool:
+    return isinstance(scope, pst.ActionIn) and any(uid.id == "any" for uid in scope.entities)
+
+
+def _scope_problems(statement: Statement, world: _World) -> list[Problem]:
+    """A namespace's policy must name one of its own services as its resource."""
+    if world.namespace is None or world.services is None:
+        return []
+    match statement.policy.resource:
+        case pst.ScopeEq(entity=pst.EntityUid() as uid) | pst.ScopeIn(entity=pst.EntityUid() as uid):
+            named: pst.EntityUid | None = uid
+        case pst.ScopeIsIn(entity=pst.EntityUid() as uid):
+            named = uid
+        case _:
+            named = None
+    if named is not None and str(named.type) == "Service" and named.id in world.services:
+        return []
+    own = ", ".join(sorted(world.services)) or "none: list them under services:"
+    what = f"a policy of namespace {world.namespace!r} may speak of its own services alone"
+    return [
+        _at(
+            statement, what, f'write resource == Service::"NAME" with one of its services ({own})', "resource"
+        )
+    ]
+
+
+def _name_problems(statement: Statement, world: _World) -> list[Problem]:
+    """Find names that nothing has: a permit on them never permits, a forbid never forbids."""
+    problems: list[Problem] = []
+    for uid in sorted(pst.entity_uids(statement.policy), key=str):
+        kind = str(uid.type)
+        if kind == "Workload":
+            problems += _workload_problems(statement, uid, world)
+        elif kind == "Service" and world.all_services is not None and uid.id not in world.all_services:
+            hint = _near(uid.id, world.all_services, "add it under services: in bundle.yaml")
+            problems.append(_at(statement, f"there is no service {uid.id!r}", hint, f'"{uid.id}"'))
+        elif kind in {"Role", "ServiceGroup"} and world.entities is not None:
+            problems += _group_problems(statement, uid, world.entities)
+    return problems
+
+
+def _workload_problems(statement: Statement, uid: pst.EntityUid, world: _World) -> list[Problem]:
+    domain = world.trust_domain or "TRUST-DOMAIN"
+    try:
+        parsed = SpiffeId.parse(uid.id)
+    except EvidenceError:
+        what = f'Workload::"{uid.id}" can never match: a workload is named by its SPIFFE ID'
+        hint = f'write Workload::"spiffe://{domain}/workload/{uid.id}"'
+        return [_at(statement, what, hint, f'"{uid.id}"')]
+    if world.trust_domain not in (None, parsed.trust_domain):
+        what = (
+            f"{uid.id} is of another trust domain than {world.trust_domain}; such callers are not identified"
+        )
+        return [_at(statement, what, "correct the trust domain", f'"{uid.id}"', Severity.WARNING)]
+    return []
+
+
+def _group_problems(
+    statement: Statement,
+    uid: pst.EntityUid,
+    entities: Mapping[entities_text.Uid, frozenset[entities_text.Uid]],
+) -> list[Problem]:
+    kind, needle = str(uid.type), f'"{uid.id}"'
+    named = {parent for parents in entities.values() for parent in parents}
+    if (kind, uid.id) not in entities and (kind, uid.id) not in named:
+        known = {name for other, name in (*entities, *named) if other == kind}
+        where = "roles" if kind == "Role" else "service_groups"
+        hint = _near(uid.id, known, f"add it under {where}: in bundle.yaml, or to entities.json")
+        return [_at(statement, f"there is no {kind} {uid.id!r}", hint, needle)]
+    if (kind, uid.id) not in named:
+        what = f"nothing is in {kind} {uid.id!r}, so the policy can never match"
+        return [_at(statement, what, "add a member, or remove the policy", needle, Severity.WARNING)]
+    return []
+
+
+def _schema_problems(statements: list[Statement], schema: str) -> list[Problem]:
+    """Validate against the schema; one bad policy does not hide another."""
+    if not statements:
+        return []
+    try:
+        parsed = cedarpy.Schema.from_str(schema)
+    except ValueError as error:
+        return [Problem("schema.cedarschema", 0, f"is not a Cedar schema: {error}", "rebuild the bundle")]
+    result = cedarpy.validate_policies("\n".join(s.text for s in statements), parsed, release_gil=True)
+    found: dict[int, list[str]] = {}
+    for invalid in result.errors:
+        match = _POSITION.match(invalid.policy_id)
+        message = invalid.error.removeprefix(f"for policy `{invalid.policy_id}`, ")
+        found.setdefault(int(match.group(1)) if match else 0, []).append(message)
+    problems: list[Problem] = []
+    for index, messages in sorted(found.items()):
+        specific = [message for message in messages if message != _NO_ACTION] or messages
+        problems += [_explain(statements[index], message, schema) for message in specific]
+    if not problems and not result.validation_passed:
+        problems.append(Problem(statements[0].file, 0, "the policies do not fit the schema", "simplify them"))
+    return problems
+
+
+def _explain(statement: Statement, message: str, schema: str) -> Problem:
+    """Say where a validation error lies and what to do about it."""
+    ticked = _TICKED.search(message)
+    name = ticked.group(1) if ticked else ""
+    last = re.split(r'[.\["\]]+', name.rstrip('"]'))[-1] if name else ""
+    if message.startswith("unrecognized action"):
+        action = name.removeprefix('Action::"').removesuffix('"')
+        hint = _near(
+            action,
+            _ACTION.findall(schema),
+            f"add {action} to grpc_services of its service in bundle.yaml, or refresh descriptors.binpb",
+        )
+        return _at(statement, f"no method or group is called {action!r}", hint, f'"{action}"')
+    if message == _NO_ACTION:
+        hint = "the scope must leave at least one method; principals are Workload, resources Service"
+        return _at(statement, "the policy can never apply to any call", hint, "action")
+    if message.startswith("attribute `request`"):
+        hint = "not every method in scope has a readable request: name the methods, or test `context has request &&`"
+        return _at(statement, message, hint, "request")
+    if "optional attribute" in message:
+        return _at(statement, message, f"test it first: ... has {last} && ...", last)
+    if name.startswith("metadata."):
+        hint = f"add {last} to metadata_keys in bundle.yaml"
+        return _at(statement, message, hint, last)
+    if message.startswith("attribute"):
+        return _at(
+            statement, message, _near(last, _ATTRIBUTE.findall(schema), "see egm policy schema FOLDER"), last
+        )
+    return _at(statement, message, "see egm policy schema FOLDER", last)
+
+
+def _near(name: str, known: Iterable[str], otherwise: str) -> str:
+    near = difflib.get_close_matches(name, sorted(set(known)), n=1)
+    return f"did you mean {near[0]!r}? otherwise {otherwise}" if near else otherwise
+
+
+def _services_of(base: Bundle | None) -> frozenset[str]:
+    return frozenset() if base is None or base.mesh is None else frozenset(base.mesh.services)
+
+
+def _known_entities(
+    own: Mapping[entities_text.Uid, frozenset[entities_text.Uid]], namespace: str | None, base: Bundle | None
+) -> Mapping[entities_text.Uid, frozenset[entities_text.Uid]] | None:
+    """Return the entities in force with a bundle; None for a namespace whose base is not at hand."""
+    if namespace is None:
+        return own
+    if base is None:
+        return None
+    theirs, _, _ = entities_text.parse_entities(base.entities.encode("utf-8", "surrogatepass"))
+    return {**{e.uid: e.parents for e in theirs}, **own}
+
+
+def _own_services(parsed: source.Source, base: Bundle | None) -> list[Problem]:
+    """A namespace's services must be given to it by the base bundle."""
+    namespace = parsed.settings.namespace
+    if namespace is None or base is None or base.mesh is None:
+        return []
+    given = {name for name, s in base.mesh.services.items() if s.namespace == namespace}
+    hint = f"the base bundle must say: services: NAME: namespace: {namespace}"
+    return [
+        parsed.document.problem(
+            ("services", name), f"the base bundle does not give {name!r} to this namespace", hint
+        )
+        for name in sorted(set(parsed.settings.services) - given)
+    ]
+
+
+def _engine_problems(bundle: Bundle, base: Bundle | None) -> list[Problem]:
+    """Ask the engine itself, so that nothing passes here that a sidecar refuses."""
+    namespace = bundle.manifest.namespace
+    try:
+        if namespace is None:
+            Engine.build(bundle, {})
+        elif base is not None:
+            Engine.build(base, {namespace: bundle})
+    except EvidenceError as error:
+        return [_from_engine(error)]
+    return []
+
+
+def _from_engine(error: EvidenceError) -> Problem:
+    match = _PLACE.match(error.detail)
+    if match is None:
+        return Problem(source.SETTINGS, 0, f"a sidecar would refuse this bundle: {error.detail}", "")
+    return Problem(match["file"], int(match["line"]), match["what"], "")
