@@ -1,0 +1,442 @@
+"""Keeps the newest policy that TUF vouches for, on disk and across restarts, and never an older one.
+
+    DIRECTORY/accepted.json     every metadata file of the policy in force, in one atomic file
+    DIRECTORY/targets/SHA256    its archives
+    DIRECTORY.floor.json        the highest version ever accepted per role: outside, so that wiping the cache
+                                does not make a rollback acceptable
+
+A refresh runs python-tuf's Updater in a scratch directory. What it produced is verified a second time
+(`trust.chain`: distinct keys, linter) and compared with the floor before anything is kept, so a refresh that
+fails at any point, or is killed, leaves the policy in force as it was.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from tuf.api import exceptions as tuf_errors
+from tuf.api.metadata import Root, Snapshot, Targets
+from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
+
+from trust import limits
+from trust.authoring import parse_metadata
+from trust.chain import (
+    Stored,
+    VerifiedMetadata,
+    published_namespaces,
+    verify_metadata,
+    verify_policy,
+    verify_roots,
+)
+from trust.edge.clock import SystemClock
+from trust.edge.files import write_atomic
+from trust.errors import CapacityError, EvidenceError, MeshError, Reason, StateError
+from trust.keys import key_material
+from trust.metadata import ONLINE_ROLES, check_targets
+from trust.ports import Clock, FileSource
+from trust.verified import BASE_ROLE, VerifiedPolicy, target_path
+
+logger = logging.getLogger(__name__)
+
+_TIMESTAMP_PATH: Final = "metadata/timestamp.json"
+_SCRATCH_PREFIX: Final = ".refresh-"
+_FORMAT: Final = 1
+_CONFIG: Final = UpdaterConfig(
+    max_root_rotations=limits.MAX_ROOT_ROTATIONS,
+    max_delegations=limits.MAX_NAMESPACES,
+    root_max_length=limits.MAX_METADATA_BYTES,
+    timestamp_max_length=limits.MAX_ANNOUNCEMENT_BYTES,
+    snapshot_max_length=limits.MAX_METADATA_BYTES,
+    targets_max_length=limits.MAX_METADATA_BYTES,
+    prefix_targets_with_hash=True,
+)
+
+
+class PolicyClient:
+    """The policy of one node. Synchronous: call it from a worker thread; one process per directory.
+
+    `rejected_announcement` holds why the announcement given to the last `refresh` was not used, if so.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        trusted_root: bytes,
+        *,
+        clock: Clock | None = None,
+        floor: Path | None = None,
+    ) -> None:
+        """Check the trust anchor; nothing is read from the cache yet.
+
+        Args:
+            directory: the cache; created when needed.
+            trusted_root: root metadata that the node was given out of band, any version.
+            floor: the version floor, outside `directory`; default: DIRECTORY.floor.json beside it.
+
+        Raises:
+            EvidenceError: METADATA_INVALID, METADATA_UNSAFE or QUORUM_NOT_MET: not a usable root.
+        """
+        self.rejected_announcement: MeshError | None = None
+        self._directory = directory
+        self._trusted_root = trusted_root
+        self._trusted_version = verify_roots(trusted_root, ()).version
+        self._clock: Clock = SystemClock() if clock is None else clock
+        self._floor_path = directory.with_name(f"{directory.name}.floor.json") if floor is None else floor
+        self._lock = threading.Lock()
+
+    def load(self) -> VerifiedPolicy:
+        """Return the policy in force from disk, verified again; its lease may have expired.
+
+        Raises:
+            StateError: POLICY_MISSING, if there is none; POLICY_ROLLBACK, if the disk holds less than
+                was once accepted.
+            EvidenceError: METADATA_INVALID, QUORUM_NOT_MET, DIGEST_MISMATCH, METADATA_UNSAFE: the cache
+                is damaged; the next `refresh` replaces it.
+        """
+        with self._lock:
+            stored = self._read_cache()
+            if stored is None:
+                raise StateError(Reason.POLICY_MISSING, "no policy has been received yet")
+            verified, policy = self._verify(stored)
+            self._raise_floor(verified)
+            return policy
+
+    def refresh(self, source: FileSource, announced_timestamp: bytes | None = None) -> VerifiedPolicy:
+        """Fetch, verify, keep and return the newest policy; raise without changing anything.
+
+        Args:
+            source: where the files are; untrusted.
+            announced_timestamp: a `timestamp.json` that was announced; untrusted. If it leads nowhere the
+                source's own is used and `rejected_announcement` says why.
+
+        Raises:
+            StateError: SOURCE_UNAVAILABLE, DOWNLOAD_TOO_SLOW, POLICY_MISSING, POLICY_EXPIRED,
+                POLICY_ROLLBACK; CONFLICT, if another process is using the directory; INTERNAL, if the disk
+                fails.
+            EvidenceError: QUORUM_NOT_MET, DIGEST_MISMATCH, METADATA_INVALID, METADATA_UNSAFE, KEY_UNSAFE.
+            CapacityError: LIMIT_EXCEEDED, if a file is larger than it may be.
+        """
+        with self._lock:
+            self.rejected_announcement = None
+            try:
+                with self._exclusive():
+                    return self._refresh_announced(source, announced_timestamp)
+            except OSError as error:
+                raise StateError(
+                    Reason.INTERNAL, f"the policy cache cannot be written: {error.strerror or error}"
+                ) from error
+
+    def _refresh_announced(self, source: FileSource, announced: bytes | None) -> VerifiedPolicy:
+        if announced is not None:
+            try:
+                return self._refresh(_Fetcher(source, self._clock, announced))
+            except MeshError as error:
+                self.rejected_announcement = error
+                logger.warning("announcement not used: %s", error)
+        return self._refresh(_Fetcher(source, self._clock, None))
+
+    def _refresh(self, fetcher: "_Fetcher") -> VerifiedPolicy:
+        current = self._usable_cache()
+        with tempfile.TemporaryDirectory(prefix=_SCRATCH_PREFIX, dir=self._directory) as name:
+            scratch = Path(name)
+            if current is not None:
+                _seed(scratch, current)
+            with _mapped_errors():
+                self._update(scratch, fetcher)
+            stored = self._collect(scratch)
+            verified, policy = self._verify(stored)
+        self._check_fresh(policy)
+        if stored != current:
+            text = json.dumps(_to_json(stored), sort_keys=True)
+            write_atomic(self._directory / "accepted.json", text.encode())
+        self._raise_floor(verified)
+        self._forget_targets({t.sha256 for t in (policy.base, *policy.namespaces.values())})
+        return policy
+
+    def _update(self, scratch: Path, fetcher: "_Fetcher") -> None:
+        """Run python-tuf's client workflow and fetch the archives that are not here yet."""
+        updater = Updater(
+            str(scratch),
+            "metadata/",
+            target_base_url="targets/",
+            fetcher=fetcher,
+            config=_CONFIG,
+            bootstrap=self._trusted_root,
+        )
+        updater.refresh()
+        root = parse_metadata((scratch / "root.json").read_bytes(), Root).signed
+        base = parse_metadata((scratch / "targets.json").read_bytes(), Targets).signed
+        snapshot = parse_metadata((scratch / "snapshot.json").read_bytes(), Snapshot).signed
+        check_targets(BASE_ROLE, base, root)  # before its delegations and lengths are followed
+        for role in (BASE_ROLE, *published_namespaces(base, snapshot)):
+            info = updater.get_targetinfo(target_path(role))
+            if info is None:
+                raise EvidenceError(Reason.METADATA_INVALID, f"{role} does not list {target_path(role)}")
+            if info.length > limits.MAX_BUNDLE_ARCHIVE_BYTES:
+                raise CapacityError(Reason.LIMIT_EXCEEDED, f"the archive of {role} has {info.length} bytes")
+            sha256 = info.hashes.get("sha256", "")
+            if self._read_target(sha256) is None:
+                file = scratch / "archive"
+                updater.download_target(info, str(file))
+                data = file.read_bytes()
+                write_atomic(self._target_file(hashlib.sha256(data).hexdigest()), data)
+
+    def _collect(self, scratch: Path) -> Stored:
+        """Read what the updater left: exactly the bytes that it verified."""
+        history = scratch / "root_history"
+        newest = parse_metadata((scratch / "root.json").read_bytes(), Root).signed.version
+        snapshot = (scratch / "snapshot.json").read_bytes()
+        targets = (scratch / "targets.json").read_bytes()
+        names = published_namespaces(
+            parse_metadata(targets, Targets).signed, parse_metadata(snapshot, Snapshot).signed
+        )
+        return Stored(
+            roots=tuple(
+                (history / f"{version}.root.json").read_bytes()
+                for version in range(self._trusted_version + 1, newest + 1)
+            ),
+            timestamp=(scratch / "timestamp.json").read_bytes(),
+            snapshot=snapshot,
+            roles={BASE_ROLE: targets, **{name: (scratch / f"{name}.json").read_bytes() for name in names}},
+        )
+
+    def _verify(self, stored: Stored) -> tuple[VerifiedMetadata, VerifiedPolicy]:
+        now_ms = self._clock.now_ms()
+        root = verify_roots(self._trusted_root, stored.roots, now_ms=now_ms)
+        verified = verify_metadata(root, stored, now_ms=now_ms)
+        self._check_floor(verified)
+        return verified, verify_policy(verified, self._read_target)
+
+    def _check_fresh(self, policy: VerifiedPolicy) -> None:
+        # python-tuf judged expiry by the system clock; the node's clock must agree.
+        if self._clock.now_ms() >= min(policy.lease_expires_ms, policy.expires_ms):
+            raise StateError(Reason.POLICY_EXPIRED, "the newest policy that the source has is expired")
+
+    # the cache
+
+    def _read_cache(self) -> Stored | None:
+        """Return what is cached, unverified; None when there is nothing."""
+        try:
+            data = (self._directory / "accepted.json").read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StateError(
+                Reason.INTERNAL, f"the policy cache cannot be read: {error.strerror or error}"
+            ) from error
+        stored = _from_json(data)
+        newer = [
+            root for root in stored.roots if parse_metadata(root, Root).signed.version > self._trusted_version
+        ]
+        return Stored(tuple(newer), stored.timestamp, stored.snapshot, stored.roles)
+
+    def _usable_cache(self) -> Stored | None:
+        """Return the cache if it can seed a refresh; a damaged one is as good as none (the floor holds)."""
+        try:
+            return self._read_cache()
+        except EvidenceError as error:
+            logger.warning("policy cache is damaged and will be replaced: %s", error)
+            return None
+
+    def _target_file(self, sha256: str) -> Path:
+        return self._directory / "targets" / sha256
+
+    def _read_target(self, sha256: str) -> bytes | None:
+        if len(sha256) != 64 or not sha256.isalnum():
+            return None
+        try:
+            data = self._target_file(sha256).read_bytes()
+        except FileNotFoundError:
+            return None
+        return data if hashlib.sha256(data).hexdigest() == sha256 else None
+
+    def _forget_targets(self, keep: set[str]) -> None:
+        for file in (self._directory / "targets").iterdir():
+            if file.name not in keep:
+                file.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        """Hold the directory against other processes, and remove what a killed refresh left behind."""
+        (self._directory / "targets").mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self._directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise StateError(
+                    Reason.CONFLICT, "another process is using this policy cache; give each its own directory"
+                ) from None
+            for left in self._directory.glob(f"{_SCRATCH_PREFIX}*"):
+                shutil.rmtree(left, ignore_errors=True)
+            yield
+        finally:
+            os.close(descriptor)
+
+    # the floor
+
+    def _read_floor(self) -> dict[str, Any]:
+        try:
+            floor = json.loads(self._floor_path.read_bytes())
+            versions, online = floor["versions"], floor["online"]
+            if not all(type(version) is int for version in versions.values()):
+                raise ValueError("a version is not an integer")
+            return {"versions": dict(versions), "online": dict(online)}
+        except FileNotFoundError:
+            return {"versions": {}, "online": {}}
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise StateError(
+                Reason.POLICY_ROLLBACK,
+                f"the version floor {self._floor_path.name} is damaged, so a rollback cannot be excluded; restore "
+                "it, or delete it if you are sure that nobody feeds this node an old policy",
+            ) from None
+
+    def _check_floor(self, verified: VerifiedMetadata) -> None:
+        floor = self._read_floor()
+        versions = verified.versions
+        delegations = verified.roles[BASE_ROLE].delegations
+        delegated = set() if delegations is None else set(delegations.roles or {})
+        for role, lowest in sorted(floor["versions"].items()):
+            if role in ONLINE_ROLES and floor["online"].get(role) != _fingerprint(verified.root, role):
+                continue  # root replaced the online key: its versions start again (TUF fast-forward recovery)
+            found = versions.get(role)
+            if found is None and role in delegated:
+                raise StateError(
+                    Reason.POLICY_ROLLBACK, f"{role} is gone although version {lowest} was accepted"
+                )
+            if found is not None and found < lowest:
+                raise StateError(
+                    Reason.POLICY_ROLLBACK, f"{role} is version {found}; {lowest} was already accepted"
+                )
+
+    def _raise_floor(self, verified: VerifiedMetadata) -> None:
+        """Record what was accepted; roles that are gone keep their floor."""
+        floor = self._read_floor()
+        wanted = {
+            "format": _FORMAT,
+            "versions": floor["versions"] | verified.versions,
+            "online": {role: _fingerprint(verified.root, role) for role in ONLINE_ROLES},
+        }
+        if wanted != {"format": _FORMAT, **floor}:
+            write_atomic(self._floor_path, json.dumps(wanted, indent=2, sort_keys=True).encode() + b"\n")
+
+
+class _Fetcher(FetcherInterface):
+    """python-tuf's view of a `FileSource`, with the deadline and minimum rate that python-tuf lacks."""
+
+    def __init__(self, source: FileSource, clock: Clock, announced: bytes | None) -> None:
+        self._source = source
+        self._clock = clock
+        self._announced = announced
+
+    def _fetch(self, url: str) -> Iterator[bytes]:
+        if url == _TIMESTAMP_PATH and self._announced is not None:
+            return iter([self._announced])
+        return self._chunks(url)
+
+    def _chunks(self, path: str) -> Iterator[bytes]:
+        started_ms = self._clock.monotonic_ms()
+        received = 0
+        try:
+            for chunk in self._source.fetch(path):
+                received += len(chunk)
+                self._check_pace(path, received, self._clock.monotonic_ms() - started_ms)
+                yield chunk
+        except FileNotFoundError:
+            if path == _TIMESTAMP_PATH:
+                raise StateError(
+                    Reason.POLICY_MISSING, "no policy has been published yet; propose, sign and publish one"
+                ) from None
+            # python-tuf ends its walk over root versions at a 404
+            raise tuf_errors.DownloadHTTPError(f"the source has no {path}", 404) from None
+        except OSError as error:
+            raise StateError(Reason.SOURCE_UNAVAILABLE, f"{path}: {error.strerror or error}") from error
+
+    @staticmethod
+    def _check_pace(path: str, received: int, elapsed_ms: int) -> None:
+        too_long = elapsed_ms > limits.FETCH_DEADLINE_S * 1000
+        settled = elapsed_ms > limits.FETCH_TIMEOUT_S * 1000
+        if too_long or (settled and received * 1000 < limits.FETCH_MIN_BYTES_PER_S * elapsed_ms):
+            raise StateError(
+                Reason.DOWNLOAD_TOO_SLOW, f"{path}: {received} bytes in {elapsed_ms / 1000:.1f} s; gave up"
+            )
+
+
+@contextlib.contextmanager
+def _mapped_errors() -> Iterator[None]:
+    """Turn python-tuf's exceptions into ours."""
+    try:
+        yield
+    except tuf_errors.ExpiredMetadataError as error:
+        raise StateError(Reason.POLICY_EXPIRED, _short(error)) from error
+    except tuf_errors.BadVersionNumberError as error:
+        raise StateError(Reason.POLICY_ROLLBACK, _short(error)) from error
+    except tuf_errors.UnsignedMetadataError as error:
+        raise EvidenceError(Reason.QUORUM_NOT_MET, _short(error)) from error
+    except tuf_errors.LengthOrHashMismatchError as error:
+        raise EvidenceError(Reason.DIGEST_MISMATCH, _short(error)) from error
+    except tuf_errors.DownloadLengthMismatchError as error:
+        raise CapacityError(Reason.LIMIT_EXCEEDED, _short(error)) from error
+    except tuf_errors.DownloadError as error:
+        raise StateError(Reason.SOURCE_UNAVAILABLE, _short(error)) from error
+    except tuf_errors.RepositoryError as error:
+        raise EvidenceError(Reason.METADATA_INVALID, _short(error)) from error
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        # values of a wrong JSON type reach arithmetic deep inside the library
+        raise EvidenceError(Reason.METADATA_INVALID, "metadata has a field of a wrong type") from error
+
+
+def _short(error: Exception) -> str:
+    return str(error)[:200]
+
+
+def _fingerprint(root: Root, role: str) -> str:
+    materials = sorted(key_material(root.keys[key_id]) for key_id in root.roles[role].keyids)
+    return hashlib.sha256(b"\0".join(materials)).hexdigest()
+
+
+def _seed(scratch: Path, stored: Stored) -> None:
+    """Give the updater what is in force, for rollback protection and to spare downloads."""
+    history = scratch / "root_history"
+    history.mkdir()
+    for data in stored.roots:
+        version = parse_metadata(data, Root).signed.version
+        (history / f"{version}.root.json").write_bytes(data)
+    (scratch / "timestamp.json").write_bytes(stored.timestamp)
+    (scratch / "snapshot.json").write_bytes(stored.snapshot)
+    for role, data in stored.roles.items():
+        (scratch / f"{role}.json").write_bytes(data)
+
+
+def _to_json(stored: Stored) -> Mapping[str, object]:
+    return {
+        "format": _FORMAT,
+        "roots": [data.decode() for data in stored.roots],
+        "timestamp": stored.timestamp.decode(),
+        "snapshot": stored.snapshot.decode(),
+        "roles": {role: data.decode() for role, data in stored.roles.items()},
+    }
+
+
+def _from_json(data: bytes) -> Stored:
+    try:
+        record = json.loads(data)
+        if record["format"] != _FORMAT:
+            raise ValueError("unknown format")
+        return Stored(
+            roots=tuple(text.encode() for text in record["roots"]),
+            timestamp=record["timestamp"].encode(),
+            snapshot=record["snapshot"].encode(),
+            roles={str(role): text.encode() for role, text in record["roles"].items()},
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise EvidenceError(Reason.METADATA_INVALID, "the policy cache is damaged") from None
