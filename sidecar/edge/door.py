@@ -20,8 +20,9 @@ from sidecar.edge.refusals import (
     refuse,
 )
 from sidecar.edge.upstream import Upstream, broke_off
+from sidecar.edge.upstream_call import UpstreamCall
 from trust import limits
-from trust.errors import CapacityError, MeshError, Reason, StateError
+from trust.errors import CapacityError, InputError, MeshError, Reason, StateError
 from trust.ports import Clock
 
 # (service, method, caller's metadata) -> where it goes; raises MeshError when there is nowhere.
@@ -89,35 +90,45 @@ class Execution:
         self.permitted = permitted
         return permitted
 
-    async def upstream(self) -> Upstream:
-        """Return where the call goes; ends the call when that is nowhere."""
-        attempt = self.attempt
-        try:
-            return self._door.route(attempt.service, attempt.method, self.metadata)
-        except MeshError as error:
-            await self.failed(error)
-
-    async def timeout(self) -> float | None:
-        """Return the caller's remaining time in seconds, None when unlimited; ends the call when it is up."""
+    async def dial(self, path: bytes) -> UpstreamCall:
+        """Return the call to the upstream, not yet started; ends the caller's call when there is none to make."""
+        attempt, metadata = self.attempt, self.metadata
+        for key, value in metadata:
+            if not md.sendable(value):
+                detail = (
+                    f"the metadata value of {key[:100]!r} has bytes that gRPC does not carry; use a -bin key"
+                )
+                await self.failed(InputError(Reason.INPUT_INVALID, detail))
         remaining = self.context.time_remaining()
         if remaining is not None and remaining <= 0:
             self.status = "DEADLINE_EXCEEDED"
             await self.context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
-        return remaining
+        try:
+            return self._door.route(attempt.service, attempt.method, metadata).call(path, remaining)
+        except MeshError as error:
+            await self.failed(error)
 
-    async def relay(self, error: grpc.aio.AioRpcError) -> NoReturn:
-        """End the call the way the upstream ended it, verbatim; or say that its connection failed."""
-        code, details = error.code(), error.details() or ""
-        trailing = cast("tuple[md.Pair, ...]", tuple(error.trailing_metadata() or ()))
+    async def relay(self, code: grpc.StatusCode, details: str, trailing: tuple[md.Pair, ...]) -> None:
+        """End the call the way the upstream ended it, verbatim; or say that its connection failed.
+
+        Returns when the upstream ended with OK: then the handler ends the call by returning.
+        """
+        crossing = md.from_upstream(trailing) if trailing else ()
+        if code is grpc.StatusCode.OK:
+            if crossing:
+                self.context.set_trailing_metadata(cast("Any", crossing))
+            if details:
+                self.context.set_details(details)
+            self.status = "OK"
+            return
         if broke_off(code, details, has_trailers=bool(trailing)):
-            connected = "connect" not in details.lower() and "dns" not in details.lower()
-            text = UPSTREAM_BROKE_OFF_TEXT if connected else UPSTREAM_UNAVAILABLE_TEXT
+            never = "connect" in details.lower() or "dns" in details.lower()
+            text = UPSTREAM_UNAVAILABLE_TEXT if never else UPSTREAM_BROKE_OFF_TEXT
             await self.failed(StateError(Reason.UPSTREAM_UNAVAILABLE, text))
         if code is grpc.StatusCode.RESOURCE_EXHAUSTED and details.lower().startswith(_TOO_LARGE_HERE):
             await self.too_large(None)
         self.status = code.name
-        await self.context.abort(code, details, cast("Any", md.from_upstream(trailing)))
-        raise AssertionError("abort returned")
+        await self.context.abort(code, details, cast("Any", crossing))
 
     async def too_large(self, size: int | None) -> NoReturn:
         """End the call because a message exceeds the limit of this sidecar; `size` in bytes, if known."""

@@ -50,4 +50,12 @@ def from_caller(
 
 def from_upstream(received: Iterable[Pair]) -> tuple[Pair, ...]:
     """Return the initial or trailing metadata of an upstream that its caller gets to see."""
-    return tuple((key, value) for key, value in received if crosses(key))
+    return tuple((key, value) for key, value in received if crosses(key) and sendable(value))
+
+
+def sendable(value: str | bytes) -> bool:
+    """Return whether gRPC carries this value: text must be printable ASCII; bytes (`-bin` keys) may be anything.
+
+    Other text can arrive all the same (HTTP/2 allows it), but starting a call with it would fail in gRPC core.
+    """
+    return isinstance(value, bytes) or (value.isascii() and value.isprintable())

@@ -3,7 +3,7 @@
 import logging
 import re
 from collections.abc import Sequence
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import grpc
 import grpc.aio
@@ -29,10 +29,15 @@ _ROOM_TO_EXPLAIN_BYTES: Final = 1024 * 1024
 # What is decided must be what is forwarded: one leading slash, then a name that policies can spell.
 _PATH: Final = re.compile(r"/[^/\s]+/[^/\s]+\Z")
 
-Handler = grpc.RpcMethodHandler[Any, Any]
+if TYPE_CHECKING:  # generic in the stubs only
+    Handler = grpc.RpcMethodHandler[Any, Any]
+    GenericHandler = grpc.GenericRpcHandler[Any, Any]
+else:
+    Handler = grpc.RpcMethodHandler
+    GenericHandler = grpc.GenericRpcHandler
 
 
-class Proxy(grpc.GenericRpcHandler[Any, Any]):
+class Proxy(GenericHandler):
     """Takes every call of one listener, whatever its method, decides it through `gate` and forwards it."""
 
     def __init__(
@@ -83,7 +88,7 @@ class _Method:
 
     def __init__(self, door: Door, path: str) -> None:
         self._door = door
-        self._path = path
+        self._path = path.encode()
         self.name = path[1:]
         self.handlers: dict[Shape, Handler] = {
             Shape.UNARY: grpc.unary_unary_rpc_method_handler(cast("Any", self._unary)),
@@ -93,7 +98,7 @@ class _Method:
 
     async def _unary(self, request: bytes, context: Context) -> bytes:
         try:
-            return await serve_unary(self._door, self._path, request, context)
+            return await serve_unary(self._door, self._path, self.name, request, context)
         except grpc.aio.AbortError:
             raise
         except Exception as error:  # the boundary: gRPC would send the text to the caller
@@ -102,7 +107,7 @@ class _Method:
 
     async def _server_stream(self, request: bytes, context: Context) -> None:
         try:
-            await serve_server_stream(self._door, self._path, request, context)
+            await serve_server_stream(self._door, self._path, self.name, request, context)
         except grpc.aio.AbortError:
             raise
         except Exception as error:  # noqa: BLE001
@@ -110,7 +115,7 @@ class _Method:
 
     async def _stream(self, requests: object, context: Context) -> None:
         try:
-            await serve_stream(self._door, self._path, context)
+            await serve_stream(self._door, self._path, self.name, context)
         except grpc.aio.AbortError:
             raise
         except Exception as error:  # noqa: BLE001
@@ -126,7 +131,7 @@ class _Method:
 
 
 def build_server(
-    handlers: Sequence[grpc.GenericRpcHandler[Any, Any]],
+    handlers: Sequence[GenericHandler],
     listen: str,
     credentials: grpc.ServerCredentials | None,
     *,

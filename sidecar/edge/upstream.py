@@ -7,11 +7,10 @@ from typing import Any, Final
 import grpc
 import grpc.aio
 
+from sidecar.edge.upstream_call import UpstreamCall
 from trust.edge.tls import Channels
 from trust.errors import InputError, Reason
 from trust.spiffe import SpiffeId
-
-MAX_CACHED_METHODS: Final = 4096
 
 ROUND_ROBIN: Final = '{"loadBalancingConfig":[{"round_robin":{}}]}'
 # For every channel to an upstream: spread over all addresses; no retries beyond gRPC's own transparent ones,
@@ -59,72 +58,43 @@ _OF_THE_CONNECTION: Final = (
 
 
 class Upstream:
-    """One service: one or more channels, and the callables made from them.
+    """One service: one or more channels.
 
     The channels are asked for at every call, because certificates rotate by replacing channels.
     """
 
-    __slots__ = ("_cached", "_sources", "_turn")
+    __slots__ = ("_sources", "_turn")
 
     def __init__(self, sources: Sequence[Callable[[], grpc.aio.Channel]]) -> None:
+        """Take what returns each channel; it may raise StateError (IDENTITY_UNAVAILABLE).
+
+        Raises:
+            InputError: CONFIG_INVALID, without any.
+        """
         if not sources:
             raise InputError(Reason.CONFIG_INVALID, "an upstream needs at least one address")
         self._sources = tuple(sources)
-        self._cached: list[tuple[grpc.aio.Channel, dict[str, Any]] | None] = [None] * len(sources)
         self._turn = 0
 
-    def unary(self, path: str) -> "grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]":
-        """Return the callable of one unary method; `path` is "/package.Service/Method".
+    def call(self, path: bytes, timeout: float | None) -> UpstreamCall:
+        """Return a new call of `path` ("/package.Service/Method"), to end in `timeout` seconds at the latest.
 
         Raises:
             StateError: IDENTITY_UNAVAILABLE, when there is no certificate to dial with (`Channels.get`).
         """
-        channel, callables = self._next()
-        found = callables.get(path)
-        if found is None:
-            found = self._keep(callables, path, channel.unary_unary(path, None, None))
-        return found  # type: ignore[no-any-return]
+        return UpstreamCall(self._next(), path, timeout)
 
-    def server_stream(self, path: str) -> "grpc.aio.UnaryStreamMultiCallable[bytes, bytes]":
-        """Return the callable of one method with a single request and streamed responses; see `unary`."""
-        channel, callables = self._next()
-        found = callables.get(key := "=" + path)
-        if found is None:
-            found = self._keep(callables, key, channel.unary_stream(path, None, None))
-        return found  # type: ignore[no-any-return]
-
-    def stream(self, path: str) -> "grpc.aio.StreamStreamMultiCallable[bytes, bytes]":
-        """Return the callable that carries any kind of method; see `unary`."""
-        channel, callables = self._next()
-        found = callables.get(key := "~" + path)
-        if found is None:
-            found = self._keep(callables, key, channel.stream_stream(path, None, None))
-        return found  # type: ignore[no-any-return]
-
-    def _next(self) -> tuple[grpc.aio.Channel, dict[str, Any]]:
-        count = len(self._sources)
-        if count == 1:
-            return self._at(0)
-        for _ in range(count):
-            self._turn = (self._turn + 1) % count
-            chosen = self._at(self._turn)
-            if chosen[0].get_state(try_to_connect=True) is not grpc.ChannelConnectivity.TRANSIENT_FAILURE:
-                return chosen
-        return self._at(self._turn)
-
-    def _at(self, index: int) -> tuple[grpc.aio.Channel, dict[str, Any]]:
-        channel = self._sources[index]()
-        cached = self._cached[index]
-        if cached is None or cached[0] is not channel:
-            cached = self._cached[index] = (channel, {})
-        return cached
-
-    @staticmethod
-    def _keep(callables: dict[str, Any], key: str, made: Any) -> Any:
-        # Method names come from callers: a flood of invented ones must not fill memory.
-        if len(callables) < MAX_CACHED_METHODS:
-            callables[key] = made
-        return made
+    def _next(self) -> grpc.aio.Channel:
+        """Take turns, passing over channels that cannot connect while others may."""
+        sources = self._sources
+        if len(sources) == 1:
+            return sources[0]()
+        for _ in sources:
+            self._turn = (self._turn + 1) % len(sources)
+            channel = sources[self._turn]()
+            if channel.get_state(try_to_connect=True) is not grpc.ChannelConnectivity.TRANSIENT_FAILURE:
+                return channel
+        return sources[self._turn]()
 
 
 def targets(addresses: Sequence[str]) -> list[str]:
