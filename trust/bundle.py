@@ -83,6 +83,23 @@ def read_bundle(archive: bytes, *, role: str) -> Bundle:
         EvidenceError: BUNDLE_TOO_LARGE (a cap of `trust.limits`, also while decompressing),
             BUNDLE_UNSAFE_PATH (a name or kind of member that could escape), BUNDLE_MALFORMED.
     """
+    bundle = read_claimed_bundle(archive)
+    expected = None if role == BASE_ROLE else role
+    if bundle.manifest.namespace != expected:
+        raise _malformed(
+            f"{MANIFEST}: namespace is {bundle.manifest.namespace!r}, but role {role!r} signs this bundle"
+        )
+    return bundle
+
+
+def read_claimed_bundle(archive: bytes) -> Bundle:
+    """Return the content of `archive`, of whatever role its manifest claims to be.
+
+    For tools that look at archives nobody has signed yet. A sidecar must use `read_bundle`.
+
+    Raises:
+        EvidenceError: as `read_bundle`.
+    """
     if len(archive) > limits.MAX_BUNDLE_ARCHIVE_BYTES:
         raise _too_large(f"the archive has more than {limits.MAX_BUNDLE_ARCHIVE_BYTES} bytes")
     files: dict[str, bytes] = {}
@@ -96,7 +113,7 @@ def read_bundle(archive: bytes, *, role: str) -> Bundle:
         folded.add(path.lower())
         last = path
         files[path] = data
-    return _assemble(files, role=role, digest=hashlib.sha256(archive).hexdigest())
+    return _assemble(files, hashlib.sha256(archive).hexdigest())
 
 
 def write_bundle(
@@ -267,23 +284,18 @@ def _padding(size: int) -> bytes:
     return bytes(-size % _BLOCK)
 
 
-def _assemble(files: Mapping[str, bytes], *, role: str, digest: str) -> Bundle:
-    """Check `files` against the manifest and the role, and give each its place."""
+def _assemble(files: Mapping[str, bytes], digest: str) -> Bundle:
+    """Check `files` against the manifest, and give each its place."""
     if MANIFEST not in files:
         raise _malformed(f"{MANIFEST} is missing")
     manifest = _parse_manifest(files[MANIFEST])
     content = {path: data for path, data in files.items() if path != MANIFEST}
     _check_files(manifest, content)
-    expected = None if role == BASE_ROLE else role
-    if manifest.namespace != expected:
-        raise _malformed(
-            f"{MANIFEST}: namespace is {manifest.namespace!r}, but role {role!r} signs this bundle"
-        )
-    if (MESH in content) != (expected is None):
+    if (MESH in content) != (manifest.namespace is None):
         raise _malformed(
             f"{MESH} is missing from the base bundle"
-            if expected is None
-            else f"{MESH} belongs to the base bundle alone, not to namespace {expected!r}"
+            if manifest.namespace is None
+            else f"{MESH} belongs to the base bundle alone, not to namespace {manifest.namespace!r}"
         )
     for required in (SCHEMA, ENTITIES):
         if required not in content:

@@ -37,6 +37,12 @@ MAX_SLICE_CACHE_ENTRIES: Final = 16_384
 MAX_METADATA_VALUE_BYTES: Final = 1024  # a metadata value shown to policies
 MAX_REQUEST_JSON_BYTES: Final = 1024 * 1024
 
+# authoring
+MAX_DIFF_CALLS: Final = 20_000  # calls that `egm policy diff` decides under each bundle
+MAX_REFLECTION_FILES: Final = 2_000
+MAX_REFLECTION_BYTES: Final = 32 * 1024 * 1024
+REFLECTION_TIMEOUT_S: Final = 10.0  # for one question
+
 # proxy
 MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
 MAX_METADATA_BYTES_PER_CALL: Final = 64 * 1024
@@ -71,6 +77,7 @@ MAX_NODES: Final = 10_000
 MAX_ANNOUNCEMENT_BYTES: Final = 64 * 1024
 REPORT_PERIOD_S: Final = 2.0
 MAX_CONCURRENT_UPLOADS: Final = 2  # proposals being received at one moment
+MAX_LISTED_PROPOSALS: Final = 500
 MAX_PROPOSAL_TITLE_BYTES: Final = 200
 MAX_WATCHERS: Final = 10_000
 MAX_NODE_STATUS_BYTES: Final = 64 * 1024

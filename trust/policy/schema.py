@@ -106,7 +106,7 @@ def generate_schema(
             bare_services.add(service)
     bare_services -= {action.partition("/")[0] for action in actions}
     parents = _parents(actions, action_groups or {})
-    lines = [_header(metadata_keys), *(declared + [""] if (declared := types.declarations()) else [])]
+    lines = [_header(metadata_keys), *([*declared, ""] if (declared := types.declarations()) else [])]
     applies_to_any = not actions and not bare_services
     lines.append(f"action {_q(ANY_ACTION)}{_applies(None) if applies_to_any else ''};")
     for group in sorted(action_groups or {}):
