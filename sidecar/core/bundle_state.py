@@ -20,7 +20,7 @@ from trust.errors import Reason, StateError
 from trust.mesh import LeaseSettings
 from trust.verified import VerifiedPolicy
 
-_TIMESTAMP: Final = "timestamp"
+_ROOT, _SNAPSHOT, _TIMESTAMP = "root", "snapshot", "timestamp"
 _NEVER_MS: Final = 2**62
 
 
@@ -152,8 +152,8 @@ class BundleState:
             StateError: POLICY_ROLLBACK or POLICY_EXPIRED. A resumed policy may have expired: it is
                 adopted, in the state EXPIRED, so that refusals name the true reason.
         """
-        for role, version in policy.versions.items():
-            floor = self._record.versions.get(role, 0)
+        for role, floor in self._floors(policy).items():
+            version = policy.versions.get(role, floor)
             if version < floor:
                 raise StateError(
                     Reason.POLICY_ROLLBACK,
@@ -165,7 +165,9 @@ class BundleState:
                 raise StateError(
                     Reason.POLICY_ROLLBACK, f"other content under version {policy.base.version}, already held"
                 )
-            if policy.versions.get(_TIMESTAMP, 0) == held.policy.versions.get(_TIMESTAMP, 0):
+            if all(
+                policy.versions.get(role) == held.policy.versions.get(role) for role in (_ROOT, _TIMESTAMP)
+            ):
                 return False
         now = self.trusted_now_ms(now_ms, monotonic_ms)
         if not resumed and now >= policy.expires_ms:
@@ -244,10 +246,20 @@ class BundleState:
         # own time, or one lease signed for too long would push this node's time ahead for good.
         signed_ms = min(policy.lease_expires_ms - settings.ttl_s * 1000, now)
         elapsed_floor_ms = self._floor_ms + (monotonic_ms - self._floor_mono_ms) if self._floor_ms else 0
-        versions = dict(self._record.versions)
-        for role, version in policy.versions.items():
-            versions[role] = max(version, versions.get(role, 0))
+        versions = {**self._floors(policy), **policy.versions}
         return Record(max(elapsed_floor_ms, signed_ms), policy.lease_expires_ms, fresh_until_ms, versions)
+
+    def _floors(self, policy: VerifiedPolicy) -> dict[str, int]:
+        """Return the lowest acceptable version of every role that was ever accepted.
+
+        A newer root may have replaced the online keys, whose versions then start again (TUF's recovery from a
+        fast-forward attack); the roles that approvers sign never do.
+        """
+        floors = dict(self._record.versions)
+        if policy.versions.get(_ROOT, 0) > floors.get(_ROOT, 0):
+            for role in (_TIMESTAMP, _SNAPSHOT):
+                floors.pop(role, None)
+        return floors
 
 
 def _content_versions(policy: VerifiedPolicy) -> tuple[int, tuple[tuple[str, int], ...]]:

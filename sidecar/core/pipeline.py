@@ -239,11 +239,8 @@ class Pipeline:
 
 def _detail(attempt: Attempt, reason: Reason, verdict: Verdict) -> str:
     """Say in one sentence what was refused (or would have been); safe to show the caller."""
-    if verdict.detail:
-        return verdict.detail
-    known = _DETAIL.get(reason)
-    if known is not None:
-        return known
+    if reason not in {Reason.POLICY_DENIED, Reason.NO_POLICY_PERMITS}:
+        return verdict.detail or _DETAIL.get(reason, "")
     who = attempt.principal or "an anonymous caller"
     if reason is Reason.POLICY_DENIED:
         return f"a policy forbids {who} to call {attempt.method} on {attempt.service}"

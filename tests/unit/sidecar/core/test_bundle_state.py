@@ -1,5 +1,7 @@
 """Adoption, lease and restart of the policy in force."""
 
+from dataclasses import replace
+
 import pytest
 
 from sidecar.core.bundle_state import BundleState, Lease, Persist, Record, Swap, Turned
@@ -96,6 +98,17 @@ def test_older_timestamp_of_the_same_content_is_refused() -> None:
     node.offer(fresh(timestamp=5))
     with pytest.raises(StateError, match="timestamp version 4"):
         node.offer(fresh(timestamp=4))
+
+
+def test_replaced_online_key_may_start_its_versions_again() -> None:
+    """TUF's recovery from a fast-forward attack needs a newer root, which the root quorum signed."""
+    node = Node()
+    node.offer(fresh(timestamp=900))
+    recovered = fresh(timestamp=1)
+    with pytest.raises(StateError, match="POLICY_ROLLBACK"):
+        node.offer(recovered)
+    node.offer(replace(recovered, versions={**recovered.versions, "root": 2}))
+    assert node.record.versions["timestamp"] == 1
 
 
 def test_other_content_under_the_same_version_is_refused() -> None:
