@@ -250,7 +250,7 @@ class World:
         for dead in self.nodes:
             if not dead.up:
                 self.after(self.random.randint(0, 5_000), self._boot, dead)
-        self.after(self.random.randint(50, 4_000), self._trouble)
+        self.after(self.random.randint(50, 2_000), self._trouble)
 
     def heal(self) -> None:
         """End all trouble: everything up, connected, and with a clock that is right."""
