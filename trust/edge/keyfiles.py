@@ -163,7 +163,7 @@ def passphrase_source(key: Path, ask: PassphraseSource | None = None) -> Passphr
         if given is not None:
             return given
         beside = key.parent / DEVELOPMENT_PASSPHRASE_FILE
-        if beside.is_file():
+        if key.suffix == ".pem" and beside.is_file():
             return read_passphrase(beside)
         if ask is not None:
             return ask()

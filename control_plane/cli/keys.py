@@ -1,0 +1,244 @@
+"""`egm keys`: make, show and list keys, sign root metadata, replace keys."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from securesystemslib.signer import Key
+from tuf.api.metadata import Metadata, Root
+
+from control_plane.cli.context import JsonFlag
+from control_plane.cli.output import console, emit, table
+from control_plane.edge.domain import describe_root, open_domain
+from trust.authoring import find_key, next_root, parse_metadata, sign
+from trust.edge.clock import SystemClock
+from trust.edge.files import write_atomic
+from trust.edge.keyfiles import (
+    PASSPHRASE_FILE_VARIABLE,
+    PASSPHRASE_VARIABLE,
+    create_key,
+    load_public,
+    load_signer,
+    passphrase_from_environment,
+    passphrase_source,
+    public_path_of,
+)
+from trust.errors import InputError, Reason
+from trust.keys import key_name
+from trust.metadata import ONLINE_ROLES
+from trust.quorum import Quorum, keys_of, quorum_of
+from trust.verified import BASE_ROLE
+
+app = typer.Typer(add_completion=False, no_args_is_help=True)
+
+DomainOption = Annotated[Path, typer.Option("--domain", help="Directory of the trust domain (egm init).")]
+
+
+@app.callback()
+def keys() -> None:
+    """Make, show and rotate root and approver keys."""
+
+
+def passphrase_for(key: str) -> Callable[[], bytes]:
+    """Return where the passphrase (or PIN) of `key` comes from: environment, development file, or a prompt."""
+    return passphrase_source(Path(key), lambda: _ask(f"Passphrase of {key}", confirm=False))
+
+
+@app.command()
+def new(
+    name: Annotated[str, typer.Argument(help="Who holds it, for example approver-1.")],
+    directory: Annotated[Path, typer.Option("--dir", help="Where NAME.pem will be.")] = Path(),
+    as_json: JsonFlag = False,
+) -> None:
+    """Make an Ed25519 key pair of your own: NAME.pem (encrypted, mode 0600) and NAME.pub.json to hand over."""
+    path = directory / f"{name}.pem"
+    given = passphrase_from_environment()
+    public = create_key(
+        path, name, given if given is not None else _ask(f"New passphrase for {path}", confirm=True)
+    )
+    data = {**_key_record(public), "private": str(path), "public": str(public_path_of(path))}
+    emit(data, as_json=as_json, text=f"{path}: keep it\n{data['public']}: hand this one over")
+
+
+@app.command()
+def show(
+    file: Annotated[Path, typer.Argument(help="NAME.pub.json.")],
+    as_json: JsonFlag = False,
+) -> None:
+    """Show a public key, to compare its id by voice before it is trusted."""
+    public = load_public(file)
+    data = _key_record(public)
+    emit(data, as_json=as_json, text=lambda: table(("name", "scheme", "key id"), [tuple(data.values())]))
+
+
+@app.command("list")
+def list_keys(domain: DomainOption, as_json: JsonFlag = False) -> None:
+    """List who may sign what, as the root metadata of the domain says."""
+    root = open_domain(domain).root().signed
+
+    def text() -> None:
+        rows = [
+            (
+                role,
+                f"{root.roles[role].threshold} of {len(root.roles[role].keyids)}",
+                key_name(key),
+                key.scheme,
+                key_id,
+            )
+            for role in ("root", BASE_ROLE, *ONLINE_ROLES)
+            for key_id, key in keys_of(root, role).items()
+        ]
+        console.print(f"root version {root.version}, expires {root.expires:%Y-%m-%d}", markup=False)
+        table(("role", "needs", "name", "scheme", "key id"), rows)
+
+    emit(describe_root(root), as_json=as_json, text=text)
+
+
+@app.command("sign-root")
+def sign_root(
+    root: Annotated[Path, typer.Argument(help="Root metadata to sign; the signature is added to it.")],
+    key: Annotated[str, typer.Option(help="Your private key: a file, or a signer URI (hsm:, awskms:, ...).")],
+    domain: Annotated[
+        Path | None, typer.Option(help="Trust domain whose root this one replaces (rotation).")
+    ] = None,
+    previous: Annotated[
+        Path | None, typer.Option(help="The root that this one replaces, if not the domain's.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Sign root metadata with your key, after checking what it is. Names who has not signed yet."""
+    metadata = parse_metadata(_read(root), Root)
+    before = _previous(metadata, domain, previous)
+    delegators = [d for d in (before, metadata.signed) if d is not None]
+    signer = load_signer(key, passphrase_for(key))
+    metadata = sign(metadata, signer, delegators)
+    write_atomic(root, metadata.to_bytes())
+    quorums = {"new": quorum_of(metadata.signed, "root", metadata)}
+    if before is not None:
+        quorums["previous"] = quorum_of(before, "root", metadata)
+    _report_signatures(root, metadata, quorums, as_json=as_json)
+
+
+@app.command()
+def rotate(
+    domain: DomainOption,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Where the unsigned new root will be.")],
+    role: Annotated[
+        str, typer.Option(help="targets (the approvers), root, snapshot or timestamp.")
+    ] = BASE_ROLE,
+    remove: Annotated[list[str] | None, typer.Option(help="Name or id of a key to remove; repeat.")] = None,
+    add: Annotated[list[Path] | None, typer.Option(help="NAME.pub.json to add; repeat.")] = None,
+    threshold: Annotated[int | None, typer.Option(help="New threshold.", min=1)] = None,
+    previous: Annotated[
+        Path | None, typer.Option(help="The root in force, if it is newer than the domain's.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Replace keys: make the next root version. The old and the new root quorum must both sign it.
+
+    Policy in force must still have its quorum under the new root: when an approver leaves, let those who stay sign
+    a new policy version first.
+    """
+    if not remove and not add and threshold is None:
+        raise InputError(Reason.INPUT_INVALID, "nothing to change: give --remove, --add or --threshold")
+    if output.exists():
+        raise InputError(Reason.CONFLICT, f"{output} exists; choose another name")
+    opened = open_domain(domain)
+    current = opened.root() if previous is None else parse_metadata(_read(previous), Root)
+    metadata = next_root(
+        current,
+        now_ms=SystemClock().now_ms(),
+        role=role,
+        add=[load_public(path) for path in add or ()],
+        remove=[find_key(current.signed, role, text).keyid for text in remove or ()],
+        threshold=threshold,
+    )
+    write_atomic(output, metadata.to_bytes())
+    quorums = {
+        "new": quorum_of(metadata.signed, "root", metadata),
+        "previous": quorum_of(current.signed, "root", metadata),
+    }
+    _report_signatures(output, metadata, quorums, as_json=as_json)
+
+
+@app.command("adopt-root")
+def adopt_root(
+    root: Annotated[Path, typer.Argument(help="Signed root metadata, after its publication.")],
+    domain: DomainOption,
+    as_json: JsonFlag = False,
+) -> None:
+    """Make a published root the trust anchor of the domain directory; both quorums are checked."""
+    metadata = open_domain(domain).adopt_root(_read(root))
+    version = metadata.signed.version
+    emit(describe_root(metadata.signed), as_json=as_json, text=f"trust anchor is now root version {version}")
+
+
+def _previous(metadata: Metadata[Root], domain: Path | None, previous: Path | None) -> Root | None:
+    if metadata.signed.version == 1:
+        return None
+    if previous is not None:
+        before = parse_metadata(_read(previous), Root).signed
+    elif domain is not None:
+        before = open_domain(domain).root().signed
+    else:
+        raise InputError(
+            Reason.INPUT_INVALID,
+            f"this is root version {metadata.signed.version}: name the one it replaces with --domain or --previous",
+        )
+    if before.version + 1 != metadata.signed.version:
+        raise InputError(
+            Reason.INPUT_INVALID,
+            f"root version {metadata.signed.version} does not replace version {before.version}; use --previous",
+        )
+    return before
+
+
+def _report_signatures(
+    path: Path, metadata: Metadata[Root], quorums: dict[str, Quorum], *, as_json: bool
+) -> None:
+    done = all(quorum.met for quorum in quorums.values())
+    data: dict[str, object] = {
+        "root": str(path),
+        "version": metadata.signed.version,
+        "complete": done,
+        "quorums": {
+            name: {
+                "threshold": quorum.threshold,
+                "signed": [quorum.name(key_id) for key_id in quorum.signed],
+                "missing": [quorum.name(key_id) for key_id in quorum.missing],
+            }
+            for name, quorum in quorums.items()
+        },
+    }
+
+    def text() -> None:
+        console.print(f"root version {metadata.signed.version} in {path}", markup=False)
+        for name, quorum in quorums.items():
+            console.print(f"  {name} root holders: {quorum.explain()}", markup=False)
+        console.print(
+            "  complete" if done else f"  next  egm keys sign-root {path} --key NAME.pem", markup=False
+        )
+
+    emit(data, as_json=as_json, text=text)
+
+
+def _key_record(key: Key) -> dict[str, object]:
+    return {"name": key_name(key), "scheme": key.scheme, "key_id": key.keyid}
+
+
+def _ask(prompt: str, *, confirm: bool) -> bytes:
+    if not console.is_terminal:
+        raise InputError(
+            Reason.KEY_UNREADABLE,
+            f"no terminal to ask for a passphrase; set {PASSPHRASE_VARIABLE} or {PASSPHRASE_FILE_VARIABLE}",
+        )
+    answer = typer.prompt(prompt, hide_input=True, confirmation_prompt=confirm, err=True)
+    return str(answer).encode()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(Reason.NOT_FOUND, f"{path}: {error.strerror or error}") from None
