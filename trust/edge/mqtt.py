@@ -111,10 +111,22 @@ class BrokerUrl:
         if not self.tls:
             return None
         context = ssl.create_default_context(cafile=self.ca)
+        context.sslsocket_class = _TlsSocket
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         if self.cert is not None:
             context.load_cert_chain(self.cert, self.key)
         return context
+
+
+class _TlsSocket(ssl.SSLSocket):
+    """Closes itself when its handshake fails: paho forgets it then, and every refused attempt would leak one."""
+
+    def do_handshake(self, block: bool = False) -> None:
+        try:
+            super().do_handshake(block)
+        except OSError:
+            self.close()
+            raise
 
 
 class _Link:
@@ -195,9 +207,13 @@ class _Link:
                 if not opening.cancelled():
                     opening.exception()
                 raise
+            _register_at_once(client)
             yield client
         finally:
-            _close(client)
+            try:
+                await asyncio.sleep(0)  # lets registrations that are under way happen before the socket goes
+            finally:
+                _close(client)
 
 
 class MqttAnnouncer(_Link):
@@ -269,7 +285,7 @@ class MqttListener(_Link):
 
     async def _serve(self, client: aiomqtt.Client) -> None:
         granted = await client.subscribe(self.topic, qos=1)
-        if any(isinstance(code, int) and code >= _REFUSED for code in granted):
+        if any((code if isinstance(code, int) else code.value) >= _REFUSED for code in granted):
             raise aiomqtt.MqttError(
                 f"the broker refuses a subscription to {self.topic}; check its access rules"
             )
@@ -322,6 +338,27 @@ def _bound_packets(client: aiomqtt.Client) -> None:
     paho._sock_recv = bounded  # type: ignore[method-assign, assignment]
 
 
+def _register_at_once(client: aiomqtt.Client) -> None:
+    """Have the event loop watch for writability directly, now that everything happens in its thread.
+
+    aiomqtt defers it by a turn of the loop. A broker that cuts the connection in between gets another socket of this
+    process, one that took over the number of the closed one, watched for ever.
+    """
+    paho, loop = client._client, asyncio.get_running_loop()
+
+    def write() -> None:
+        try:
+            paho.loop_write()
+        except (OSError, ValueError) as error:
+            if not client._disconnected.done():
+                client._disconnected.set_exception(error)
+
+    def register(_client: object, _userdata: object, sock: Any) -> None:
+        loop.add_writer(sock.fileno(), write)
+
+    paho.on_socket_register_write = register
+
+
 def _close(client: aiomqtt.Client) -> None:
     """Close for good: say DISCONNECT if that is possible at once, then drop the socket.
 
@@ -329,6 +366,7 @@ def _close(client: aiomqtt.Client) -> None:
     parsed.
     """
     paho = client._client
+    paho.on_socket_register_write = None  # then paho writes at once
     with contextlib.suppress(OSError, ValueError):
         paho.disconnect()
     paho._sock_close()
