@@ -1,1 +1,1 @@
-"""What a control plane remembers, in SQLite or PostgreSQL. Each function takes a connection: callers own transactions."""
+"""What a control plane remembers, in SQLite or PostgreSQL. Callers own the transactions."""

@@ -1,18 +1,22 @@
 """The connection to the database: migrated at start, reads and writes in explicit transactions."""
 
 import contextlib
-from collections.abc import AsyncIterator
+import logging
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
+from alembic.util import CommandError
 from sqlalchemy.engine import Connection
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from trust.errors import Reason, StateError
+
+logger = logging.getLogger(__name__)
 
 _MIGRATIONS: Final = Path(__file__).resolve().parent.parent / "migrations"
 _WRITES: Final = "egm_writes"
@@ -21,8 +25,8 @@ _CONNECT_TIMEOUT_S: Final = 10
 # Any fixed number: only one control plane at a time may migrate a shared database.
 _MIGRATION_LOCK: Final = 0x65676D
 
-# asyncpg reports a server that cannot be reached as OSError, not through SQLAlchemy
-UNREACHABLE: Final = (SQLAlchemyError, OSError)
+# asyncpg reports a server that cannot be reached as OSError, not through SQLAlchemy.
+_BROKEN: Final = (SQLAlchemyError, OSError)
 
 
 class Database:
@@ -61,12 +65,23 @@ class Database:
                 if not self._sqlite:
                     await connection.execute(sa.text(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})"))
                 await connection.run_sync(_upgrade)
-        except UNREACHABLE as error:
-            raise StateError(Reason.SOURCE_UNAVAILABLE, self._unreachable(error)) from error
+        except CommandError as error:
+            raise StateError(
+                Reason.SOURCE_UNAVAILABLE,
+                f"store {self._shown()}: {error}; it was used by a newer egm: upgrade this one",
+            ) from error
+        except StateError as error:
+            if error.__cause__ is None:
+                raise
+            raise StateError(Reason.SOURCE_UNAVAILABLE, self._unreachable(error.__cause__)) from error
 
     @contextlib.asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
-        """Give a connection that sees one consistent state."""
+        """Give a connection that sees one consistent state.
+
+        Raises:
+            StateError: SOURCE_UNAVAILABLE, when the database fails.
+        """
         async with self._engine.connect() as connection:
             if not self._sqlite:
                 await connection.execution_options(
@@ -77,20 +92,43 @@ class Database:
 
     @contextlib.asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncConnection]:
-        """Give a connection whose changes are committed together, or not at all when the block raises."""
-        async with self._engine.connect() as connection:
-            await connection.execution_options(**{_WRITES: True})
-            async with connection.begin():
-                yield connection
+        """Give a connection whose changes are committed together, or not at all when the block raises.
+
+        Raises:
+            StateError: SOURCE_UNAVAILABLE, when the database fails; CONFLICT, when another writer was first.
+        """
+        with self._failures():
+            async with self._engine.connect() as connection:
+                await connection.execution_options(**{_WRITES: True})
+                async with connection.begin():
+                    yield connection
+
+    @contextlib.contextmanager
+    def _failures(self) -> Iterator[None]:
+        try:
+            yield
+        except IntegrityError as error:
+            logger.warning("store: a concurrent change: %s", error.orig)
+            raise StateError(
+                Reason.CONFLICT, "the same thing was changed at the same moment; look again and retry"
+            ) from error
+        except _BROKEN as error:
+            logger.error("store: %s", self._unreachable(error))
+            raise StateError(
+                Reason.SOURCE_UNAVAILABLE, "the control plane cannot use its database now; try again later"
+            ) from error
 
     async def close(self) -> None:
         """Close every connection."""
         await self._engine.dispose()
 
+    def _shown(self) -> str:
+        return self._url.render_as_string(hide_password=True)
+
     def _unreachable(self, error: BaseException) -> str:
-        shown = self._url.render_as_string(hide_password=True)
         cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
-        return f"store {shown} cannot be used: {type(cause).__name__}: {cause}; check `store` in the configuration"
+        what = f"{type(cause).__name__}: {cause}"
+        return f"store {self._shown()} cannot be used: {what}; check `store` in the configuration"
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:

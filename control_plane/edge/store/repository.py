@@ -51,6 +51,14 @@ async def load(connection: AsyncConnection, paths: Iterable[str]) -> dict[str, b
     return {path: bytes(data) for path, data in rows}
 
 
+async def load_roots(connection: AsyncConnection) -> dict[str, bytes]:
+    """Return every version of the root metadata."""
+    rows = await connection.execute(
+        sa.select(files.c.path, files.c.data).where(files.c.path.like("metadata/%.root.json"))
+    )
+    return {path: bytes(data) for path, data in rows}
+
+
 async def write(connection: AsyncConnection, new: Mapping[str, bytes], *, revision: int) -> None:
     """Add or replace files as part of `revision`; the caller holds `lock_head`."""
     if not new:

@@ -1,0 +1,296 @@
+"""Runs one control plane: opens everything in order, serves until told to stop, drains."""
+
+import asyncio
+import fcntl
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+from tuf.api.metadata import Root
+
+from control_plane.config import EMBEDDED_BROKER, ControlPlaneConfig, split_address
+from control_plane.core.bundle_checks import check_bundles
+from control_plane.edge.broker import EmbeddedBroker
+from control_plane.edge.ca import CertificateAuthority
+from control_plane.edge.callers import CheckedCallers
+from control_plane.edge.distribution import Announcements, DistributionServicer
+from control_plane.edge.fleet import FleetServicer, NodeReports
+from control_plane.edge.join import JoinServicer
+from control_plane.edge.operator import OperatorServicer
+from control_plane.edge.own_identity import OwnIdentity
+from control_plane.edge.publisher import Publisher
+from control_plane.edge.repository_files import RepositoryFiles
+from control_plane.edge.signing import OnlineKeyring
+from control_plane.edge.status import StatusSource
+from control_plane.edge.store.database import Database
+from control_plane.edge.tokens import StoredTokens
+from egm.v1 import distribution_pb2_grpc, join_pb2_grpc, node_pb2_grpc, operator_pb2_grpc
+from trust import limits
+from trust.edge.clock import SystemClock
+from trust.edge.grpc_errors import FixedInternalErrors
+from trust.edge.mqtt import BrokerUrl, MqttAnnouncer
+from trust.edge.tls import server_credentials, server_options
+from trust.errors import InputError, Reason, StateError
+from trust.repository import RepositoryState, parse_metadata
+from trust.spiffe import SpiffeId
+
+logger = logging.getLogger(__name__)
+
+HEALTH_PERIOD_S: Final = 1.0
+# No request is larger than the metadata of one proposal; files come in chunks far below that.
+MAX_REQUEST_BYTES: Final = 2 * limits.MAX_METADATA_BYTES
+Ready = Callable[[dict[str, object]], None]
+
+
+async def run(config: ControlPlaneConfig, *, ready: Ready, stop: asyncio.Event | None = None) -> None:
+    """Run a control plane until SIGTERM or SIGINT (or `stop`, which then replaces the signals).
+
+    Args:
+        config: checked configuration.
+        ready: called once, when everything answers, with `{"event": "ready", "listen": …, …}`.
+        stop: for those who run it inside another program.
+
+    Raises:
+        InputError, StateError: it cannot start; the detail says what to do.
+    """
+    stopping = stop or _signals()
+    async with AsyncExitStack() as stack:
+        plane = await _open(config, stack)
+        addresses = await plane.serve(stack)
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(work) for work in plane.background()]
+            ready({"event": "ready", **addresses})
+            logger.info("ready: %s", addresses)
+            await stopping.wait()  # a background task that fails ends the group, and this wait
+            await plane.drain()
+            for task in tasks:
+                task.cancel()
+    logger.info("stopped")
+
+
+class _Plane:
+    """The parts of a running control plane."""
+
+    def __init__(
+        self,
+        config: ControlPlaneConfig,
+        status: StatusSource,
+        reports: NodeReports,
+        announcements: Announcements,
+        files: RepositoryFiles,
+        broker_url: str,
+    ) -> None:
+        self._config, self._status, self._reports = config, status, reports
+        self._announcements, self._files, self._broker_url = announcements, files, broker_url
+        self._health = HealthServicer()
+        self._servers: list[grpc.aio.Server] = []
+
+    async def serve(self, stack: AsyncExitStack) -> dict[str, object]:
+        """Start both listeners; return where they are."""
+        await self._check_health()
+        main, join = self._server(checked=True), self._server(checked=False)
+        status, clock = self._status, self._status.clock
+        tokens = StoredTokens(status.database)
+        joining = JoinServicer(status.ca, tokens, clock)
+        operators = OperatorServicer(status.database, status.publisher, self._reports, tokens, status, clock)
+        operator_pb2_grpc.add_OperatorServicer_to_server(operators, main)
+        distribution = DistributionServicer(self._files, self._announcements)
+        distribution_pb2_grpc.add_DistributionServicer_to_server(distribution, main)
+        fleet = FleetServicer(self._reports, self._announcements, clock)
+        node_pb2_grpc.add_FleetServicer_to_server(fleet, main)
+        join_pb2_grpc.add_JoinServicer_to_server(joining, main)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, main)
+        join_pb2_grpc.add_JoinServicer_to_server(joining, join)
+        listen = self._bind(main, self._config.listen, require_client=True)
+        join_listen = self._bind(join, self._config.join_listen, require_client=False)
+        for server in (main, join):
+            await server.start()
+            self._servers.append(server)
+            stack.push_async_callback(server.stop, 0)
+        return {
+            "name": self._config.name,
+            "trust_domain": self._config.trust_domain,
+            "listen": listen,
+            "advertise": self._config.advertise or listen,
+            "join_listen": join_listen,
+            "broker": self._broker_url,
+            "pid": os.getpid(),
+        }
+
+    def background(self) -> list[Coroutine[Any, Any, None]]:
+        """Return everything that runs beside the servers."""
+        return [
+            self._status.publisher.run(),
+            self._status.announcer.run(),
+            self._status.identity.run(),
+            self._reports.run(),
+            self._watch_health(),
+        ]
+
+    async def drain(self) -> None:
+        """Take no new calls, let those in flight finish."""
+        logger.info("draining")
+        await self._health.enter_graceful_shutdown()
+        self._announcements.close()
+        await asyncio.gather(*(server.stop(limits.DRAIN_GRACE_S) for server in self._servers))
+
+    async def _watch_health(self) -> None:
+        while True:
+            await asyncio.sleep(HEALTH_PERIOD_S)
+            await self._check_health()
+
+    async def _check_health(self) -> None:
+        serving = health_pb2.HealthCheckResponse.SERVING
+        if self._status.unhealthy():
+            serving = health_pb2.HealthCheckResponse.NOT_SERVING
+        await self._health.set("", serving)
+
+    def _server(self, *, checked: bool) -> grpc.aio.Server:
+        options = dict(server_options()) | {"grpc.max_receive_message_length": MAX_REQUEST_BYTES}
+        interceptors: list[grpc.aio.ServerInterceptor] = [FixedInternalErrors()]
+        if checked:
+            interceptors.append(
+                CheckedCallers(trust_domain=self._config.trust_domain, clock=self._status.clock)
+            )
+        return grpc.aio.server(interceptors=interceptors, options=list(options.items()))
+
+    def _bind(self, server: grpc.aio.Server, address: str, *, require_client: bool) -> str:
+        identity = self._status.identity
+        credentials = server_credentials(identity.source, identity.spiffe_id, require_client=require_client)
+        try:
+            port = server.add_secure_port(address, credentials)
+        except RuntimeError:
+            port = 0
+        if port == 0:
+            raise InputError(
+                Reason.CONFIG_INVALID, f"cannot listen on {address}; is another process using that port?"
+            )
+        return f"{address.rpartition(':')[0]}:{port}"
+
+
+async def _open(config: ControlPlaneConfig, stack: AsyncExitStack) -> _Plane:
+    """Open store, keys, CA, broker and repository, in the order in which each needs the other."""
+    clock = SystemClock()
+    stack.enter_context(_only_one(config.data_dir))
+    root = await asyncio.to_thread(_read_root, config.root)
+    ca = await asyncio.to_thread(CertificateAuthority.open, config.ca)
+    spiffe_id = SpiffeId.of(config.trust_domain, "control-plane", config.name)
+    identity = await asyncio.to_thread(OwnIdentity, ca, spiffe_id, config.identity, clock)
+    keyring = await asyncio.to_thread(OnlineKeyring.open, config.online_keys)
+    database = Database(config.store_url())
+    stack.push_async_callback(database.close)
+    await database.migrate()
+    announcements = Announcements()
+    broker, shown = await stack.enter_async_context(_broker(config))
+    announcer = MqttAnnouncer(broker, config.trust_domain)
+
+    async def announce(timestamp_json: bytes) -> None:
+        announcements.publish(timestamp_json)
+        await announcer.announce(timestamp_json)
+
+    files = RepositoryFiles(config.data_dir / "repository")
+    publisher = Publisher(
+        database,
+        files,
+        keyring,
+        clock,
+        announce=announce,
+        check=lambda role, archive, others: check_bundles(
+            role, archive, others, trust_domain=config.trust_domain
+        ),
+        renew_fraction=config.renew_fraction,
+    )
+    await publisher.start(root, config.root)
+    keyring.for_root(publisher.state)  # a control plane with the wrong keys must not look ready
+    reports = NodeReports(database)
+    await reports.load()
+    status = StatusSource(config, database, publisher, announcer, identity, ca, clock)
+    return _Plane(config, status, reports, announcements, files, shown)
+
+
+@asynccontextmanager
+async def _broker(config: ControlPlaneConfig) -> AsyncIterator[tuple[BrokerUrl, str]]:
+    """Give the URL to publish to, and the one that listeners use (without credentials)."""
+    scheme, _, address = config.broker.partition("://")
+    if scheme != EMBEDDED_BROKER:
+        url = BrokerUrl.parse(config.broker)
+        yield url, str(url)
+        return
+    host, port = split_address(address) if address else ("127.0.0.1", 0)
+    broker = EmbeddedBroker(host, port, data_dir=config.data_dir)
+    shown = await broker.start()
+    try:
+        yield BrokerUrl.parse(broker.publisher_url), shown
+    finally:
+        await broker.stop()
+
+
+@contextmanager
+def _only_one(data_dir: Path) -> Iterator[None]:
+    """Refuse a second process on one data directory."""
+    data_dir.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise StateError(
+                Reason.CONFLICT, f"another control plane runs with data_dir {data_dir}; stop it first"
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _signals() -> asyncio.Event:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    return stopping
+
+
+def check(config: ControlPlaneConfig) -> Mapping[str, object]:
+    """Open every file that the configuration names, start nothing, and return what may be shown of it.
+
+    Raises:
+        InputError: the first thing that would keep a control plane from starting.
+    """
+    state = RepositoryState(root=_read_root(config.root))
+    OnlineKeyring.open(config.online_keys).for_root(state)
+    ca = CertificateAuthority.open(config.ca)
+    if ca.trust_domain != config.trust_domain:
+        raise InputError(
+            Reason.CONFIG_INVALID,
+            f"ca: {config.ca} is the CA of {ca.trust_domain}, but trust_domain is {config.trust_domain}",
+        )
+    if not config.broker.startswith(EMBEDDED_BROKER):
+        BrokerUrl.parse(config.broker)
+    return {
+        "name": config.name,
+        "trust_domain": config.trust_domain,
+        "listen": config.listen,
+        "join_listen": config.join_listen,
+        "store": config.store_kind(),
+        "data_dir": str(config.data_dir),
+        "ca_not_after_ms": ca.not_after_ms,
+    }
+
+
+def _read_root(path: Path) -> bytes:
+    try:
+        root = path.read_bytes()
+    except OSError as error:
+        raise InputError(
+            Reason.CONFIG_INVALID, f"root: {error}; it is the root.json that 'egm init' wrote"
+        ) from None
+    parse_metadata(root, Root)
+    return root

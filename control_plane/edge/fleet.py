@@ -1,0 +1,133 @@
+"""Nodes' reports: kept in memory at once, written to the store in batches, so that a large fleet costs few writes."""
+
+import asyncio
+import contextlib
+import logging
+from typing import Any, Final
+
+import grpc.aio
+
+from control_plane.core.fleet import Change, check_report, check_room, is_change
+from control_plane.edge.callers import current_caller
+from control_plane.edge.distribution import Announcements
+from control_plane.edge.store import fleet
+from control_plane.edge.store.database import Database
+from egm.v1 import node_pb2, node_pb2_grpc, operator_pb2
+from trust import limits
+from trust.announce import parse_announcement
+from trust.errors import EvidenceError, Reason, StateError
+from trust.ports import Clock
+from trust.x509 import validity
+
+logger = logging.getLogger(__name__)
+
+FLUSH_PERIOD_S: Final = 1.0
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class NodeReports:
+    """The last report of every node this control plane heard of since it started."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._known: set[str] = set()
+        self._pending: dict[str, fleet.StoredNode] = {}
+        self._changes: list[tuple[str, int, Change]] = []
+        self._last: dict[str, Change] = {}
+        self._flushing = asyncio.Lock()
+
+    async def load(self) -> None:
+        """Learn which nodes the store knows."""
+        async with self._database.read() as connection:
+            for stored in await fleet.all_nodes(connection):
+                self._known.add(stored.node)
+                self._last[stored.node] = _change(operator_pb2.NodeStatus.FromString(stored.status))
+
+    def take(self, status: operator_pb2.NodeStatus, *, at_ms: int, certificate_not_after_ms: int) -> None:
+        """Keep one report.
+
+        Raises:
+            CapacityError: LIMIT_EXCEEDED, for a new node when there are too many.
+        """
+        node = status.node
+        check_room(len(self._known), is_new=node not in self._known)
+        self._known.add(node)
+        self._pending[node] = fleet.StoredNode(
+            node, at_ms, certificate_not_after_ms, status.SerializeToString()
+        )
+        change = _change(status)
+        if is_change(self._last.get(node), change):
+            self._last[node] = change
+            self._changes.append((node, at_ms, change))
+            del self._changes[: -limits.MAX_NODE_HISTORY * 10]  # bounded also while the store is away
+
+    async def flush(self) -> None:
+        """Write what is pending; after a failure it stays pending."""
+        async with self._flushing:
+            pending, self._pending = self._pending, {}
+            changes, self._changes = self._changes, []
+            if not pending and not changes:
+                return
+            try:
+                async with self._database.write() as connection:
+                    for _, record in sorted(pending.items()):  # one order, so that two writers never deadlock
+                        await fleet.save_node(connection, record)
+                    for node, at_ms, change in changes:
+                        await fleet.add_history(
+                            connection,
+                            node,
+                            at_ms=at_ms,
+                            state=change.state,
+                            policy_version=change.policy_version,
+                            lease=change.lease,
+                            keep=limits.MAX_NODE_HISTORY,
+                        )
+            except BaseException:
+                self._pending = pending | self._pending
+                self._changes = changes + self._changes
+                raise
+
+    async def run(self) -> None:
+        """Flush from time to time until cancelled, and once more then."""
+        try:
+            while True:
+                await asyncio.sleep(FLUSH_PERIOD_S)
+                try:
+                    await self.flush()
+                except StateError as error:
+                    logger.warning("node reports cannot be stored, will retry: %s", error)
+        finally:
+            with contextlib.suppress(StateError):  # reported above already, or the store closed first
+                await self.flush()
+
+    async def records(self) -> list[fleet.StoredNode]:
+        """Return the last report of every node, also those that other control planes received."""
+        await self.flush()
+        async with self._database.read() as connection:
+            return await fleet.all_nodes(connection)
+
+
+class FleetServicer(node_pb2_grpc.FleetServicer):
+    """egm.v1.Fleet."""
+
+    def __init__(self, reports: NodeReports, announcements: Announcements, clock: Clock) -> None:
+        self._reports, self._announcements, self._clock = reports, announcements, clock
+
+    async def Report(self, request: operator_pb2.NodeStatus, context: Context) -> node_pb2.ReportAck:
+        """Take a node's word about itself; answer with the newest lease there is."""
+        caller = current_caller()
+        check_report(caller, request.node, size_bytes=request.ByteSize())
+        certificates = list(context.auth_context().get("x509_pem_cert", ()))
+        if len(certificates) != 1:
+            raise EvidenceError(Reason.CALLER_UNIDENTIFIED, "the caller presented no client certificate")
+        self._reports.take(
+            request, at_ms=self._clock.now_ms(), certificate_not_after_ms=validity(certificates[0])[1]
+        )
+        latest = self._announcements.latest
+        return node_pb2.ReportAck(
+            timestamp_version=0 if latest is None else parse_announcement(latest).version
+        )
+
+
+def _change(status: operator_pb2.NodeStatus) -> Change:
+    return Change(status.state[:32], status.policy_version, status.lease[:16])
