@@ -35,8 +35,8 @@ class Quorum:
 
     def explain(self) -> str:
         """Say in one line who signed and who is missing."""
-        signed = ", ".join(map(self.name, self.signed)) or "nobody"
-        missing = ", ".join(map(self.name, self.missing)) or "nobody"
+        signed = ", ".join(sorted(map(self.name, self.signed))) or "nobody"
+        missing = ", ".join(sorted(map(self.name, self.missing))) or "nobody"
         return f"{len(self.signed)} of {self.threshold} signatures: signed by {signed}; not by {missing}"
 
 

@@ -103,12 +103,14 @@ def _report(domain: Domain, *, as_json: bool) -> None:
     }
 
     def text() -> None:
-        console.print(f"trust domain {domain.trust_domain} is ready in {domain.directory}", markup=False)
+        console.print(
+            f"trust domain {domain.trust_domain} is ready in {domain.directory}", markup=False, soft_wrap=True
+        )
         for role, meaning in (("root", "replace keys"), ("targets", "approve policy")):
             holders = root.roles[role]
             count = f"{holders.threshold} of {len(holders.keyids)}"
-            console.print(f"  {count} must sign to {meaning}", markup=False)
-        console.print(f"  trust anchor for nodes: {domain.root_path}", markup=False)
+            console.print(f"  {count} must sign to {meaning}", markup=False, soft_wrap=True)
+        console.print(f"  trust anchor for nodes: {domain.root_path}", markup=False, soft_wrap=True)
         console.print(f"  for the control plane alone: {domain.online_directory}, {domain.ca_directory}")
         if domain.development:
             console.print("  development domain: all private keys are on this machine")
@@ -135,8 +137,10 @@ def _report_waiting(ceremony: Ceremony, *, as_json: bool) -> None:
             f"the root of {domain.trust_domain} waits for signatures: {quorum.explain()}", markup=False
         )
         console.print("next, every root holder, on the machine with their key:")
-        console.print(f"  egm keys sign-root {domain.unsigned_root_path} --key NAME.pem", markup=False)
+        console.print(
+            f"  egm keys sign-root {domain.unsigned_root_path} --key NAME.pem", markup=False, soft_wrap=True
+        )
         console.print("then, with copies signed elsewhere as --signed FILE:")
-        console.print(f"  egm init {domain.directory}", markup=False)
+        console.print(f"  egm init {domain.directory}", markup=False, soft_wrap=True)
 
     emit(data, as_json=as_json, text=text)

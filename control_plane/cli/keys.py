@@ -69,7 +69,8 @@ def show(
     """Show a public key, to compare its id by voice before it is trusted."""
     public = load_public(file)
     data = _key_record(public)
-    emit(data, as_json=as_json, text=lambda: table(("name", "scheme", "key id"), [tuple(data.values())]))
+    text = f"{data['name']}  {data['scheme']}\nkey id  {data['key_id']}"
+    emit(data, as_json=as_json, text=text)
 
 
 @app.command("list")
@@ -84,12 +85,14 @@ def list_keys(domain: DomainOption, as_json: JsonFlag = False) -> None:
                 f"{root.roles[role].threshold} of {len(root.roles[role].keyids)}",
                 key_name(key),
                 key.scheme,
-                key_id,
+                key_id[:16],
             )
             for role in ("root", BASE_ROLE, *ONLINE_ROLES)
             for key_id, key in keys_of(root, role).items()
         ]
-        console.print(f"root version {root.version}, expires {root.expires:%Y-%m-%d}", markup=False)
+        console.print(
+            f"root version {root.version}, expires {root.expires:%Y-%m-%d}", markup=False, soft_wrap=True
+        )
         table(("role", "needs", "name", "scheme", "key id"), rows)
 
     emit(describe_root(root), as_json=as_json, text=text)
@@ -213,9 +216,9 @@ def _report_signatures(
     }
 
     def text() -> None:
-        console.print(f"root version {metadata.signed.version} in {path}", markup=False)
+        console.print(f"root version {metadata.signed.version} in {path}", markup=False, soft_wrap=True)
         for name, quorum in quorums.items():
-            console.print(f"  {name} root holders: {quorum.explain()}", markup=False)
+            console.print(f"  {name} root holders: {quorum.explain()}", markup=False, soft_wrap=True)
         console.print(
             "  complete" if done else f"  next  egm keys sign-root {path} --key NAME.pem", markup=False
         )

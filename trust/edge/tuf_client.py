@@ -1,27 +1,16 @@
 """Keeps the newest policy that TUF vouches for, on disk and across restarts, and never an older one.
 
-    DIRECTORY/accepted.json     every metadata file of the policy in force, in one atomic file
-    DIRECTORY/targets/SHA256    its archives
-    DIRECTORY.floor.json        the highest version ever accepted per role: outside, so that wiping the cache
-                                does not make a rollback acceptable
-
 A refresh runs python-tuf's Updater in a scratch directory. What it produced is verified a second time
-(`trust.chain`: distinct keys, linter) and compared with the floor before anything is kept, so a refresh that
-fails at any point, or is killed, leaves the policy in force as it was.
+(`trust.chain`: distinct keys, linter) and compared with the version floor before anything is kept, so a refresh
+that fails at any point, or is killed, leaves the policy in force as it was.
 """
 
 import contextlib
-import fcntl
-import hashlib
-import json
 import logging
-import os
-import shutil
-import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from tuf.api import exceptions as tuf_errors
 from tuf.api.metadata import Root, Snapshot, Targets
@@ -38,18 +27,15 @@ from trust.chain import (
     verify_roots,
 )
 from trust.edge.clock import SystemClock
-from trust.edge.files import write_atomic
+from trust.edge.policy_cache import PolicyCache, VersionFloor
 from trust.errors import CapacityError, EvidenceError, MeshError, Reason, StateError
-from trust.keys import key_material
-from trust.metadata import ONLINE_ROLES, check_targets
+from trust.metadata import check_targets
 from trust.ports import Clock, FileSource
 from trust.verified import BASE_ROLE, VerifiedPolicy, target_path
 
 logger = logging.getLogger(__name__)
 
 _TIMESTAMP_PATH: Final = "metadata/timestamp.json"
-_SCRATCH_PREFIX: Final = ".refresh-"
-_FORMAT: Final = 1
 _CONFIG: Final = UpdaterConfig(
     max_root_rotations=limits.MAX_ROOT_ROTATIONS,
     max_delegations=limits.MAX_NAMESPACES,
@@ -86,11 +72,13 @@ class PolicyClient:
             EvidenceError: METADATA_INVALID, METADATA_UNSAFE or QUORUM_NOT_MET: not a usable root.
         """
         self.rejected_announcement: MeshError | None = None
-        self._directory = directory
+        self._cache = PolicyCache(directory)
         self._trusted_root = trusted_root
         self._trusted_version = verify_roots(trusted_root, ()).version
         self._clock: Clock = SystemClock() if clock is None else clock
-        self._floor_path = directory.with_name(f"{directory.name}.floor.json") if floor is None else floor
+        self._floor = VersionFloor(
+            directory.with_name(f"{directory.name}.floor.json") if floor is None else floor
+        )
         self._lock = threading.Lock()
 
     def load(self) -> VerifiedPolicy:
@@ -103,11 +91,11 @@ class PolicyClient:
                 is damaged; the next `refresh` replaces it.
         """
         with self._lock:
-            stored = self._read_cache()
+            stored = self._cache.read(self._trusted_version)
             if stored is None:
                 raise StateError(Reason.POLICY_MISSING, "no policy has been received yet")
             verified, policy = self._verify(stored)
-            self._raise_floor(verified)
+            self._floor.record(verified)
             return policy
 
     def refresh(self, source: FileSource, announced_timestamp: bytes | None = None) -> VerifiedPolicy:
@@ -128,7 +116,7 @@ class PolicyClient:
         with self._lock:
             self.rejected_announcement = None
             try:
-                with self._exclusive():
+                with self._cache.exclusive():
                     return self._refresh_announced(source, announced_timestamp)
             except OSError as error:
                 raise StateError(
@@ -146,7 +134,7 @@ class PolicyClient:
 
     def _refresh(self, fetcher: "_Fetcher") -> VerifiedPolicy:
         current = self._usable_cache()
-        with tempfile.TemporaryDirectory(prefix=_SCRATCH_PREFIX, dir=self._directory) as name:
+        with self._cache.scratch() as name:
             scratch = Path(name)
             if current is not None:
                 _seed(scratch, current)
@@ -156,10 +144,9 @@ class PolicyClient:
             verified, policy = self._verify(stored)
         self._check_fresh(policy)
         if stored != current:
-            text = json.dumps(_to_json(stored), sort_keys=True)
-            write_atomic(self._directory / "accepted.json", text.encode())
-        self._raise_floor(verified)
-        self._forget_targets({t.sha256 for t in (policy.base, *policy.namespaces.values())})
+            self._cache.write(stored)
+        self._floor.record(verified)
+        self._cache.keep_targets({t.sha256 for t in (policy.base, *policy.namespaces.values())})
         return policy
 
     def _update(self, scratch: Path, fetcher: "_Fetcher") -> None:
@@ -184,11 +171,10 @@ class PolicyClient:
             if info.length > limits.MAX_BUNDLE_ARCHIVE_BYTES:
                 raise CapacityError(Reason.LIMIT_EXCEEDED, f"the archive of {role} has {info.length} bytes")
             sha256 = info.hashes.get("sha256", "")
-            if self._read_target(sha256) is None:
+            if self._cache.read_target(sha256) is None:
                 file = scratch / "archive"
                 updater.download_target(info, str(file))
-                data = file.read_bytes()
-                write_atomic(self._target_file(hashlib.sha256(data).hexdigest()), data)
+                self._cache.write_target(file.read_bytes())
 
     def _collect(self, scratch: Path) -> Stored:
         """Read what the updater left: exactly the bytes that it verified."""
@@ -213,121 +199,21 @@ class PolicyClient:
         now_ms = self._clock.now_ms()
         root = verify_roots(self._trusted_root, stored.roots, now_ms=now_ms)
         verified = verify_metadata(root, stored, now_ms=now_ms)
-        self._check_floor(verified)
-        return verified, verify_policy(verified, self._read_target)
+        self._floor.check(verified)
+        return verified, verify_policy(verified, self._cache.read_target)
+
+    def _usable_cache(self) -> Stored | None:
+        """Return the cache if it can seed a refresh; a damaged one is as good as none (the floor holds)."""
+        try:
+            return self._cache.read(self._trusted_version)
+        except EvidenceError as error:
+            logger.warning("policy cache is damaged and will be replaced: %s", error)
+            return None
 
     def _check_fresh(self, policy: VerifiedPolicy) -> None:
         # python-tuf judged expiry by the system clock; the node's clock must agree.
         if self._clock.now_ms() >= min(policy.lease_expires_ms, policy.expires_ms):
             raise StateError(Reason.POLICY_EXPIRED, "the newest policy that the source has is expired")
-
-    # the cache
-
-    def _read_cache(self) -> Stored | None:
-        """Return what is cached, unverified; None when there is nothing."""
-        try:
-            data = (self._directory / "accepted.json").read_bytes()
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise StateError(
-                Reason.INTERNAL, f"the policy cache cannot be read: {error.strerror or error}"
-            ) from error
-        stored = _from_json(data)
-        newer = [
-            root for root in stored.roots if parse_metadata(root, Root).signed.version > self._trusted_version
-        ]
-        return Stored(tuple(newer), stored.timestamp, stored.snapshot, stored.roles)
-
-    def _usable_cache(self) -> Stored | None:
-        """Return the cache if it can seed a refresh; a damaged one is as good as none (the floor holds)."""
-        try:
-            return self._read_cache()
-        except EvidenceError as error:
-            logger.warning("policy cache is damaged and will be replaced: %s", error)
-            return None
-
-    def _target_file(self, sha256: str) -> Path:
-        return self._directory / "targets" / sha256
-
-    def _read_target(self, sha256: str) -> bytes | None:
-        if len(sha256) != 64 or not sha256.isalnum():
-            return None
-        try:
-            data = self._target_file(sha256).read_bytes()
-        except FileNotFoundError:
-            return None
-        return data if hashlib.sha256(data).hexdigest() == sha256 else None
-
-    def _forget_targets(self, keep: set[str]) -> None:
-        for file in (self._directory / "targets").iterdir():
-            if file.name not in keep:
-                file.unlink(missing_ok=True)
-
-    @contextlib.contextmanager
-    def _exclusive(self) -> Iterator[None]:
-        """Hold the directory against other processes, and remove what a killed refresh left behind."""
-        (self._directory / "targets").mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self._directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise StateError(
-                    Reason.CONFLICT, "another process is using this policy cache; give each its own directory"
-                ) from None
-            for left in self._directory.glob(f"{_SCRATCH_PREFIX}*"):
-                shutil.rmtree(left, ignore_errors=True)
-            yield
-        finally:
-            os.close(descriptor)
-
-    # the floor
-
-    def _read_floor(self) -> dict[str, Any]:
-        try:
-            floor = json.loads(self._floor_path.read_bytes())
-            versions, online = floor["versions"], floor["online"]
-            if not all(type(version) is int for version in versions.values()):
-                raise ValueError("a version is not an integer")
-            return {"versions": dict(versions), "online": dict(online)}
-        except FileNotFoundError:
-            return {"versions": {}, "online": {}}
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            raise StateError(
-                Reason.POLICY_ROLLBACK,
-                f"the version floor {self._floor_path.name} is damaged, so a rollback cannot be excluded; restore "
-                "it, or delete it if you are sure that nobody feeds this node an old policy",
-            ) from None
-
-    def _check_floor(self, verified: VerifiedMetadata) -> None:
-        floor = self._read_floor()
-        versions = verified.versions
-        delegations = verified.roles[BASE_ROLE].delegations
-        delegated = set() if delegations is None else set(delegations.roles or {})
-        for role, lowest in sorted(floor["versions"].items()):
-            if role in ONLINE_ROLES and floor["online"].get(role) != _fingerprint(verified.root, role):
-                continue  # root replaced the online key: its versions start again (TUF fast-forward recovery)
-            found = versions.get(role)
-            if found is None and role in delegated:
-                raise StateError(
-                    Reason.POLICY_ROLLBACK, f"{role} is gone although version {lowest} was accepted"
-                )
-            if found is not None and found < lowest:
-                raise StateError(
-                    Reason.POLICY_ROLLBACK, f"{role} is version {found}; {lowest} was already accepted"
-                )
-
-    def _raise_floor(self, verified: VerifiedMetadata) -> None:
-        """Record what was accepted; roles that are gone keep their floor."""
-        floor = self._read_floor()
-        wanted = {
-            "format": _FORMAT,
-            "versions": floor["versions"] | verified.versions,
-            "online": {role: _fingerprint(verified.root, role) for role in ONLINE_ROLES},
-        }
-        if wanted != {"format": _FORMAT, **floor}:
-            write_atomic(self._floor_path, json.dumps(wanted, indent=2, sort_keys=True).encode() + b"\n")
 
 
 class _Fetcher(FetcherInterface):
@@ -399,11 +285,6 @@ def _short(error: Exception) -> str:
     return str(error)[:200]
 
 
-def _fingerprint(root: Root, role: str) -> str:
-    materials = sorted(key_material(root.keys[key_id]) for key_id in root.roles[role].keyids)
-    return hashlib.sha256(b"\0".join(materials)).hexdigest()
-
-
 def _seed(scratch: Path, stored: Stored) -> None:
     """Give the updater what is in force, for rollback protection and to spare downloads."""
     history = scratch / "root_history"
@@ -415,28 +296,3 @@ def _seed(scratch: Path, stored: Stored) -> None:
     (scratch / "snapshot.json").write_bytes(stored.snapshot)
     for role, data in stored.roles.items():
         (scratch / f"{role}.json").write_bytes(data)
-
-
-def _to_json(stored: Stored) -> Mapping[str, object]:
-    return {
-        "format": _FORMAT,
-        "roots": [data.decode() for data in stored.roots],
-        "timestamp": stored.timestamp.decode(),
-        "snapshot": stored.snapshot.decode(),
-        "roles": {role: data.decode() for role, data in stored.roles.items()},
-    }
-
-
-def _from_json(data: bytes) -> Stored:
-    try:
-        record = json.loads(data)
-        if record["format"] != _FORMAT:
-            raise ValueError("unknown format")
-        return Stored(
-            roots=tuple(text.encode() for text in record["roots"]),
-            timestamp=record["timestamp"].encode(),
-            snapshot=record["snapshot"].encode(),
-            roles={str(role): text.encode() for role, text in record["roles"].items()},
-        )
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise EvidenceError(Reason.METADATA_INVALID, "the policy cache is damaged") from None
