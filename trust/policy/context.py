@@ -45,15 +45,21 @@ def build_context(
         context["request"] = project(info.decode(call.request))
     if wanted is None or "caller" in wanted:
         domain = call.principal.removeprefix("spiffe://").partition("/")[0]
-        context["caller"] = {"authn": str(call.authn), "trust_domain": domain}
+        caller = {"authn": str(call.authn), "trust_domain": domain}
+        context["caller"] = _only(None if wanted is None else wanted["caller"], caller)
     if wanted is None or "node" in wanted:
-        context["node"] = {"name": call.node, "level": int(call.level)}
+        node = {"name": call.node, "level": int(call.level)}
+        context["node"] = _only(None if wanted is None else wanted["node"], node)
     if wanted is None or "time" in wanted:
         context["time"] = _time(None if wanted is None else wanted["time"], now_ms)
     if wanted is None or "metadata" in wanted:
         shown = metadata_keys if wanted is None else _below(wanted["metadata"], metadata_keys)
         context["metadata"] = _metadata(shown, call.metadata)
     return context
+
+
+def _only(wanted: Tree | None, record: dict[str, Json]) -> dict[str, Json]:
+    return record if wanted is None else {name: record[name] for name in record if name in wanted}
 
 
 def _time(wanted: Tree | None, now_ms: int) -> dict[str, Json]:

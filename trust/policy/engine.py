@@ -29,6 +29,7 @@ from trust.policy.worlds import World
 _log = logging.getLogger("egm.policy")
 
 _NOTHING: Final[Tree] = {}
+_encode: Final = json.JSONEncoder(check_circular=False, separators=(",", ":")).encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +119,7 @@ class Engine:
             if not prepared.constant:
                 return self._decide_reading(prepared, call, now_ms)
             context = self._context(prepared, call, now_ms)
-            verdict = evaluate(prepared.question, prepared.policies, context, json.dumps(context))
+            verdict = evaluate(prepared.question, prepared.policies, context, _encode(context))
             self._verdicts.put(key, verdict)
             return verdict
         except Exception:  # noqa: BLE001
@@ -143,7 +144,7 @@ class Engine:
                 context = self._context(prepared, call, now_ms, whole=(whole,))
             except EvidenceError:
                 context = self._context(prepared, call, now_ms)
-            return evaluate(prepared.question, self._unsliced[namespace], context, json.dumps(context))
+            return evaluate(prepared.question, self._unsliced[namespace], context, _encode(context))
         except EvidenceError as error:
             return Verdict(False, error.reason, (), detail=error.detail)
         except Exception:  # noqa: BLE001
@@ -225,7 +226,7 @@ class Engine:
             context = self._context(prepared, call, now_ms)
         except EvidenceError as error:
             return Verdict(False, error.reason, (), detail=error.detail)
-        text = json.dumps(context)
+        text = _encode(context)
         if len(text) > limits.MAX_REQUEST_JSON_BYTES:
             limit = limits.MAX_REQUEST_JSON_BYTES
             detail = f"what policies read of the request is larger than {limit} bytes"

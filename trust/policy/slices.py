@@ -13,14 +13,16 @@ from typing import Final, Generic, TypeVar
 import cedarpy
 
 from trust import limits
-from trust.policy.reads import TOP, Path, Tree, minimal, tree
+from trust.policy.reads import Path, Tree, minimal, tree
 from trust.policy.rules import Rule, Scope
+from trust.policy.types import Verdict
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 _EVERY: Final = ""  # the index key of a part that any entity matches
 _PARSE_OFF_GIL_POLICIES: Final = 64
+_MAX_ANSWERS: Final = 64  # distinct answers kept per slice; small slices have few
 
 
 class Lru(Generic[K, V]):
@@ -85,6 +87,7 @@ class PolicySlice:
     handle: cedarpy.PolicySet
     reads: frozenset[Path]
     wanted: Tree | None  # `reads` as a tree
+    answers: "Lru[str, Verdict]"  # what Cedar answered for these policies -> the verdict that it means
 
     def reads_part(self, part: str) -> bool:
         """Whether any policy can read `context.<part>`."""
@@ -172,7 +175,7 @@ def parse_slice(rules: tuple[Rule, ...]) -> PolicySlice:
     if len(handle) != len(rules):
         raise ValueError(f"{len(rules)} policies were parsed as {len(handle)}")
     read = minimal(path for paths in {rule.reads for rule in rules} for path in paths)
-    return PolicySlice(rules, handle, frozenset({TOP}) if TOP in read else read, tree(read))
+    return PolicySlice(rules, handle, read, tree(read), Lru(_MAX_ANSWERS))
 
 
 def _scope_keys(scope: Scope) -> tuple[str, ...]:
