@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import importlib.metadata
+import os
 import sys
 from typing import Final
 
@@ -24,6 +25,8 @@ _COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "node": ("control_plane.cli.node:app", "Nodes of the mesh, and tokens for new ones."),
     "control-plane": ("control_plane.cli.control_plane:app", "Run or check a control plane."),
 }
+# gRPC's fork handlers only print warnings here: children are started before they use gRPC, by exec.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 _GROUP: Final = "egm.commands"
 _HELP: Final = {"sidecar": "Run or check a sidecar."}
 

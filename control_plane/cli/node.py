@@ -1,5 +1,6 @@
 """`egm node`: the nodes of the mesh, and one-time tokens for new ones."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -7,9 +8,12 @@ import typer
 from control_plane.cli.context import JsonFlag, MeshOption, open_mesh, run
 from control_plane.cli.output import console, emit, table
 from control_plane.edge import operator_client
+from control_plane.edge.ca import CertificateAuthority, issue_to_directory
+from control_plane.edge.domain import open_domain
 from control_plane.edge.fleet_view import FleetView, NodeView, fleet_view
 from trust import limits
 from trust.errors import InputError, Reason
+from trust.spiffe import SpiffeId
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help="Nodes of the mesh, and tokens for new ones."
@@ -60,6 +64,24 @@ def token(
 
     text, expires_ms = run(ask())
     emit({"node": name, "token": text, "expires_ms": expires_ms}, as_json=as_json, text=text)
+
+
+@app.command()
+def operator(
+    name: str,
+    domain: Annotated[Path, typer.Option(help="Trust domain directory (with the CA).", exists=True)],
+    out: Annotated[Path, typer.Option(help="Directory for svid.pem, svid.key.pem and ca.pem.")],
+    as_json: JsonFlag = False,
+) -> None:
+    """Issue an operator's certificate, on the machine that holds the CA. An operator proposes, never decides."""
+    opened = open_domain(domain)
+    spiffe_id = SpiffeId.of(opened.trust_domain, "operator", name)
+    issue_to_directory(CertificateAuthority.open(opened.ca_directory), spiffe_id, out)
+    emit(
+        {"operator": str(spiffe_id), "directory": str(out)},
+        as_json=as_json,
+        text=f'wrote {out}: credentials of {spiffe_id}; name it as "operator" in mesh.json',
+    )
 
 
 def _view(mesh: MeshOption) -> FleetView:

@@ -9,10 +9,10 @@ import typer
 from control_plane.cli.context import JsonFlag, MeshOption, open_mesh, run
 from control_plane.cli.keys import passphrase_for
 from control_plane.cli.output import console, emit, table
+from control_plane.cli.policy_source import show_diff
 from control_plane.edge import operator_client
 from control_plane.edge.operator_client import OperatorClient
-from control_plane.edge.release import Release, Reviewed, proposal_to_dict
-from control_plane.edge.source_folder import build_folder
+from control_plane.edge.release import Release, Reviewed, build_folder, proposal_to_dict
 from egm.v1 import operator_pb2
 from trust.authoring import Holders
 from trust.edge.keyfiles import load_public, load_signer
@@ -100,9 +100,10 @@ def review(proposal: Proposal, mesh: MeshOption = None, as_json: JsonFlag = Fals
     def text() -> None:
         _print_proposal(reviewed.content.proposal, f"egm policy sign {proposal} --key KEYFILE")
         console.print()
-        console.print(
-            "only keys or delegations change" if changes is None else changes.to_text(), markup=False
-        )
+        if changes is None:
+            console.print("only keys or delegations change")
+        else:
+            show_diff(changes)
 
     emit(data, as_json=as_json, text=text)
 
@@ -239,14 +240,7 @@ def propose_root(
     _show(_with_release(mesh, action), as_json=as_json)
 
 
-VERBS: dict[str, Callable[..., None]] = {
-    "propose": propose,
-    "review": review,
-    "sign": sign,
-    "publish": publish,
-    "withdraw": withdraw,
-    "status": status,
-    "rollback": rollback,
-    "delegate": delegate,
-    "propose-root": propose_root,
-}
+def register(app: typer.Typer) -> None:
+    """Add every verb of this module to `app`."""
+    for verb in (propose, review, sign, publish, withdraw, status, rollback, delegate, propose_root):
+        app.command(verb.__name__.replace("_", "-"))(verb)

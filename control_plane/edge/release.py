@@ -1,10 +1,11 @@
 """Making, reviewing and signing proposals at an operator's or approver's terminal.
 
-What is in force is read through our own verified TUF client, so that a lying control plane can show an
-approver nothing that the quorum did not sign.
+What is in force is verified here, signature by signature, so that a lying control plane can show an approver
+nothing that the quorum did not sign.
 """
 
 import asyncio
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,9 @@ from tuf.api.metadata import Metadata, Root, Targets
 
 from control_plane.edge.mesh_file import MeshFile
 from control_plane.edge.operator_client import Credentials, OperatorClient, ProposalContent
+from control_plane.edge.source_folder import read_folder
 from egm.v1 import operator_pb2
+from trust import limits
 from trust.authoring import (
     POLICY_LIFETIME_S,
     Holders,
@@ -27,15 +30,20 @@ from trust.authoring import (
     parse_metadata,
     signable_bytes,
 )
-from trust.bundle import Bundle, read_bundle
+from trust.bundle import Bundle, read_bundle, read_claimed_bundle
+from trust.chain import Stored, sha256_of_target, verify_metadata, verify_policy
 from trust.edge.clock import SystemClock
 from trust.edge.distribution_client import GrpcFileSource
-from trust.edge.tuf_client import PolicyClient
-from trust.errors import EvidenceError, InputError, MeshError, Reason
+from trust.edge.files import write_atomic
+from trust.errors import CapacityError, EvidenceError, InputError, Reason, StateError
+from trust.metadata import ONLINE_ROLES
+from trust.policy.source import build
+from trust.ports import FileSource
 from trust.quorum import keys_of
+from trust.repository import RepositoryState, metadata_path, target_file_path
 from trust.verified import BASE_ROLE, VerifiedPolicy, target_path
 
-CACHE_DIRECTORY: Final = "operator-cache"
+FLOOR_FILE: Final = "operator-floor.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,25 +96,46 @@ class Release:
 
     def _in_force(self) -> InForce:
         trusted = Path(self._mesh.root).read_bytes()
-        cache = self._directory / CACHE_DIRECTORY
-        client = PolicyClient(cache, trusted, clock=self._clock)
+        version = parse_metadata(trusted, Root).signed.version
         source = self._source()
+
+        def read(path: str) -> bytes | None:
+            if path == metadata_path("root", version):
+                return trusted
+            try:
+                return _fetch(source, path)
+            except FileNotFoundError:
+                return None
+
         try:
-            policy = client.refresh(source)
-        except MeshError as error:
-            if error.reason is not Reason.POLICY_MISSING:
-                raise
-            policy = None
+            state = RepositoryState.load(read)
+            root = state.root_metadata()
+            if state.timestamp is None or state.snapshot is None:
+                self._check_floor({"root": root.signed.version})
+                return InForce(root, {}, None)
+            # Expiry is not judged here: an expired policy is what a new proposal must be able to follow.
+            stored = Stored((), state.timestamp, state.snapshot, state.roles)
+            verified = verify_metadata(root.signed, stored)
+            self._check_floor(verified.versions)
+            paths = {sha256_of_target(role, targets): role for role, targets in verified.roles.items()}
+            policy = verify_policy(verified, lambda sha256: read(target_file_path(paths[sha256], sha256)))
         finally:
             source.close()
-        metadata = client.metadata()
-        root = parse_metadata(metadata["root"], Root)
-        roles = {
-            role: parse_metadata(data, Targets)
-            for role, data in metadata.items()
-            if role not in {"root", "timestamp", "snapshot"}
-        }
-        return InForce(root, roles, policy)
+        roles = {role: parse_metadata(data, Targets) for role, data in state.roles.items()}
+        return InForce(root, {role: roles[role] for role in verified.roles}, policy)
+
+    def _check_floor(self, versions: Mapping[str, int]) -> None:
+        """Refuse a control plane that shows less than it once showed here; then remember what it shows."""
+        file = self._directory / FLOOR_FILE
+        floor: dict[str, int] = json.loads(file.read_bytes()) if file.is_file() else {}
+        for role, lowest in floor.items():
+            if role not in ONLINE_ROLES and versions.get(role, lowest) < lowest:
+                raise StateError(
+                    Reason.POLICY_ROLLBACK,
+                    f"the control plane shows version {versions[role]} of {role}; it showed {lowest} before",
+                )
+        if floor != (raised := floor | dict(versions)):
+            write_atomic(file, json.dumps(raised, sort_keys=True).encode())
 
     def _source(self) -> GrpcFileSource:
         credentials = Credentials.load(self._directory / self._mesh.operator)
@@ -166,12 +195,9 @@ class Release:
     def _old_archive(self, role: str, version: int) -> bytes:
         source = self._source()
         try:
-            old = parse_metadata(b"".join(source.fetch(f"metadata/{version}.{role}.json")), Targets)
-            path = target_path(role)
-            target = old.signed.targets[path]
-            folder, _, name = path.rpartition("/")
-            prefix = f"{folder}/" if folder else ""
-            archive = b"".join(source.fetch(f"targets/{prefix}{target.hashes['sha256']}.{name}"))
+            old = parse_metadata(_fetch(source, metadata_path(role, version)), Targets)
+            target = old.signed.targets[target_path(role)]
+            archive = _fetch(source, target_file_path(role, target.hashes["sha256"]))
         except (FileNotFoundError, KeyError):
             raise InputError(
                 Reason.NOT_FOUND, f"version {version} of {role} is not in the repository"
@@ -225,6 +251,18 @@ class Release:
         )
 
 
+def _fetch(source: FileSource, path: str) -> bytes:
+    """Return one file, refusing more bytes than any file of the repository may have."""
+    data = bytearray()
+    for chunk in source.fetch(path):
+        data += chunk
+        if len(data) > limits.MAX_BUNDLE_ARCHIVE_BYTES:
+            raise CapacityError(
+                Reason.LIMIT_EXCEEDED, f"{path} is over {limits.MAX_BUNDLE_ARCHIVE_BYTES} bytes"
+            )
+    return bytes(data)
+
+
 def _bundle_of(
     metadata: Metadata[Targets], role: str, files: Mapping[str, bytes], in_force: InForce
 ) -> Bundle | None:
@@ -256,6 +294,17 @@ def _allowed_keys(reviewed: Reviewed, in_force: InForce) -> dict[str, Any]:
             Reason.NOT_AUTHORIZED, f"nobody may sign {reviewed.role}: there is no base bundle"
         )
     return keys_of(base.signed, reviewed.role)
+
+
+def build_folder(folder: Path, *, level_override: int | None = None) -> tuple[bytes, str, str]:
+    """Build a policy folder; return the archive, the TUF role that signs it, and the bundle's name.
+
+    Raises:
+        InputError: INPUT_INVALID, every mistake with file and line.
+    """
+    archive = build(read_folder(folder), level_override=level_override)
+    manifest = read_claimed_bundle(archive).manifest
+    return archive, manifest.namespace or BASE_ROLE, manifest.name
 
 
 def proposal_to_dict(proposal: operator_pb2.Proposal) -> dict[str, object]:

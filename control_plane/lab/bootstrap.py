@@ -9,17 +9,16 @@ import yaml
 
 from control_plane.edge import operator_client
 from control_plane.edge.ca import CertificateAuthority, issue_to_directory
-from control_plane.edge.domain import create_development, open_domain
-from control_plane.edge.release import InForce, Release
-from control_plane.edge.source_folder import build_folder, read_folder
+from control_plane.edge.domain import DEFAULT_TRUST_DOMAIN, create_development, open_domain
+from control_plane.edge.release import InForce, Release, build_folder
+from control_plane.edge.source_folder import read_folder
 from control_plane.lab.mesh import DevelopmentMesh, Plan
-from trust.edge.keyfiles import load_signer
+from trust.edge.keyfiles import load_signer, passphrase_source
 from trust.errors import InputError, Reason
 from trust.policy.source import build
 from trust.spiffe import SpiffeId
 from trust.verified import BASE_ROLE
 
-DEFAULT_TRUST_DOMAIN: Final = "mesh.local"
 OPERATOR: Final = "local"
 DENY_ALL: Final = "Nothing is allowed yet"
 
@@ -36,10 +35,8 @@ def prepare(directory: Path, trust_domain: str | None) -> str:
     if (domain / "domain.json").is_file():
         existing = open_domain(domain).trust_domain
         if trust_domain not in {None, existing}:
-            raise InputError(
-                Reason.CONFLICT,
-                f"{directory} is a mesh of trust domain {existing}; use another --dir for {trust_domain}",
-            )
+            detail = f"{directory} is a mesh of trust domain {existing}; use another --dir for {trust_domain}"
+            raise InputError(Reason.CONFLICT, detail)
     else:
         existing = trust_domain or DEFAULT_TRUST_DOMAIN
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -77,15 +74,10 @@ async def publish(mesh: DevelopmentMesh, archive: bytes, *, role: str = BASE_ROL
         proposal = await release.propose(archive, role=role, title=title)
         reviewed = await release.review(proposal.id)
         for path in list(mesh.mesh.approvers.values())[: proposal.threshold]:
-            signer = await asyncio.to_thread(load_signer, path, passphrase_beside(Path(path)))
+            signer = await asyncio.to_thread(load_signer, path, passphrase_source(Path(path)))
             await release.sign(reviewed, signer)
         answer = await client.publish(proposal.id)
         return int(answer.proposal.version)
-
-
-def passphrase_beside(key: Path) -> Callable[[], bytes]:
-    """Return how to read the passphrase that a development domain keeps beside its keys."""
-    return lambda: (key.parent / "passphrase").read_bytes().strip()
 
 
 async def in_force(mesh: DevelopmentMesh) -> InForce:

@@ -16,12 +16,12 @@ from control_plane.edge.operator_client import OperatorClient
 from control_plane.edge.release import Release
 from control_plane.edge.source_folder import read_folder
 from control_plane.lab import sample
-from control_plane.lab.bootstrap import Say, bring_up, passphrase_beside, prepare
+from control_plane.lab.bootstrap import Say, bring_up, prepare
 from control_plane.lab.mesh import DevelopmentMesh, Plan
 from egm.sample.v1 import shop_pb2, shop_pb2_grpc
 from egm.v1 import operator_pb2
 from trust.edge.grpc_errors import error_from_rpc
-from trust.edge.keyfiles import load_signer
+from trust.edge.keyfiles import load_signer, passphrase_source
 from trust.errors import MeshError, Reason
 from trust.policy.source import build
 from trust.verified import BASE_ROLE
@@ -171,7 +171,7 @@ class Tour:
                 await self._sign(release, "approver-3")
                 await client.publish(self._proposal.id)
             try:
-                while await asyncio.wait_for(stream.read(), WAIT_S) is not grpc.aio.EOF:
+                while await asyncio.wait_for(stream.read(), WAIT_S) is not grpc.aio.EOF:  # type: ignore[attr-defined]
                     pass
                 raise CheckError("the stream ended as if nothing had happened")
             except grpc.aio.AioRpcError as error:
@@ -210,7 +210,7 @@ class Tour:
 
     async def _sign(self, release: Release, approver: str) -> None:
         key = Path(self.mesh.mesh.approvers[approver])
-        signer = await asyncio.to_thread(load_signer, str(key), passphrase_beside(key))
+        signer = await asyncio.to_thread(load_signer, str(key), passphrase_source(key))
         await release.sign(await release.review(self._proposal_id()), signer)
 
     @asynccontextmanager

@@ -1,6 +1,7 @@
 """Real processes of a development mesh: started, watched for their ready line, stopped or killed."""
 
 import asyncio
+import contextlib
 import ctypes
 import json
 import os
@@ -99,11 +100,14 @@ class Process:
         if self._process is None:
             return 0
         if self._process.returncode is None:
-            self._process.send_signal(how)
+            # Not Process.send_signal: it reaps a child that has just ended, behind the back of asyncio's watcher.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._process.pid, how)
             try:
                 await asyncio.wait_for(self._process.wait(), STOP_TIMEOUT_S)
             except TimeoutError:
-                self._process.kill()
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self._process.pid, signal.SIGKILL)
                 await self._process.wait()
         if self._drain is not None:
             await self._drain

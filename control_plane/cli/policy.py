@@ -1,0 +1,13 @@
+"""`egm policy`: the verbs for a policy folder, and the verbs that change what is in force."""
+
+import typer
+
+from control_plane.cli import policy_release, policy_source
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    help="Write, test, propose, review, sign and publish policy.",
+)
+policy_source.register(app)
+policy_release.register(app)
