@@ -166,7 +166,8 @@ class _Transfer:
 
     def _chunks(self, call: Any) -> Iterator[bytes]:
         last_byte = time.monotonic()
-        while True:
+        # The file is whole when its last byte is here; how the stream ends after that does not matter.
+        while self.received != self.total:
             chunk = self._next(call, last_byte)
             if chunk is None:
                 break
