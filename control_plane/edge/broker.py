@@ -93,6 +93,7 @@ class EmbeddedBroker:
 
         Raises:
             StateError: CONFLICT, when the port is taken.
+            OSError: `data_dir` cannot be written; the broker is not running then.
         """
         if self._broker is not None:
             return self.url
@@ -108,7 +109,11 @@ class EmbeddedBroker:
             )
         self._broker = broker
         self._bound_port = int(broker._servers[_LISTENER].instance.sockets[0].getsockname()[1])
-        write_atomic(self._data_dir / _PORT_FILE, f"{self._bound_port}\n".encode())
+        try:
+            write_atomic(self._data_dir / _PORT_FILE, f"{self._bound_port}\n".encode())
+        except OSError:
+            await self.stop()
+            raise
         _log.info("embedded broker: %s", self.url)
         return self.url
 

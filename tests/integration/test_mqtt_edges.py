@@ -32,10 +32,12 @@ Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter, int], Awaitable[N
 async def hostile_broker(script: Script) -> AsyncIterator[BrokerUrl]:
     """Serve `script(reader, writer, number of the connection)` to each connection, then close it."""
     count = 0
+    serving = set[asyncio.Task[None] | None]()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal count
         count += 1
+        serving.add(asyncio.current_task())
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
             await script(reader, writer, count)
         writer.close()
@@ -48,6 +50,7 @@ async def hostile_broker(script: Script) -> AsyncIterator[BrokerUrl]:
     finally:
         server.close()
         await server.wait_closed()
+        await asyncio.gather(*(task for task in serving if task is not None))
 
 
 async def until_subscribed(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

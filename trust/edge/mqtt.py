@@ -153,7 +153,7 @@ class _Link:
                 async with self._connection() as client:
                     await self._serve(client)
             except (aiomqtt.MqttError, OSError) as error:
-                reason = str(error) or type(error).__name__
+                reason = _explain(error)
             finally:
                 self.connected = False
             failures = 1 if loop.time() - started >= STABLE_AFTER_S else failures + 1
@@ -312,6 +312,17 @@ class _NewestQueue(asyncio.Queue[aiomqtt.Message]):
         while self.full():
             self.get_nowait()
         super().put_nowait(item)
+
+
+def _explain(error: Exception) -> str:
+    """Say what happened in terms of the broker; the client library speaks of its own internals."""
+    text = str(error) or type(error).__name__
+    if text == "Operation timed out":
+        return "no answer (is it an MQTT broker? does it want TLS, or a client certificate?)"
+    if text.startswith("Disconnected during"):
+        cause = str(error.__cause__ or "")
+        return f"connection lost ({cause})" if cause and "Unspecified" not in cause else "connection lost"
+    return text
 
 
 async def _until_lost(client: aiomqtt.Client) -> None:
