@@ -20,6 +20,7 @@ from trust.policy.casetests import read_cases
 from trust.policy.cedar_text import Statement, missing_id, parse_files
 from trust.policy.engine import Engine
 from trust.policy.problems import Problem, Severity, errors_of
+from trust.policy.reads import reads
 from trust.policy.rules import OBLIGATIONS
 from trust.spiffe import SpiffeId
 from trust.verified import BASE_ROLE
@@ -28,6 +29,7 @@ _POSITION: Final = re.compile(r"policy(\d+)\Z")
 _TICKED: Final = re.compile(r"`([^`]+)`")
 _ACTION: Final = re.compile(r'action "([^"]+)"')
 _ATTRIBUTE: Final = re.compile(r'"([A-Za-z_][A-Za-z0-9_.-]*)"\??:')
+_CONTEXT: Final = frozenset({"request", "caller", "node", "time", "metadata"})
 _NO_ACTION: Final = "unable to find an applicable action given the policy scope constraints"
 _PLACE: Final = re.compile(
     r"(?:namespace [a-z0-9-]+: )?(?P<file>[A-Za-z0-9._/-]+):(?P<line>[0-9]+): (?P<what>.*)", re.S
@@ -116,11 +118,13 @@ def _lint(policies: Mapping[str, str], tests: Mapping[str, str], world: _World) 
         return problems
     problems += _id_problems(statements)
     problems += _schema_problems([s for s in statements if not s.is_template], world.schema)
+    declared = frozenset(_ATTRIBUTE.findall(world.schema)) | _CONTEXT
     named = {policy.rpartition(":")[2] for read in cases for policy in read.case.policy}
     for statement in statements:
         problems += _annotation_problems(statement)
         problems += _name_problems(statement, world)
         problems += _scope_problems(statement, world)
+        problems += _read_problems(statement, declared)
         if statement.is_template:
             what = "a template (?principal, ?resource) cannot be decided"
             problems.append(_at(statement, what, "write the policy out for each principal or role", "?"))
@@ -175,6 +179,18 @@ def _annotation_problems(statement: Statement) -> list[Problem]:
         elif near := difflib.get_close_matches(name, OBLIGATIONS, n=1, cutoff=0.8):
             what = f"@{name} means nothing; did you mean @{near[0]}?"
             problems.append(_at(statement, what, "rename or remove it", f"@{name}", Severity.WARNING))
+    return problems
+
+
+def _read_problems(statement: Statement, declared: frozenset[str]) -> list[Problem]:
+    """Find tests for attributes that nothing has. Cedar finds them valid: a misspelled `has` is just false."""
+    problems: list[Problem] = []
+    for name in sorted({part for path in reads(statement.policy) for part in path if part} - declared):
+        what = f"no method, metadata key or fact of the call has an attribute {name!r}, so this is never true"
+        hint = _near(
+            name, declared, "correct the name, refresh descriptors.binpb, or add it to metadata_keys"
+        )
+        problems.append(_at(statement, what, hint, name))
     return problems
 
 
