@@ -36,9 +36,8 @@ class Decider(Protocol):
         """The signed settings of the base bundle."""
         ...
 
-    @property
-    def methods(self) -> Methods:
-        """The methods with descriptors."""
+    def methods_of(self, service: str) -> Methods:
+        """Return the descriptors by which requests to `service` are read."""
         ...
 
     def decide(self, call: Call, *, now_ms: int) -> Verdict:

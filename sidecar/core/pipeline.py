@@ -76,21 +76,21 @@ class Pipeline:
         self._count = 0
         self._epoch = 0
         self._levels: dict[str, int] = {}
-        self._shapes: dict[str, Shape] = {}
+        self._shapes: dict[tuple[str, str], Shape] = {}
 
     # What the doors ask (sidecar.core.gate.Gate)
 
     def shape(self, service: str, method: str) -> Shape:
         """Return how messages of `method` come; STREAM when no descriptor knows it."""
-        known = self._shapes.get(method)
+        known = self._shapes.get((service, method))
         if known is not None:
             return known
         held = self._state.in_force
-        kind = None if held is None else held.engine.methods.get(method)
+        kind = None if held is None else held.engine.methods_of(service).get(method)
         if kind is None:
             return Shape.STREAM  # not cached: a caller chooses the name
         one_response = Shape.SERVER_STREAM if kind.server_streaming else Shape.UNARY
-        shape = self._shapes[method] = Shape.STREAM if kind.client_streaming else one_response
+        shape = self._shapes[service, method] = Shape.STREAM if kind.client_streaming else one_response
         return shape
 
     def needs_request(self, attempt: Attempt) -> bool:

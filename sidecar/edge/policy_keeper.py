@@ -13,6 +13,7 @@ from sidecar.core.levels import check_local_level
 from sidecar.core.pipeline import Pipeline
 from sidecar.core.readiness import Alarms
 from sidecar.edge.activation import activate
+from sidecar.edge.logs import DECISION_ALARMS
 from sidecar.edge.record_file import save_record
 from trust import limits
 from trust.edge.tuf_client import PolicyClient
@@ -50,6 +51,7 @@ class PolicyKeeper:
         node: str,
         local_level: int | None,
         changed: Callable[[], None],
+        doubtful: asyncio.Event,
     ) -> None:
         """Take the parts; nothing is read yet.
 
@@ -65,17 +67,16 @@ class PolicyKeeper:
             node: this node's name.
             local_level: from the configuration.
             changed: called after policy or lease changed.
+            doubtful: set when open streams wait to be decided again.
         """
         self._client, self._source, self._state, self._pipeline = client, source, state, pipeline
         self._clock, self._record_path, self._alarms = clock, record_path, alarms
         self._trust_domain, self._node, self._local_level = trust_domain, node, local_level
-        self._changed = changed
+        self._changed, self._doubtful = changed, doubtful
         self._one_at_a_time = asyncio.Lock()
         self._seen_timestamp = 0
         self._refused: str | None = None  # content that did not activate: not compiled again and again
         self._checkpointed_ms = clock.monotonic_ms()
-        self.doubtful = asyncio.Event()
-        self.in_force_since_ms = 0
 
     # what the feed asks
 
@@ -191,7 +192,7 @@ class PolicyKeeper:
             if isinstance(effect, Persist):
                 self._persist(effect)
             elif isinstance(effect, Swap):
-                self.in_force_since_ms = self._clock.now_ms()
+                self._alarms.clear(*DECISION_ALARMS)
                 self._pipeline.governance_changed()
                 logger.info("policy version %d is in force", effect.now_in_force.version)
             else:
@@ -200,7 +201,7 @@ class PolicyKeeper:
             self._changed()
 
     def _turned(self, turned: Turned) -> None:
-        self._alarms.clear("lease")
+        self._alarms.clear("lease", *DECISION_ALARMS)
         text = _ALARM_OF_LEASE.get(turned.new)
         if text is not None:
             self._alarm("lease", text)
@@ -236,8 +237,8 @@ class PolicyKeeper:
 
     async def _review_forever(self) -> None:
         while True:
-            await self.doubtful.wait()
-            self.doubtful.clear()
+            await self._doubtful.wait()
+            self._doubtful.clear()
             while self._pipeline.streams.pending:
                 self._pipeline.review(now_ms=self._clock.now_ms())
                 await asyncio.sleep(0)  # calls go on between two steps

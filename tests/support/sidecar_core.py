@@ -64,6 +64,10 @@ class RuleDecider:
         default = Verdict(allowed=False, reason=Reason.NO_POLICY_PERMITS, policies=())
         return self.rules.get((call.principal, call.method), default)
 
+    def methods_of(self, service: str) -> dict[str, Kind]:
+        """Return the same descriptors for every service."""
+        return self.methods
+
     def reads_request(self, principal: str, method: str, service: str) -> bool:
         """Return the same for every call."""
         return self.reads

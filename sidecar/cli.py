@@ -1,0 +1,64 @@
+"""`egm sidecar run|check|schema`."""
+
+import asyncio
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sidecar.config_file import json_schema, load_config
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Run or check a sidecar.")
+
+ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="The configuration file (YAML).")]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON, one object per line.")]
+
+
+def _print_json(value: Mapping[str, object]) -> None:
+    sys.stdout.write(json.dumps(value) + "\n")
+    sys.stdout.flush()
+
+
+@app.command()
+def run(config: ConfigOption, as_json: JsonFlag = False) -> None:
+    """Run a sidecar in the foreground until SIGTERM; then drain."""
+    import uvloop
+
+    from sidecar.edge import driver, logs
+
+    logs.configure()
+    loaded = load_config(config)
+
+    def ready(event: Mapping[str, object]) -> None:
+        if as_json:
+            _print_json(event)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(driver.run(loaded, ready=ready))
+
+
+@app.command()
+def check(config: ConfigOption, as_json: JsonFlag = False) -> None:
+    """Check a configuration, and the files that it names, without starting anything.
+
+    Exit 0: it can work; 2: it cannot, and the error says what to change.
+    """
+    from sidecar.edge.preflight import preflight
+
+    loaded = load_config(config)
+    notes = preflight(loaded)
+    if as_json:
+        _print_json({"ok": True, "node": loaded.node, "notes": list(notes)})
+        return
+    typer.echo(f"{config}: ok (node {loaded.node})")
+    for note in notes:
+        typer.echo(f"note: {note}")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of the configuration file."""
+    sys.stdout.write(json.dumps(json_schema(), indent=2) + "\n")

@@ -1,0 +1,366 @@
+"""One sidecar, from configuration to drained: starts the parts in order, keeps them going, stops them in order.
+
+Order of start: health, identity, listeners (which refuse, without policy), policy from disk, feeds and reports.
+Order of stop: health says NOT_SERVING, listeners drain, the rest ends.
+"""
+
+import asyncio
+import contextlib
+import functools
+import logging
+import secrets
+import signal
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import grpc.aio
+
+from egm.v1 import node_pb2_grpc
+from sidecar.config import SidecarConfig
+from sidecar.core.bundle_state import BundleState
+from sidecar.core.pipeline import Pipeline
+from sidecar.core.readiness import Alarms, NodeState
+from sidecar.edge import telemetry
+from sidecar.edge.admin import NodeServicer
+from sidecar.edge.feeds import Listener, ListenerFactory, PolicyFeed
+from sidecar.edge.health import Health
+from sidecar.edge.listeners import Addresses, Listeners, Parts, own_server
+from sidecar.edge.logs import LogJournal
+from sidecar.edge.members import make_identity, members, start_patiently
+from sidecar.edge.policy_keeper import PolicyKeeper
+from sidecar.edge.record_file import load_record
+from sidecar.edge.reports import Reporter
+from sidecar.edge.status import NodeView
+from sidecar.edge.upstream import UPSTREAM_OPTIONS
+from trust.edge.clock import SystemClock
+from trust.edge.distribution_client import GrpcFileSource, WatchListener
+from trust.edge.mqtt import BrokerUrl, MqttListener
+from trust.edge.tls import Channels, channel_credentials, channel_options, server_credentials, server_options
+from trust.edge.tuf_client import PolicyClient
+from trust.errors import InputError, Reason
+from trust.ports import Clock
+from trust.x509 import control_plane_dns
+
+logger = logging.getLogger(__name__)
+
+Ready = Callable[[Mapping[str, object]], None]
+
+READINESS_PERIOD_S: Final = 0.2
+
+
+async def run(
+    config: SidecarConfig,
+    *,
+    ready: Ready = lambda _event: None,
+    stop: asyncio.Event | None = None,
+    clock: Clock | None = None,
+) -> None:
+    """Run one sidecar until SIGTERM, SIGINT or `stop`; then drain.
+
+    Args:
+        config: validated.
+        ready: told {"event": "listening", ...} when every listener is bound, and {"event": "ready-to-serve",
+            ...} when the node first became ready.
+        stop: set it to stop, where there are no signals (tests).
+        clock: real or fake.
+
+    Raises:
+        InputError: CONFIG_INVALID and others: the configuration cannot work; says what to change.
+        MeshError: the control plane refused this node (a used token), or the disk holds damaged state.
+    """
+    sidecar = Sidecar(config, ready=ready, stop=stop or asyncio.Event(), clock=clock or SystemClock())
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, sidecar.stop.set)
+    try:
+        await sidecar.run()
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+class Sidecar:
+    """The parts of one process and their order."""
+
+    def __init__(self, config: SidecarConfig, *, ready: Ready, stop: asyncio.Event, clock: Clock) -> None:
+        """Make what needs neither network nor identity; reads the root and the lease record."""
+        self.config, self.stop, self.clock, self._ready = config, stop, clock, ready
+        self.broker = BrokerUrl.parse(config.broker)
+        self._record_path = config.data_dir / "policy-state.json"
+        self._changed, doubtful = asyncio.Event(), asyncio.Event()
+        boot_id = secrets.token_hex(8)
+        alarms = Alarms()
+        state = BundleState(load_record(self._record_path), monotonic_ms=clock.monotonic_ms())
+        self.client = PolicyClient(config.data_dir / "tuf", read_root(config.root), clock=clock)
+        self.pipeline = Pipeline(
+            node=config.node,
+            trust_domain=config.trust_domain,
+            boot_id=boot_id,
+            state=state,
+            clock=clock,
+            local_level=config.level,
+            journal=LogJournal(alarms),
+            doubtful=doubtful.set,
+        )
+        services = {one.service for one in config.inbound} | {one.service for one in config.outbound}
+        self.view = NodeView(
+            node=config.node,
+            boot_id=boot_id,
+            services=frozenset(services),
+            members=members(config),
+            state=state,
+            pipeline=self.pipeline,
+            alarms=alarms,
+            clock=clock,
+            started_ms=clock.now_ms(),
+        )
+        self.identity, self.jwt = make_identity(config, clock)
+        self.health = Health()
+        self.source = self._file_source()
+        self.keeper = PolicyKeeper(
+            client=self.client,
+            source=self.source,
+            state=state,
+            pipeline=self.pipeline,
+            clock=clock,
+            record_path=self._record_path,
+            alarms=alarms,
+            trust_domain=config.trust_domain,
+            node=config.node,
+            local_level=config.level,
+            changed=self._changed.set,
+            doubtful=doubtful,
+        )
+        self._own_servers: list[grpc.aio.Server] = []
+
+    async def run(self) -> None:
+        """Start, serve until `stop`, drain."""
+        background: list[asyncio.Task[None]] = []
+        watch = telemetry.start(self.view, self.config.trust_domain)
+        try:
+            await self._serve_health()
+            background.append(asyncio.create_task(self._mirror_readiness(), name="readiness"))
+            if not await self._identity_or_stop():
+                return
+            background.append(asyncio.create_task(self.identity.run(), name="identity"))
+            await self._serve(background, watch)
+        finally:
+            await _cancel(background)
+            await asyncio.gather(*(server.stop(0) for server in self._own_servers))
+            self.keeper.checkpoint()
+            self.source.close()
+            if watch is not None:
+                await asyncio.to_thread(watch.shutdown)
+
+    async def _serve(self, background: list[asyncio.Task[None]], watch: "telemetry.Telemetry | None") -> None:
+        channels = Channels(self.identity, options=UPSTREAM_OPTIONS)
+        listeners = Listeners(
+            Parts(
+                self.config,
+                self.pipeline,
+                self.identity,
+                channels,
+                self.clock,
+                self._signed_workload,
+                watch,
+                self.jwt,
+            )
+        )
+        try:
+            addresses = await listeners.start()
+            await self._serve_admin()
+            self.view.listening = True
+            self._ready(self._event("listening", addresses))
+            await self.keeper.resume()
+            reporter = self._reporter(channels)
+            feed = self._feed()
+            loops: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
+                "policy": self.keeper.run,
+                "feed": feed.run,
+                "reports": reporter.run,
+                "changes": functools.partial(self._announce, addresses, reporter),
+            }
+            background += [asyncio.create_task(part(), name=name) for name, part in loops.items()]
+            self.view.notes = functools.partial(_feed_notes, feed)
+            await self._until_stopped(background)
+            self.view.draining = True
+            await self._show_readiness()
+            logger.info("draining for at most %s s", self.config.limits.drain_grace_s)
+            await asyncio.gather(listeners.stop(self.config.limits.drain_grace_s), reporter.report())
+        finally:
+            await listeners.stop(0)
+            await channels.close()
+
+    async def _until_stopped(self, background: list[asyncio.Task[None]]) -> None:
+        """Wait for `stop`; a part that ends by itself is a bug or a dead end, and ends the process with it."""
+        stopped = asyncio.create_task(self.stop.wait())
+        try:
+            done, _ = await asyncio.wait([stopped, *background], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopped.cancel()
+        for task in done - {stopped}:
+            task.result()
+            raise RuntimeError(f"{task.get_name()} ended")
+
+    async def _identity_or_stop(self) -> bool:
+        """Wait for certificates; False when told to stop meanwhile."""
+
+        def waiting(why: str) -> None:
+            self.view.alarms.set("identity", why)
+
+        starting = asyncio.create_task(start_patiently(self.identity.start, waiting))
+        stopped = asyncio.create_task(self.stop.wait())
+        try:
+            await asyncio.wait([starting, stopped], return_when=asyncio.FIRST_COMPLETED)
+            if not starting.done():
+                return False
+            await starting
+        finally:
+            await _cancel([starting, stopped])
+        self.view.alarms.clear("identity")
+        self.view.identity = self.identity
+        self.identity.subscribe(self.source.rotate)
+        return True
+
+    # parts
+
+    def _file_source(self) -> GrpcFileSource:
+        node = self.config.spiffe_id("node", self.config.node)
+        return GrpcFileSource(
+            self.config.control_plane.addresses,
+            lambda: channel_credentials(self.identity, node),
+            channel_options(control_plane_dns(self.config.trust_domain)),
+        )
+
+    def _feed(self) -> PolicyFeed:
+        node = self.config.spiffe_id("node", self.config.node)
+
+        def watch(take: Callable[[bytes], None]) -> Listener:
+            return WatchListener(
+                self.config.control_plane.addresses,
+                lambda: channel_credentials(self.identity, node),
+                take,
+                channel_options(control_plane_dns(self.config.trust_domain)),
+            )
+
+        factories: dict[str, ListenerFactory] = {"watch": watch}
+        if self.broker.enabled:
+            factories["mqtt"] = lambda take: MqttListener(self.broker, self.config.trust_domain, take)
+        return PolicyFeed(
+            factories,
+            self.keeper.refresh,
+            held_version=self.keeper.held_version,
+            poll_ms=self.keeper.poll_ms,
+            clock=self.clock,
+        )
+
+    def _reporter(self, channels: Channels) -> Reporter:
+        return Reporter(
+            channels,
+            self.config.control_plane.addresses,
+            node=self.config.spiffe_id("node", self.config.node),
+            status=self.view.status,
+            period_s=self.config.limits.report_period_s,
+        )
+
+    def _signed_workload(self, service: str) -> str | None:
+        """Return who may serve `service` by the signed policy; None when it does not speak of the service."""
+        held = self.view.state.in_force
+        if held is None or service not in held.engine.mesh.services:
+            return None
+        return held.engine.mesh.workload_of(service)
+
+    async def _serve_health(self) -> None:
+        await self._show_readiness()
+        if self.config.health is None:
+            return
+        server, address = own_server(self.health.add_to, self.config.health.listen)
+        self._own_servers.append(server)
+        await server.start()
+        logger.info("health on %s", address)
+
+    async def _serve_admin(self) -> None:
+        def add(server: grpc.aio.Server) -> None:
+            servicer = NodeServicer(self.view, self.config.trust_domain)
+            node_pb2_grpc.add_NodeServicer_to_server(servicer, server)
+            self.health.add_to(server)
+
+        node = self.config.spiffe_id("node", self.config.node)
+        credentials = server_credentials(self.identity, node)
+        server, address = own_server(add, self.config.admin.listen, credentials, server_options())
+        self._own_servers.append(server)
+        await server.start()
+        self.view.admin_address = address
+
+    # telling others
+
+    def _event(self, event: str, addresses: Addresses) -> dict[str, object]:
+        return {
+            "event": event,
+            "node": self.config.node,
+            "inbound": addresses.inbound,
+            "outbound": list(addresses.outbound),
+            "admin": self.view.admin_address,
+        }
+
+    async def _announce(self, addresses: Addresses, reporter: Reporter) -> None:
+        """Report every change of policy, lease or readiness; tell `ready` once."""
+        shown: tuple[str, ...] | None = None
+        told = False
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(READINESS_PERIOD_S):
+                    await self._changed.wait()
+            changed = self._changed.is_set()
+            self._changed.clear()
+            readiness = self.view.readiness()
+            if not told and readiness.state is NodeState.READY:
+                told = True
+                await self._show_readiness()
+                self._ready(self._event("ready-to-serve", addresses))
+            now = (readiness.state, *readiness.not_ready)
+            if now != shown:
+                logger.info("%s %s", readiness.state, "; ".join(readiness.not_ready))
+            if changed or now != shown:
+                shown = now
+                reporter.changed()
+
+    async def _mirror_readiness(self) -> None:
+        while True:
+            await self._show_readiness()
+            await asyncio.sleep(READINESS_PERIOD_S)
+
+    async def _show_readiness(self) -> None:
+        await self.health.show(self.view.readiness(), self.view.services)
+
+
+def read_root(path: Path) -> bytes:
+    """Return the trust anchor.
+
+    Raises:
+        InputError: CONFIG_INVALID, naming the file.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(
+            Reason.CONFIG_INVALID,
+            f"root: {path}: {error.strerror}; it is the root.json that `egm init` wrote",
+        ) from None
+
+
+def _feed_notes(feed: PolicyFeed) -> tuple[str, ...]:
+    """Return what is wrong with the feed, for the alarms of the status."""
+    stats = feed.stats
+    notes = [] if feed.connected else ["no announcements arrive (broker and watch); polling goes on"]
+    if stats.last_error is not None:
+        notes.append(f"policy refresh fails: {stats.last_error}")
+    return tuple(notes)
+
+
+async def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    started = list(tasks)
+    for task in started:
+        task.cancel()
+    await asyncio.gather(*started, return_exceptions=True)
