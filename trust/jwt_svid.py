@@ -4,6 +4,7 @@ Strict where the specification leaves room: three header parameters, a key id, o
 claims. Everything that does not verify is CALLER_TOKEN_INVALID, with a detail that repeats nothing of the token.
 """
 
+import base64
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NoReturn
@@ -189,10 +190,16 @@ def _public_key(entry: Mapping[str, Any], kid: str) -> PublicKey:
     members = _EC_MEMBERS if entry["kty"] == "EC" else _RSA_MEMBERS
     public = {name: entry[name] for name in members if name in entry}  # never a private part
     try:
-        key = ECKey.import_key(public) if entry["kty"] == "EC" else RSAKey.import_key(public)
-        weak = isinstance(key, RSAKey) and key.public_key.key_size < _MIN_RSA_BITS
+        if entry["kty"] == "EC":
+            return ECKey.import_key(public)
+        # looked at before the import, which only warns about short keys
+        if _bits(str(public["n"])) >= _MIN_RSA_BITS:
+            return RSAKey.import_key(public)
     except (JoseError, ValueError, TypeError, KeyError):
         raise EvidenceError(Reason.IDENTITY_INVALID, f"JWKS key {kid[:80]!r} is not readable") from None
-    if weak:
-        raise EvidenceError(Reason.KEY_UNSAFE, f"JWKS key {kid[:80]!r} is shorter than {_MIN_RSA_BITS} bits")
-    return key
+    raise EvidenceError(Reason.KEY_UNSAFE, f"JWKS key {kid[:80]!r} is shorter than {_MIN_RSA_BITS} bits")
+
+
+def _bits(base64url: str) -> int:
+    number = base64.b64decode(base64url + "=" * (-len(base64url) % 4), altchars=b"-_", validate=True)
+    return int.from_bytes(number, "big").bit_length()
