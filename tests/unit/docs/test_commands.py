@@ -1,0 +1,73 @@
+"""What the pages tell a reader to type exists, with the options they name."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from control_plane.cli.main import commands, load
+
+ROOT = Path(__file__).parents[3]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+_INLINE = re.compile(r"`(egm [^`]+)`")
+_WORDS = re.compile(r"[a-z][a-z-]*\Z")
+
+
+def written() -> Iterator[tuple[str, str]]:
+    """Every `egm …` of the pages, in code blocks and inline."""
+    for page in PAGES:
+        text = page.read_text()
+        for line in text.splitlines():
+            block = line.removeprefix("    ") if line.startswith("    egm ") else ""
+            found = [block.partition("#")[0]] if block else _INLINE.findall(line)
+            yield from ((page.name, command.strip()) for command in found)
+
+
+def find(command: str) -> tuple[Any, list[str]]:
+    """Return the command object, and the words that follow its name."""
+    noun, *rest = shlex.split(command.replace("…", ""))[1:]
+    assert noun in commands(), f"no command {noun!r}"
+    found: Any = typer.main.get_command(load(noun))
+    if getattr(found, "commands", None):
+        verb = rest.pop(0) if rest else ""
+        assert verb in found.commands, f"egm {noun} has no verb {verb!r}"
+        found = found.commands[verb]
+    return found, rest
+
+
+CASES = sorted(set(written()))
+
+
+@pytest.mark.parametrize(("page", "command"), CASES)
+def test_a_command_that_a_page_shows_exists_with_its_options(page: str, command: str) -> None:
+    """Renaming a verb or an option without its documentation fails here."""
+    words = command.split()
+    if len(words) == 2 and (words[1].startswith("-") or words[1].isupper()):
+        return
+    if len(words) == 2 and words[1] in commands() and _WORDS.match(words[1]):
+        return  # the noun alone
+    found, rest = find(command)
+    known = {name for parameter in found.params for name in (*parameter.opts, *parameter.secondary_opts)}
+    used = {word.partition("=")[0] for word in rest if word.startswith("-") and word != "-"}
+    assert used <= known | {"--help"}, f"{page}: {sorted(used - known)}"
+
+
+def test_every_command_is_shown_somewhere() -> None:
+    """A noun that no page mentions is one that nobody finds."""
+    shown = {command.split()[1] for _, command in CASES}
+    assert set(commands()) <= shown
+
+
+@pytest.mark.parametrize("noun", sorted(commands()))
+def test_every_verb_that_tells_something_has_json_and_a_help_text(noun: str) -> None:
+    """Every verb has --json and says what it does."""
+    command: Any = typer.main.get_command(load(noun))
+    verbs = getattr(command, "commands", None) or {noun: command}
+    for name, verb in verbs.items():
+        assert verb.help, f"egm {noun} {name} has no help"
+        options = {option for parameter in verb.params for option in parameter.opts}
+        assert "--json" in options, f"egm {noun} {name} has no --json"
