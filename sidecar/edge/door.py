@@ -48,11 +48,22 @@ class Door:
 class Execution:
     """One call through a door, from open to close: decided once, forwarded only with a `Permitted`, recorded once."""
 
-    __slots__ = ("_door", "_handle", "_started", "attempt", "context", "metadata", "permitted", "status")
+    __slots__ = (
+        "_door",
+        "_handle",
+        "_started",
+        "attempt",
+        "context",
+        "max_message_bytes",
+        "metadata",
+        "permitted",
+        "status",
+    )
 
     def __init__(self, door: Door, method: str, context: Context) -> None:
         self._door = door
         self._started = time.perf_counter()
+        self.max_message_bytes = door.max_message_bytes
         sent = cast("Sequence[md.Pair]", context.invocation_metadata() or ())
         identifier = door.identifier
         caller = identifier.identify(context, sent, now_ms=door.clock.now_ms())
@@ -75,7 +86,7 @@ class Execution:
             grpc.aio.AbortError: the call was refused and has ended.
         """
         door = self._door
-        if request is not None and len(request) > door.max_message_bytes:
+        if request is not None and len(request) > self.max_message_bytes:
             await self.too_large(len(request))
         try:
             permitted = door.gate.authorize(self.attempt, request, now_ms=door.clock.now_ms())
@@ -125,7 +136,9 @@ class Execution:
             never = "connect" in details.lower() or "dns" in details.lower()
             text = UPSTREAM_UNAVAILABLE_TEXT if never else UPSTREAM_BROKE_OFF_TEXT
             await self.failed(StateError(Reason.UPSTREAM_UNAVAILABLE, text))
-        if code is grpc.StatusCode.RESOURCE_EXHAUSTED and details.lower().startswith(_TOO_LARGE_HERE):
+        if code is grpc.StatusCode.RESOURCE_EXHAUSTED and any(
+            text in details.lower() for text in _TOO_LARGE_HERE
+        ):
             await self.too_large(None)
         self.status = code.name
         await self.context.abort(code, details, cast("Any", crossing))
@@ -133,7 +146,7 @@ class Execution:
     async def too_large(self, size: int | None) -> NoReturn:
         """End the call because a message exceeds the limit of this sidecar; `size` in bytes, if known."""
         what = "a message" if size is None else f"a message of {size} bytes"
-        limit = self._door.max_message_bytes
+        limit = self.max_message_bytes
         await self.failed(
             CapacityError(Reason.MESSAGE_TOO_LARGE, f"{what} exceeds the limit of {limit} bytes; split it")
         )

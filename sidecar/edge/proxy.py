@@ -127,7 +127,10 @@ class _Method:
             logger.info("call of %s ended: %s", self.name[:MAX_LOGGED_METHOD_CHARS], type(error).__name__)
         else:
             logger.error("call of %s failed", self.name[:MAX_LOGGED_METHOD_CHARS], exc_info=error)
-        await fail_internal(context)
+        try:
+            await fail_internal(context)
+        except grpc.aio.InternalError:
+            logger.debug("nobody is left to tell")
 
 
 def build_server(

@@ -129,7 +129,7 @@ class _Carrier:
             self._interrupt()
 
     async def _carry_each_request(self, first: Any) -> None:
-        context, call, limit = self._context, self._call, self._door.max_message_bytes
+        context, call, limit = self._context, self._call, self._execution.max_message_bytes
         await call.sendable()
         message = await context.read() if first is None else first
         while message is not EOF:
@@ -148,11 +148,14 @@ class _Carrier:
         await call.half_close()
 
     async def _carry_responses(self) -> None:
-        context, call = self._context, self._call
+        context, call, limit = self._context, self._call, self._execution.max_message_bytes
         initial = await call.initial_metadata()
         if initial or not call.done():
             # At once, even when empty: a caller may wait for it before it sends its first message.
             await context.send_initial_metadata(cast("Any", from_upstream(initial)))
         while (message := await call.receive()) is not EOF:
+            if len(message) > limit:
+                call.cancel()
+                await self._execution.too_large(len(message))
             await context.write(message)
         await self._execution.relay(*await call.status())

@@ -23,7 +23,7 @@ from typing import Any, cast
 
 import grpc
 import grpc.aio
-import psutil
+import psutil  # type: ignore[import-untyped]
 
 from sidecar.core.bundle_state import BundleState, Record
 from sidecar.core.call import Direction
@@ -202,7 +202,7 @@ class Part:
     def cpu(self) -> float:
         """Return the CPU time used so far, in seconds."""
         times = self.process.cpu_times()
-        return times.user + times.system
+        return float(times.user + times.system)
 
 
 @contextlib.contextmanager
@@ -230,7 +230,7 @@ async def under_load(roles: list[str], folder: Path) -> AsyncIterator[list[Part]
             parts.append(Part(role, process, channels.get(hop, client=ALICE, server_dns=SHOP.dns_name)))
         yield parts
         await channels.close()
-        await parts[0].channel.close()
+        await parts[0].channel.close(None)
 
 
 async def unary_load(channel: grpc.aio.Channel, until: float) -> int:

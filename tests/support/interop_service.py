@@ -23,6 +23,7 @@ FLOOD = f"/{SERVICE}/Flood"
 ECHO_INITIAL = "x-grpc-test-echo-initial"
 ECHO_TRAILING = "x-grpc-test-echo-trailing-bin"
 FLOOD_CHUNK = 256 * 1024
+ENDS_S = 0.02  # to grpc.aio a cancelled call looks like the end of its requests, until a later await
 
 Context = grpc.aio.ServicerContext[Any, Any]
 if TYPE_CHECKING:  # generic in the stubs only
@@ -74,7 +75,10 @@ class InteropService(GenericHandler):
                 if trailing:
                     context.set_trailing_metadata(trailing)
                 return await behaviour(request, context)
-            except asyncio.CancelledError:
+            except (
+                asyncio.CancelledError,
+                grpc.aio.InternalError,
+            ):  # the latter: a write failed for that reason
                 self.cancelled.append(behaviour.__name__)
                 raise
 
@@ -110,8 +114,7 @@ class InteropService(GenericHandler):
                 await self._end(json.loads(message), context)
             total += len(message)
             count += 1
-        # A cancelled call looks like the end of the requests to grpc.aio, until the next await.
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(ENDS_S)
         self.clean_ends += 1
         return json.dumps({"bytes": total, "messages": count}).encode()
 
@@ -129,6 +132,7 @@ class InteropService(GenericHandler):
             await self._end(asked, context)
             for size in asked.get("sizes", ()):
                 await context.write(bytes(size))
+        await asyncio.sleep(ENDS_S)
 
     async def flood(self, request: bytes, context: Context) -> None:
         """Write `FLOOD_CHUNK` bytes again and again, as fast as they are taken, up to `chunks`."""

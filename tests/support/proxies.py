@@ -42,6 +42,7 @@ class Path:
     service: InteropService
     gates: list[OpenGate]
     addresses: list[str]
+    identity: StaticIdentity | None
 
 
 @contextlib.asynccontextmanager
@@ -112,6 +113,7 @@ async def path(
     service = InteropService()
     shapes = KNOWN if known else {}
     gates: list[OpenGate] = []
+    identity: StaticIdentity | None = None
     async with contextlib.AsyncExitStack() as stack:
         address = await stack.enter_async_context(served(service))
         addresses = [address]
@@ -132,4 +134,4 @@ async def path(
                 gates.insert(0, first)
                 addresses.insert(0, address)
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(address, UNLIMITED))
-        yield Path(channel, service, gates, addresses)
+        yield Path(channel, service, gates, addresses, identity)
