@@ -174,7 +174,7 @@ def test_sliced_unsliced_and_memoised_decisions_agree(
 ) -> None:
     """Leaving out what cannot matter, and reusing what cannot differ, are invisible."""
     source = "\n".join(f'@id("p{i}") {text}' for i, text in enumerate(texts))
-    services = {"payments": {}, "stock": {}}
+    services: dict[str, dict[str, Any]] = {"payments": {}, "stock": {}}
     engine = Engine.build(bundle(source, entities=json.dumps(entities), services=services), {})
     for call, now_ms in asked:
         first = engine.decide(call, now_ms=now_ms)

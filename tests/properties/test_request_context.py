@@ -8,13 +8,12 @@ from cedarpy import _internal
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.support.engines import TD, default_schema, table, workload
+from tests.support.engines import TD, default_schema, order_info, workload
 from trust.errors import EvidenceError, Reason
 from trust.policy.reads import tree
 from trust.policy.request_context import projection, to_context
 
-INFO = table().get("shop.Orders/Place")
-assert INFO is not None
+INFO = order_info()
 SCHEMA = cedarpy.Schema.from_str(default_schema())
 PERMIT = cedarpy.PolicySet.from_str("permit(principal, action, resource);")
 ENTITIES = cedarpy.Entities.from_json_str("[]", SCHEMA)

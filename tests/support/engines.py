@@ -13,7 +13,7 @@ from grpc_tools import protoc
 
 from trust.bundle import Bundle, Manifest
 from trust.mesh import MeshSettings
-from trust.policy.descriptors import MethodTable
+from trust.policy.descriptors import MethodInfo, MethodTable
 from trust.policy.engine import Engine
 from trust.policy.schema import generate_schema
 from trust.policy.types import Authn, Call
@@ -75,11 +75,16 @@ def table() -> MethodTable:
     return MethodTable.parse(descriptors())
 
 
-def order(**fields: Any) -> bytes:
-    """Return the bytes of a shop.Order."""
+def order_info() -> MethodInfo:
+    """Return the method whose request is a shop.Order."""
     info = table().get("shop.Orders/Place")
     assert info is not None
-    return info.input_class(**fields).SerializeToString()
+    return info
+
+
+def order(**fields: Any) -> bytes:
+    """Return the bytes of a shop.Order."""
+    return order_info().input_class(**fields).SerializeToString()
 
 
 def workload(name: str) -> str:

@@ -1,0 +1,400 @@
+"""Decisions: what is allowed, what is refused and why, and what may be reused."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pytest
+
+from tests.support import engines
+from tests.support.engines import DEFAULT_ENTITIES, bundle, call, engine, entity, order, workload
+from trust import limits
+from trust.errors import EvidenceError, Reason
+from trust.policy.context import build_context
+from trust.policy.engine import Engine
+from trust.policy.schema import generate_schema
+from trust.policy.types import Authn, Call, Verdict
+
+NOW_MS = 1_795_392_000_000  # Monday 2026-11-23 00:00 UTC
+PLACE = 'action == Action::"shop.Orders/Place"'
+SMALL = f'@id("small") permit(principal in Role::"buyers", {PLACE}, resource) when {{ context.request.amount < 100 }};'
+PLAIN = '@id("plain") permit(principal in Role::"staff", action, resource);'
+
+
+def decide(policies: str, question: Call, **more: Any) -> Verdict:
+    """Decide with a fresh engine, and check that the unsliced decision is the same."""
+    fresh = engine(policies, **more)
+    verdict = fresh.decide(question, now_ms=NOW_MS)
+    assert verdict == fresh.decide_unsliced(question, now_ms=NOW_MS)
+    return verdict
+
+
+def test_a_permitted_call_is_allowed_with_its_policy() -> None:
+    """The verdict names what determined it."""
+    verdict = decide(SMALL, call(request=order(amount=99)))
+    assert verdict == Verdict(True, Reason.ALLOWED, ("small",))
+
+
+def test_without_a_permit_the_call_is_denied() -> None:
+    """Default deny: nothing said is no."""
+    assert decide(SMALL, call(request=order(amount=100))).reason == Reason.NO_POLICY_PERMITS
+    assert decide(SMALL, call("bob", request=order())).reason == Reason.NO_POLICY_PERMITS
+    assert decide("", call()).reason == Reason.NO_POLICY_PERMITS
+
+
+def test_a_forbid_wins_over_every_permit() -> None:
+    """The reason is the forbid, not the missing permit."""
+    verdict = decide(PLAIN + '@id("no") forbid(principal, action in Action::"risky", resource);', call())
+    assert (verdict.reason, verdict.policies) == (Reason.POLICY_DENIED, ("no",))
+
+
+def test_a_forbid_that_fails_to_evaluate_denies() -> None:
+    """Cedar skips it and says Allow; the answer must be no."""
+    text = PLAIN + (
+        f'@id("broken") forbid(principal, {PLACE}, resource) '
+        "when { context.request.amount * 9223372036854775807 > 5 };"
+    )
+    verdict = decide(text, call(request=order(amount=4)))
+    assert (verdict.allowed, verdict.reason) == (False, Reason.POLICY_ERROR)
+    assert verdict.errors == ("broken",)
+    assert verdict.policies == ("plain",)
+    assert "broken" in verdict.detail
+
+
+def test_a_request_that_policies_read_must_be_readable() -> None:
+    """Bytes that are no such message, and values that Cedar cannot hold, are refused with the field."""
+    assert decide(SMALL, call(request=b"\xff")).reason == Reason.REQUEST_UNREPRESENTABLE
+    text = f'@id("a") permit(principal, {PLACE}, resource) when {{ context.request.u64 < 5 }};'
+    verdict = decide(text, call(request=order(u64=2**63)))
+    assert verdict.reason == Reason.REQUEST_UNREPRESENTABLE
+    assert "request.u64" in verdict.detail
+
+
+def test_leaving_the_request_out_does_not_dodge_a_forbid() -> None:
+    """`context has request` is true of every unary call, so a missing message refuses it."""
+    text = PLAIN + (
+        '@id("cap") forbid(principal, action in [Action::"shop.Orders/Place"], resource) '
+        "when { context has request && context.request.amount > 100 };"
+    )
+    assert decide(text, call(request=None)).reason == Reason.REQUEST_UNREPRESENTABLE
+    assert decide(text, call(request=order(amount=101))).policies == ("cap",)
+    assert decide(text, call(request=order(amount=100))).allowed
+
+
+def test_a_request_that_no_policy_reads_is_not_decoded() -> None:
+    """Garbage is the callee's business when nobody made it the policy's."""
+    fresh = engine(PLAIN)
+    assert fresh.decide(call(request=b"\xff"), now_ms=NOW_MS).allowed
+    assert not fresh.reads_request(workload("alice"), "shop.Orders/Place", "payments")
+    reading = engine(SMALL)
+    assert reading.reads_request(workload("alice"), "shop.Orders/Place", "payments")
+    assert not reading.reads_request(workload("bob"), "shop.Orders/Place", "payments")
+
+
+def test_a_client_streaming_call_has_no_request_to_read() -> None:
+    """Its messages come after it was decided."""
+    text = '@id("a") permit(principal, action in Action::"shop.Orders", resource) unless { context has request };'
+    assert decide(text, call(method="shop.Orders/Upload", request=order())).allowed
+    assert not decide(text, call(method="shop.Orders/Place", request=order())).allowed
+
+
+def test_the_context_tells_caller_node_time_and_signed_metadata() -> None:
+    """Every part of the context is what docs/architecture.md says."""
+    text = """@id("a") permit(principal, action, resource) when {
+        context.caller == {authn: "jwt-svid", trust_domain: "mesh.local"} && context.node == {name: "node-a", level: 3}
+        && context.time.now == datetime("2026-11-23") && context.time.hour == 0 && context.time.weekday == 1
+        && context.metadata has tenant && context.metadata.tenant == "t" && !(context.metadata has "x-env") };"""
+    assert decide(text, call(authn=Authn.JWT_SVID, level=3, metadata={"tenant": "t"})).allowed
+
+
+def test_metadata_keys_that_nobody_signed_are_not_shown() -> None:
+    """A caller cannot add attributes to the context."""
+    shown = build_context(
+        None,
+        call(metadata={"tenant": "t", "unsigned": "x"}),
+        NOW_MS,
+        metadata_keys=frozenset({"tenant", "x-env"}),
+        request=None,
+    )
+    assert shown["metadata"] == {"tenant": "t"}
+
+
+def test_metadata_longer_than_the_limit_is_refused_not_cut() -> None:
+    """A cut value could pass a comparison that the whole would not."""
+    text = '@id("a") permit(principal, action, resource) when { context.metadata has tenant };'
+    long = "x" * (limits.MAX_METADATA_VALUE_BYTES + 1)
+    assert decide(text, call(metadata={"tenant": long})).reason == Reason.REQUEST_UNREPRESENTABLE
+    assert decide(text, call(metadata={"tenant": long[1:]})).allowed
+
+
+def test_what_policies_read_of_a_request_is_bounded() -> None:
+    """A caller cannot make the policies work on megabytes."""
+    text = f'@id("a") permit(principal, {PLACE}, resource) when {{ context.request.currency == "x" }};'
+    verdict = engine(text).decide(
+        call(request=order(currency="x" * limits.MAX_REQUEST_JSON_BYTES)), now_ms=NOW_MS
+    )
+    assert verdict.reason == Reason.REQUEST_UNREPRESENTABLE
+
+
+def test_obligations_come_from_the_permits_that_determined_it() -> None:
+    """A permit that did not match binds nobody, nor does anything of a denied call."""
+    text = (
+        '@id("a") @rate("5/s") @audit("payload") permit(principal, action, resource);'
+        '@id("b") @lease("30s") permit(principal == Workload::"nobody", action, resource);'
+        '@id("c") @audit("headers") permit(principal, action, resource);'
+    )
+    expected = (("audit", "headers"), ("audit", "payload"), ("rate", "5/s"))
+    assert decide(text, call()).obligations == expected
+    assert (
+        decide(text + '@id("d") @lease("1s") forbid(principal, action, resource);', call()).obligations == ()
+    )
+
+
+def test_a_verdict_is_reused_only_for_calls_that_agree_on_everything_read() -> None:
+    """The same engine is asked in turn; no answer leaks from one question to another."""
+    fresh = engine(
+        SMALL
+        + '@id("local") forbid(principal, action, resource) when { context.caller.authn == "loopback" };'
+    )
+    for _ in range(2):
+        assert fresh.decide(call(request=order(amount=1)), now_ms=NOW_MS).allowed
+        assert not fresh.decide(call(request=order(amount=100)), now_ms=NOW_MS).allowed
+        assert not fresh.decide(call(request=order(amount=1), authn=Authn.LOOPBACK), now_ms=NOW_MS).allowed
+        assert not fresh.decide(call("bob", request=order(amount=1)), now_ms=NOW_MS).allowed
+
+
+def test_time_is_never_remembered() -> None:
+    """A permit until noon ends at noon."""
+    fresh = engine(
+        '@id("now") permit(principal, action == Action::"shop.Stock/Count", resource) '
+        'when { context.time.now < datetime("2026-11-24") };'
+        '@id("hour") permit(principal, action == Action::"shop.Stock/Take", resource) when { context.time.hour < 12 };'
+    )
+    for method, step_ms in (("shop.Stock/Count", 24 * 3_600_000), ("shop.Stock/Take", 12 * 3_600_000)):
+        question = call(method=method)
+        assert fresh.decide(question, now_ms=NOW_MS).allowed
+        assert fresh.decide(question, now_ms=NOW_MS + step_ms - 1).allowed
+        assert not fresh.decide(question, now_ms=NOW_MS + step_ms).allowed
+
+
+def test_a_failure_inside_is_a_deny_and_no_exception() -> None:
+    """`decide` is total, whatever is thrown at it."""
+    fresh = engine(
+        '@id("a") permit(principal, action, resource) when { context.time.now > datetime("2020-01-01") };'
+    )
+    verdict = fresh.decide(call(), now_ms=10**30)
+    assert (verdict.allowed, verdict.reason) == (False, Reason.POLICY_ERROR)
+    odd = Call("\ud800", "x\n/y", "\ud800", Authn.MTLS, "n", 4)
+    assert not fresh.decide(odd, now_ms=NOW_MS).allowed
+
+
+def test_a_method_without_descriptor_is_in_the_group_of_its_service() -> None:
+    """`bare.Service` is listed without a descriptor: its group covers whatever it has."""
+    text = '@id("g") permit(principal, action in Action::"bare.Service", resource);'
+    assert decide(text, call(method="bare.Service/Whatever")).allowed
+    assert not decide(text, call(method="other.Service/Whatever")).allowed
+    assert not decide(text, call(method="bare.Service")).allowed
+    any_text = '@id("g") permit(principal, action in Action::"any", resource);'
+    assert decide(any_text, call(method="other.Service/Whatever")).allowed
+
+
+def test_a_method_that_the_descriptor_denies_is_in_no_group() -> None:
+    """The signed descriptor lists the methods of shop.Orders; another one is not covered by its group."""
+    for group in ("shop.Orders", "any"):
+        text = f'@id("g") permit(principal, action in Action::"{group}", resource);'
+        assert not decide(text, call(method="shop.Orders/Hidden")).allowed
+    assert not decide(
+        '@id("g") permit(principal, action in Action::"risky", resource);', call(method="risky/x")
+    ).allowed
+
+
+def test_made_up_methods_share_one_cache_entry() -> None:
+    """A caller that invents names must not push out what others use."""
+    fresh = engine(SMALL)
+    for number in range(50):
+        fresh.explain(workload("alice"), f"made.Up/M{number}", "payments")
+    assert len(fresh._prepared) == 1
+
+
+def test_governs_tells_whether_any_policy_speaks_of_a_method() -> None:
+    """Level 3 enforces where a policy exists."""
+    fresh = engine(f'@id("a") permit(principal == Workload::"x", {PLACE}, resource == Service::"payments");')
+    assert fresh.governs("shop.Orders/Place", "payments")
+    assert fresh.governs("shop.Orders/Place", "payments")
+    assert not fresh.governs("shop.Orders/Place", "stock")
+    assert not fresh.governs("shop.Orders/Watch", "payments")
+
+
+def test_what_the_engine_knows_of_methods_and_policies() -> None:
+    """Doors and people ask these."""
+    fresh = engine(SMALL + "\n" + PLAIN)
+    assert fresh.is_unary("shop.Orders/Place") is True
+    assert fresh.is_unary("shop.Orders/Watch") is False
+    assert fresh.is_unary("bare.Service/X") is None
+    assert fresh.policy_ids() == ("plain", "small")
+    assert fresh.source("plain") == "policies/main.cedar:2"
+    assert fresh.source("none") is None
+    assert fresh.text("plain") == PLAIN
+    assert fresh.text("none") is None
+    assert [r.id for r in fresh.explain(workload("bob"), "shop.Orders/Place", "payments")] == ["plain"]
+
+
+# namespaces
+
+STORE = '@id("count") permit(principal, action == Action::"shop.Stock/Count", resource == Service::"stock");'
+
+
+def build(
+    base: str = PLAIN,
+    own: str = STORE,
+    *,
+    entities: Iterable[Mapping[str, Any]] | str = (),
+    **more: Any,
+) -> Engine:
+    """Build a base and the namespace `store`, whose only service is `stock`."""
+    return Engine.build(bundle(base), {"store": bundle(own, namespace="store", entities=entities, **more)})
+
+
+def refused(reason: Reason, **more: Any) -> str:
+    """Return why the namespace is refused."""
+    with pytest.raises(EvidenceError) as caught:
+        build(**more)
+    assert caught.value.reason == reason
+    return caught.value.detail
+
+
+def test_a_namespace_speaks_of_its_own_services() -> None:
+    """Its policies decide together with the base's; ids say whose they are."""
+    both = build(PLAIN + '@id("no") forbid(principal == Workload::"x", action, resource);')
+    stranger = call("stranger", "shop.Stock/Count", "stock")
+    assert both.decide(stranger, now_ms=NOW_MS).policies == ("store:count",)
+    assert both.decide_unsliced(stranger, now_ms=NOW_MS).policies == ("store:count",)
+    assert not both.decide(call("stranger", "shop.Stock/Count", "payments"), now_ms=NOW_MS).allowed
+    assert both.decide(call("alice", "shop.Stock/Count", "stock"), now_ms=NOW_MS).policies == (
+        "plain",
+        "store:count",
+    )
+
+
+def test_a_forbid_of_the_base_holds_in_the_namespace() -> None:
+    """What the base forbids cannot be permitted below it."""
+    both = build('@id("no") forbid(principal, action, resource == Service::"stock");')
+    verdict = both.decide(call("alice", "shop.Stock/Count", "stock"), now_ms=NOW_MS)
+    assert (verdict.reason, verdict.policies) == (Reason.POLICY_DENIED, ("no",))
+
+
+@pytest.mark.parametrize(
+    "scope",
+    [
+        "principal, action, resource",
+        "principal, action, resource is Service",
+        'principal, action, resource == Service::"payments"',
+        'principal, action, resource in ServiceGroup::"money"',
+        'principal, action, resource is Service in ServiceGroup::"money"',
+    ],
+)
+def test_a_policy_of_a_namespace_must_name_its_own_service(scope: str) -> None:
+    """The condition does not count: `when { resource == ... }` proves nothing to a reader of scopes."""
+    own = f'@id("wide") permit({scope}) when {{ resource == Service::"stock" }};'
+    assert "policies/main.cedar:1" in refused(Reason.BUNDLE_OUT_OF_NAMESPACE, own=own)
+
+
+def test_in_its_own_service_is_inside_the_namespace() -> None:
+    """`in` and `is in` name the service as surely as `==`."""
+    own = (
+        '@id("a") permit(principal, action, resource in Service::"stock");'
+        '@id("b") permit(principal, action, resource is Service in Service::"stock");'
+    )
+    verdict = build(own=own).decide(call("stranger", "shop.Stock/Count", "stock"), now_ms=NOW_MS)
+    assert verdict.policies == ("store:a", "store:b")
+
+
+def test_a_namespace_must_be_the_one_it_was_made_for() -> None:
+    """Neither another's bundle nor one with mesh.json is taken."""
+    refused(Reason.BUNDLE_OUT_OF_NAMESPACE, mesh=True)
+    with pytest.raises(EvidenceError) as caught:
+        Engine.build(bundle(PLAIN), {"store": bundle(STORE, namespace="other", entities=())})
+    assert caught.value.reason == Reason.BUNDLE_OUT_OF_NAMESPACE
+
+
+def test_the_base_must_be_a_base() -> None:
+    """Without mesh.json there is no level to enforce."""
+    for wrong in (bundle(PLAIN, mesh=False, namespace=None), bundle(PLAIN, namespace="store", mesh=True)):
+        with pytest.raises(EvidenceError) as caught:
+            Engine.build(wrong, {})
+        assert caught.value.reason == Reason.BUNDLE_MALFORMED
+
+
+@pytest.mark.parametrize(
+    ("added", "word"),
+    [
+        (entity("Workload", workload("mallory"), [("Role", "staff")]), "may not join"),
+        (entity("Workload", workload("mallory"), [("Role", "ghost")]), "may not join"),
+        (entity("Workload", workload("alice"), [("Role", "mine")]), "differs"),
+        (entity("Role", "mine", [("Role", "buyers")]), "may not join"),
+        (entity("Role", "ghost"), "another name"),
+        (entity("Service", "elsewhere"), "not a service of this namespace"),
+        (entity("Service", "stock", [("ServiceGroup", "money")]), "may not join"),
+    ],
+)
+def test_a_namespace_cannot_give_anyone_what_the_base_gives(added: Mapping[str, Any], word: str) -> None:
+    """Joining a base role, or one that base policies only mention, would be a permission or an exemption."""
+    base = PLAIN + '@id("ghosts") permit(principal in Role::"ghost", action, resource);'
+    assert word in refused(Reason.BUNDLE_OUT_OF_NAMESPACE, base=base, entities=[added])
+
+
+def test_a_namespace_may_have_roles_of_its_own() -> None:
+    """They hold for its services and nowhere else."""
+    own = '@id("clerks") permit(principal in Role::"clerks", action, resource == Service::"stock");'
+    added = [entity("Role", "clerks"), entity("Workload", workload("carol"), [("Role", "clerks")])]
+    both = build(own=own, entities=[*added, *DEFAULT_ENTITIES[:2]])
+    assert both.decide(call("carol", "shop.Stock/Count", "stock"), now_ms=NOW_MS).allowed
+    assert not both.decide(call("carol", "shop.Stock/Count", "payments"), now_ms=NOW_MS).allowed
+
+
+def test_a_namespace_cannot_put_a_method_into_a_group_of_the_base() -> None:
+    """Else a permit on the base's group would cover methods that its approvers never saw."""
+    schema = generate_schema(None, grpc_services=["mine.Own/Do"], action_groups={"risky": ["mine.Own/Do"]})
+    own = '@id("a") permit(principal, action == Action::"mine.Own/Do", resource == Service::"stock");'
+    assert "risky" in refused(Reason.BUNDLE_OUT_OF_NAMESPACE, own=own, schema=schema, files=None)
+    schema = generate_schema(None, grpc_services=["mine.Own/Do"], action_groups={"safe": ["mine.Own/Do"]})
+    assert (
+        build(own=own, schema=schema, files=None)
+        .decide(call("x", "mine.Own/Do", "stock"), now_ms=NOW_MS)
+        .allowed
+    )
+
+
+def test_a_namespace_cannot_redescribe_a_service_of_the_base() -> None:
+    """The base's forbid on amount must read the amount, whatever the namespace says field 7 is."""
+    proto = engines.RICH_PROTO.replace("int64 amount = 7", "int64 amount = 97")
+    files = engines.descriptors(proto)
+    base = PLAIN + f'@id("cap") forbid(principal, {PLACE}, resource) when {{ context.request.amount > 100 }};'
+    both = build(base, files=files, schema=generate_schema(files))
+    verdict = both.decide(
+        call("alice", "shop.Orders/Place", "stock", request=order(amount=101)), now_ms=NOW_MS
+    )
+    assert verdict.policies == ("cap",)
+
+
+def test_ids_must_differ_across_bundles() -> None:
+    """A report that names a policy must name one."""
+    base = '@id("store:count") permit(principal, action, resource);'
+    assert "store:count" in refused(Reason.BUNDLE_POLICY_INVALID, base=base)
+
+
+@pytest.mark.parametrize(
+    ("more", "reason", "word"),
+    [
+        ({"schema": "entity ("}, Reason.BUNDLE_POLICY_INVALID, "schema"),
+        ({"entities": "{"}, Reason.BUNDLE_MALFORMED, "entities.json"),
+        ({"entities": [entity("Ghost", "x")]}, Reason.BUNDLE_MALFORMED, "entities.json"),
+        ({"entities": [entity("Role", "x", shoe=1)]}, Reason.BUNDLE_MALFORMED, "entities.json"),
+        ({"files": b"\xff"}, Reason.BUNDLE_MALFORMED, "descriptors.binpb"),
+    ],
+)
+def test_a_bundle_with_a_broken_part_is_refused(more: dict[str, Any], reason: Reason, word: str) -> None:
+    """Every part is checked at load, and the message names it."""
+    with pytest.raises(EvidenceError) as caught:
+        engine(PLAIN, **more)
+    assert caught.value.reason == reason
+    assert word in caught.value.detail
