@@ -102,6 +102,8 @@ class PolicyKeeper:
             self._alarm("refresh", f"new policy refused: {error}")
             raise
         except StateError as error:
+            if error.reason is Reason.POLICY_MISSING:
+                return  # nothing was published yet: not a failure to back off from
             if error.reason in {Reason.POLICY_ROLLBACK, Reason.POLICY_EXPIRED, Reason.INTERNAL}:
                 self._alarm("refresh", f"new policy refused: {error}")
             raise

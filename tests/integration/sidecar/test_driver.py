@@ -1,0 +1,321 @@
+"""A whole sidecar against a real control plane, over real sockets."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from egm.v1 import node_pb2, node_pb2_grpc
+from tests.support import sidecars
+from tests.support.control_plane import TRUST_DOMAIN, Domain, Running, publish
+from tests.support.control_plane import running as control_plane
+from tests.support.eventually import eventually
+from tests.support.interop_service import DUPLEX, SERVICE, UNARY, InteropService, ask
+from trust.errors import Reason
+from trust.policy.source import build
+from trust.spiffe import SpiffeId
+
+METHODS = f"{SERVICE}/UnaryCall, {SERVICE}/FullDuplexCall"
+
+
+def policy(
+    *, level: int = 4, ttl_s: int = 60, grace_s: int = 120, allow: tuple[str, ...] = ("alice",)
+) -> bytes:
+    """Return a base bundle in which `allow` may call the service `echo`."""
+    permits = "".join(
+        f'@id("{name}-may")\npermit(principal == Workload::"spiffe://{TRUST_DOMAIN}/workload/{name}", '
+        f'action in Action::"{SERVICE}", resource == Service::"echo");\n'
+        for name in allow
+    )
+    return build(
+        {
+            "bundle.yaml": (
+                f"name: test\ndescription: t\ntrust_domain: {TRUST_DOMAIN}\nlevel: {level}\n"
+                f"lease: {{ttl_s: {ttl_s}, grace_s: {grace_s}}}\n"
+                f"services: {{echo: {{grpc_services: [{METHODS}]}}}}\n"
+            ).encode(),
+            "policies/p.cedar": permits.encode(),
+            "tests/t.yaml": b"[]\n",
+        }
+    )
+
+
+class Mesh:
+    """A control plane, a callee's sidecar `b` with the service, and a caller's sidecar `a` for alice and bob."""
+
+    def __init__(self, home: Path, domain: Domain, cp: Running, echo: InteropService, address: str) -> None:
+        self.home, self.domain, self.cp, self.echo, self.address = home, domain, cp, echo, address
+        self.metadata: Any = None
+
+    async def publish(self, bundle: bytes) -> None:
+        """Sign and publish the next version."""
+        self.metadata = self.domain.base(self.metadata, bundle)
+        async with self.cp.operator() as operator:
+            await publish(operator, self.domain, self.metadata, bundle)
+
+    async def enrol(self) -> None:
+        """Write join tokens for both nodes."""
+        await sidecars.token(self.cp, self.home / "b", "b", "echo")
+        await sidecars.token(self.cp, self.home / "a", "a", "alice", "bob")
+
+    def callee(self, **changes: Any) -> dict[str, Any]:
+        """Return the configuration of node b."""
+        inbound = [{"service": "echo", "listen": sidecars.LOOPBACK, "upstream": {"address": self.address}}]
+        return sidecars.settings(self.cp, self.home / "b", self.domain, node="b", inbound=inbound, **changes)
+
+    def caller(self, inbound: str, workload: str = "alice", **changes: Any) -> dict[str, Any]:
+        """Return the configuration of node a."""
+        outbound = [
+            {"workload": workload, "service": "echo", "listen": sidecars.LOOPBACK, "identify": "loopback"}
+        ]
+        config = sidecars.settings(
+            self.cp,
+            self.home / "a",
+            self.domain,
+            node="a",
+            outbound=outbound,
+            services={"echo": {"addresses": [inbound]}},
+        )
+        config["identity"]["workloads"] = ["alice", "bob"]
+        return config | changes
+
+
+@pytest.fixture(scope="module")
+def domain(tmp_path_factory: pytest.TempPathFactory) -> Domain:
+    """Keys and certificates, made once."""
+    return Domain.create(tmp_path_factory.mktemp("domain"))
+
+
+@pytest.fixture
+async def mesh(domain: Domain, tmp_path: Path) -> AsyncIterator[Mesh]:
+    """A control plane and a service; sidecars are started by the test."""
+    at = domain.at(tmp_path)
+    async with control_plane(at) as cp, sidecars.upstream() as (echo, address):
+        made = Mesh(tmp_path, at, cp, echo, address)
+        await made.enrol()
+        yield made
+
+
+async def node_status(mesh: Mesh, address: str, node: str, kind: str = "operator") -> Any:
+    """Ask a node's admin listener as some member."""
+    credentials = mesh.domain.credentials(kind, "olga")
+    async with credentials.channel(address, SpiffeId.of(TRUST_DOMAIN, "node", node).dns_name) as channel:
+        return await node_pb2_grpc.NodeStub(channel).GetStatus(node_pb2.GetNodeStatusRequest(), timeout=5)
+
+
+async def test_call_is_refused_before_policy_then_governed_at_both_ends(mesh: Mesh) -> None:
+    """Listeners are up at once and closed; one publication opens exactly what it permits."""
+    async with (
+        sidecars.running(mesh.callee()) as b,
+        sidecars.running(mesh.caller(b.inbound["echo"])) as a,
+    ):
+        assert await sidecars.unary(a.outbound, UNARY, ask(size=1)) is Reason.POLICY_MISSING
+        assert (await node_status(mesh, b.admin, "b")).not_ready
+        await mesh.publish(policy())
+        await a.enforces(1)
+        await b.enforces(1)
+        assert await sidecars.unary(a.outbound, UNARY, ask(size=1)) == b"\0"
+        await eventually(lambda: len(b.events) == 2, "ready-to-serve")
+        assert [event["event"] for event in b.events] == ["listening", "ready-to-serve"]
+        status = await node_status(mesh, b.admin, "b")
+        assert (status.state, status.policy_version, status.lease) == ("READY", 1, "FRESH")
+        assert status.decisions["inbound.ALLOWED"] == 1
+
+        async def reported() -> bool:
+            async with mesh.cp.operator() as operator:
+                return {r.node for r in await operator.nodes() if r.status.policy_version == 1} == {
+                    "a",
+                    "b",
+                }
+
+        async with asyncio.timeout(15):
+            while not await reported():  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+
+
+async def test_caller_without_permit_is_refused_by_its_own_sidecar(mesh: Mesh) -> None:
+    """The request never leaves the caller's node."""
+    await mesh.publish(policy())
+    async with (
+        sidecars.running(mesh.callee()) as b,
+        sidecars.running(mesh.caller(b.inbound["echo"], "bob")) as a,
+    ):
+        await a.enforces(1)
+        assert await sidecars.unary(a.outbound, UNARY) is Reason.NO_POLICY_PERMITS
+        assert mesh.echo.metadata == []
+
+
+async def test_new_policy_cuts_an_open_stream_with_the_reason(mesh: Mesh) -> None:
+    """A stream opened under yesterday's policy must not outlive it."""
+    await mesh.publish(policy())
+    async with (
+        sidecars.running(mesh.callee()) as b,
+        sidecars.running(mesh.caller(b.inbound["echo"])) as a,
+        grpc.aio.insecure_channel(a.outbound) as channel,
+    ):
+        await a.enforces(1)
+        await b.enforces(1)
+        stream: Any = channel.stream_stream(DUPLEX, None, None)(timeout=30)  # type: ignore[call-arg]
+        await stream.write(ask(sizes=[1]))
+        assert await stream.read() == b"\0"
+        await mesh.publish(policy(allow=("bob",)))
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stream.read()
+        assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+        assert "AUTHORIZATION_WITHDRAWN" in (caught.value.details() or "")
+
+
+async def test_restart_without_control_plane_resumes_from_disk_and_then_seals(
+    domain: Domain, tmp_path: Path
+) -> None:
+    """Within the lease the node governs on its own; when the lease is over, level 4 refuses."""
+    at = domain.at(tmp_path)
+    async with sidecars.upstream() as (echo, address):
+        async with control_plane(at) as cp:
+            mesh = Mesh(tmp_path, at, cp, echo, address)
+            await mesh.enrol()
+            await mesh.publish(policy(ttl_s=3, grace_s=1))
+            async with (
+                sidecars.running(mesh.callee()) as b,
+                sidecars.running(mesh.caller(b.inbound["echo"])) as a,
+            ):
+                await a.enforces(1)
+                await b.enforces(1)
+        async with (
+            sidecars.running(mesh.callee()) as b,
+            sidecars.running(mesh.caller(b.inbound["echo"])) as a,
+        ):
+            await a.enforces(1)
+            await b.enforces(1)
+            assert await sidecars.unary(a.outbound, UNARY, ask(size=1)) == b"\0"
+            await eventually(lambda: a.sidecar.view.lease() == "SEALED", "sealed")
+            assert await sidecars.unary(a.outbound, UNARY, ask(size=1)) is Reason.POLICY_STALE
+            assert "POLICY_STALE" in a.sidecar.view.readiness().not_ready[0]
+
+
+async def test_level_1_passes_what_level_4_would_refuse_and_counts_it(mesh: Mesh) -> None:
+    """The approvers may sign a mesh that only observes."""
+    await mesh.publish(policy(level=1))
+    async with (
+        sidecars.running(mesh.callee()) as b,
+        sidecars.running(mesh.caller(b.inbound["echo"], "bob")) as a,
+    ):
+        await a.enforces(1)
+        await b.enforces(1)
+        assert await sidecars.unary(a.outbound, UNARY, ask(size=1)) == b"\0"
+        decisions = a.sidecar.pipeline.counters.decisions()
+        assert decisions["outbound.would_deny.NO_POLICY_PERMITS"] == 1
+
+
+async def test_drain_lets_a_call_in_flight_finish_and_says_not_serving(mesh: Mesh) -> None:
+    """A deployment must not cut calls."""
+    await mesh.publish(policy())
+    health = {"health": {"listen": sidecars.LOOPBACK}}
+    async with (
+        sidecars.running(mesh.callee(**health)) as b,
+        sidecars.running(mesh.caller(b.inbound["echo"])) as a,
+    ):
+        await a.enforces(1)
+        await b.enforces(1)
+        call = asyncio.create_task(sidecars.unary(a.outbound, UNARY, ask(size=1, sleep_ms=700)))
+        await eventually(lambda: mesh.echo.metadata, "the call reached the service")
+        a.sidecar.stop.set()
+        assert await call == b"\0"
+        await a.task
+        assert a.sidecar.view.readiness().state == "DRAINING"
+
+
+async def test_health_tells_node_and_services_and_nothing_before_policy(mesh: Mesh) -> None:
+    """A load balancer must not send calls to a sidecar without policy."""
+    socket = mesh.home / "health.sock"
+    async with (
+        sidecars.running(mesh.callee(health={"listen": f"unix://{socket}"})) as b,
+        grpc.aio.insecure_channel(f"unix://{socket}") as channel,
+    ):
+        stub = health_pb2_grpc.HealthStub(channel)
+
+        async def answers() -> list[int]:
+            asked = [health_pb2.HealthCheckRequest(service=name) for name in ("", "echo")]
+            return [(await stub.Check(one, timeout=5)).status for one in asked]
+
+        assert await answers() == [health_pb2.HealthCheckResponse.NOT_SERVING] * 2
+        await mesh.publish(policy())
+        await b.enforces(1)
+        async with asyncio.timeout(10):
+            while await answers() != [health_pb2.HealthCheckResponse.SERVING] * 2:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("kind", ["workload", "node"])
+async def test_admin_answers_operators_only(mesh: Mesh, kind: str) -> None:
+    """A valid certificate of the mesh is not enough."""
+    async with sidecars.running(mesh.callee()) as b:
+        assert (await node_status(mesh, b.admin, "b")).node == "b"
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await node_status(mesh, b.admin, "b", kind)
+        assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+
+
+async def test_admin_check_decides_without_executing(mesh: Mesh) -> None:
+    """`egm check` shows what would happen, and leaves no trace in the counts."""
+    await mesh.publish(policy())
+    async with sidecars.running(mesh.callee()) as b:
+        await b.enforces(1)
+        credentials = mesh.domain.credentials("operator", "olga")
+        name = SpiffeId.of(TRUST_DOMAIN, "node", "b").dns_name
+        async with credentials.channel(b.admin, name) as channel:
+            stub = node_pb2_grpc.NodeStub(channel)
+
+            async def check(**fields: str) -> Any:
+                return await stub.Check(node_pb2.CheckRequest(**fields), timeout=5)
+
+            asked = {"service": "echo", "method": f"/{SERVICE}/UnaryCall"}
+            allowed = await check(caller="alice", **asked)
+            assert (allowed.allowed, list(allowed.policies), allowed.policy_version) == (
+                True,
+                ["alice-may"],
+                1,
+            )
+            refused = await check(caller=f"spiffe://{TRUST_DOMAIN}/workload/bob", **asked)
+            assert (refused.allowed, refused.reason) == (False, "NO_POLICY_PERMITS")
+            for wrong, word in [
+                ({"caller": "../x", **asked}, "caller"),
+                ({"caller": "alice", **asked, "service": "nope"}, "nope"),
+                ({"caller": "alice", **asked, "request_json": "{}"}, "descriptor"),
+            ]:
+                with pytest.raises(grpc.aio.AioRpcError, match=word):
+                    await check(**wrong)
+        assert b.sidecar.pipeline.counters.decisions() == {}
+
+
+async def test_unix_socket_listener_is_private_and_identifies_its_workload(mesh: Mesh) -> None:
+    """Who can open the socket is the workload: nobody else may."""
+    await mesh.publish(policy())
+    path = mesh.home / "sockets" / "alice.sock"
+    outbound = [
+        {"workload": "alice", "service": "echo", "listen": f"unix://{path}", "identify": "unix-socket"}
+    ]
+    async with (
+        sidecars.running(mesh.callee()) as b,
+        sidecars.running(mesh.caller(b.inbound["echo"], outbound=outbound)) as a,
+    ):
+        await a.enforces(1)
+        await b.enforces(1)
+        assert path.stat().st_mode & 0o777 == 0o600
+        assert await sidecars.unary(f"unix://{path}", UNARY, ask(size=1)) == b"\0"
+    assert not path.exists()
+
+
+async def test_local_level_below_the_signed_one_ends_the_start(mesh: Mesh) -> None:
+    """A person who lowers the level must be told that it does nothing."""
+    await mesh.publish(policy())
+    async with sidecars.running(mesh.callee()) as b:
+        await b.enforces(1)
+    with pytest.raises(Exception, match="level: 1 is lower than 4"):
+        async with sidecars.running(mesh.callee(level=1)) as b:
+            await b.task
