@@ -171,11 +171,11 @@ def open_proposal(
         InputError: INPUT_INVALID, for a bad title.
     """
     parsed = _parse(role, metadata)
+    delegators = delegators_of(role, parsed, state)
     _check_version(role, parsed.signed.version, state)
     _lint(role, parsed, state, now_ms)
     if now_ms >= expires_ms(parsed.signed):
         raise EvidenceError(Reason.POLICY_EXPIRED, f"the proposed {role} metadata has already expired")
-    delegators = delegators_of(role, parsed, state)
     signatures = tuple(parsed.signatures.values())
     parsed.signatures.clear()
     for signature in signatures:

@@ -81,14 +81,14 @@ class _Plane:
 
     def __init__(
         self,
-        config: ControlPlaneConfig,
         status: StatusSource,
+        *,
         reports: NodeReports,
         announcements: Announcements,
         files: RepositoryFiles,
         broker_url: str,
     ) -> None:
-        self._config, self._status, self._reports = config, status, reports
+        self._config, self._status, self._reports = status.config, status, reports
         self._announcements, self._files, self._broker_url = announcements, files, broker_url
         self._health = HealthServicer()
         self._servers: list[grpc.aio.Server] = []
@@ -100,7 +100,7 @@ class _Plane:
         status, clock = self._status, self._status.clock
         tokens = StoredTokens(status.database)
         joining = JoinServicer(status.ca, tokens, clock)
-        operators = OperatorServicer(status.database, status.publisher, self._reports, tokens, status, clock)
+        operators = OperatorServicer(status, reports=self._reports, tokens=tokens)
         operator_pb2_grpc.add_OperatorServicer_to_server(operators, main)
         distribution = DistributionServicer(self._files, self._announcements)
         distribution_pb2_grpc.add_DistributionServicer_to_server(distribution, main)
@@ -155,7 +155,7 @@ class _Plane:
 
     def _server(self, *, checked: bool) -> grpc.aio.Server:
         options = dict(server_options()) | {"grpc.max_receive_message_length": MAX_REQUEST_BYTES}
-        interceptors: list[grpc.aio.ServerInterceptor] = [FixedInternalErrors()]
+        interceptors: list[Any] = [FixedInternalErrors()]
         if checked:
             interceptors.append(
                 CheckedCallers(trust_domain=self._config.trust_domain, clock=self._status.clock)
@@ -213,7 +213,7 @@ async def _open(config: ControlPlaneConfig, stack: AsyncExitStack) -> _Plane:
     reports = NodeReports(database)
     await reports.load()
     status = StatusSource(config, database, publisher, announcer, identity, ca, clock)
-    return _Plane(config, status, reports, announcements, files, shown)
+    return _Plane(status, reports=reports, announcements=announcements, files=files, broker_url=shown)
 
 
 @asynccontextmanager

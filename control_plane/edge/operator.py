@@ -28,15 +28,13 @@ from control_plane.edge.callers import current_caller
 from control_plane.edge.fleet import NodeReports
 from control_plane.edge.join import create_token
 from control_plane.edge.operator_client import chunks
-from control_plane.edge.publisher import Publisher, required
+from control_plane.edge.publisher import required
 from control_plane.edge.status import StatusSource
 from control_plane.edge.store import audit, proposals, repository
-from control_plane.edge.store.database import Database
 from control_plane.edge.tokens import StoredTokens
 from egm.v1 import operator_pb2, operator_pb2_grpc
 from trust import limits
-from trust.errors import CapacityError, InputError, Reason
-from trust.ports import Clock
+from trust.errors import CapacityError, InputError, MeshError, Reason
 from trust.repository import RepositoryState, target_file_path
 from trust.spiffe import SpiffeId
 
@@ -80,17 +78,9 @@ def to_wire(proposal: Proposal, state: RepositoryState) -> operator_pb2.Proposal
 class OperatorServicer(operator_pb2_grpc.OperatorServicer):
     """egm.v1.Operator."""
 
-    def __init__(
-        self,
-        database: Database,
-        publisher: Publisher,
-        reports: NodeReports,
-        tokens: StoredTokens,
-        status: StatusSource,
-        clock: Clock,
-    ) -> None:
-        self._database, self._publisher, self._reports = database, publisher, reports
-        self._tokens, self._status, self._clock = tokens, status, clock
+    def __init__(self, status: StatusSource, *, reports: NodeReports, tokens: StoredTokens) -> None:
+        self._status, self._reports, self._tokens = status, reports, tokens
+        self._database, self._publisher, self._clock = status.database, status.publisher, status.clock
         self._uploads = 0
 
     async def Propose(
@@ -105,7 +95,11 @@ class OperatorServicer(operator_pb2_grpc.OperatorServicer):
         self._uploads += 1
         try:
             async with asyncio.timeout(UPLOAD_TIMEOUT_S):
-                proposal, files = await self._receive(request_iterator, who)
+                try:
+                    proposal, files = await self._receive(request_iterator, who)
+                except MeshError:
+                    await _discard(request_iterator)
+                    raise
         except TimeoutError:
             raise CapacityError(
                 Reason.LIMIT_EXCEEDED, f"the proposal was not received within {UPLOAD_TIMEOUT_S:.0f} s"
@@ -319,3 +313,15 @@ class OperatorServicer(operator_pb2_grpc.OperatorServicer):
             )
         logger.info("%s proposed %s version %d (%s)", who, proposal.role, proposal.version, proposal.id)
         return proposal
+
+
+async def _discard(parts: AsyncIterator[operator_pb2.ProposeRequest]) -> None:
+    """Read what a refused caller still sends, up to the largest proposal, and keep nothing.
+
+    A gRPC client that is cut while it writes may report a broken stream instead of our reason.
+    """
+    left = limits.MAX_PROPOSAL_BYTES
+    async for part in parts:
+        left -= part.ByteSize()
+        if left < 0:
+            return

@@ -2,9 +2,10 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import grpc.aio
 from securesystemslib.signer import Key, Signer
@@ -14,28 +15,28 @@ from control_plane.config import ControlPlaneConfig, OnlineKeys
 from control_plane.edge import driver
 from control_plane.edge.ca import CertificateAuthority, create_ca, issue_to_directory
 from control_plane.edge.operator_client import Credentials, OperatorClient
-from trust.authoring import Holders, add_signature, first_targets, new_root, next_targets, signable_bytes
+from trust.authoring import Holders, first_targets, new_root, next_targets, signable_bytes
 from trust.edge.clock import SystemClock
 from trust.edge.keyfiles import create_key, load_signer
 from trust.policy.source import build
 from trust.spiffe import SpiffeId
+from trust.verified import BASE_ROLE, target_path
 from trust.x509 import control_plane_dns
 
 TRUST_DOMAIN = "mesh.test"
 APPROVERS = ("approver-1", "approver-2", "approver-3")
 
 
-def source(
-    version: int = 1, *, ttl_s: int = 60, services: str = "  payments: {grpc_services: [shop.Payments/Pay]}"
-):
+def source(version: int = 1, *, ttl_s: int = 60, trust_domain: str = TRUST_DOMAIN) -> dict[str, bytes]:
     """Return a policy folder whose content depends on `version`."""
     return {
         "bundle.yaml": (
-            f"name: test\ndescription: version {version}\ntrust_domain: {TRUST_DOMAIN}\nlevel: 4\n"
-            f"lease: {{ttl_s: {ttl_s}, grace_s: 10}}\nservices:\n{services}\n"
+            f"name: test\ndescription: version {version}\ntrust_domain: {trust_domain}\nlevel: 4\n"
+            f"lease: {{ttl_s: {ttl_s}, grace_s: 10}}\n"
+            "services: {payments: {grpc_services: [shop.Payments/Pay]}}\n"
         ).encode(),
         "policies/payments.cedar": (
-            f'@id("alice-pays")\npermit(principal == Workload::"spiffe://{TRUST_DOMAIN}/workload/alice", '
+            f'@id("alice-pays")\npermit(principal == Workload::"spiffe://{trust_domain}/workload/alice", '
             'action == Action::"shop.Payments/Pay", resource == Service::"payments");\n'
         ).encode(),
         "tests/payments.yaml": (
@@ -45,9 +46,9 @@ def source(
     }
 
 
-def archive(version: int = 1, **changes: object) -> bytes:
+def archive(version: int = 1, *, ttl_s: int = 60, trust_domain: str = TRUST_DOMAIN) -> bytes:
     """Return the base bundle of `source`."""
-    return build(source(version, **changes))
+    return build(source(version, ttl_s=ttl_s, trust_domain=trust_domain))
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,11 @@ class Domain:
     signers: Mapping[str, Signer]
     keys: Mapping[str, Key]
     root: bytes
+    home: Path  # of the control planes that run
+
+    def at(self, home: Path) -> "Domain":
+        """Return the same domain with another home."""
+        return replace(self, home=home)
 
     @classmethod
     def create(cls, directory: Path) -> "Domain":
@@ -80,11 +86,11 @@ class Domain:
         data = root.to_bytes()
         (directory / "root.json").write_bytes(data)
         create_ca(directory / "ca", TRUST_DOMAIN)
-        return cls(directory, signers, keys, data)
+        return cls(directory, signers, keys, data, directory)
 
     def config(self, name: str = "cp-1", **changes: object) -> ControlPlaneConfig:
         """Return the configuration of one control plane on free ports."""
-        home = self.directory / name
+        home = self.home / name
         settings = {
             "name": name,
             "trust_domain": TRUST_DOMAIN,
@@ -93,8 +99,8 @@ class Domain:
             "join_listen": "127.0.0.1:0",
             "root": self.directory / "root.json",
             "online_keys": OnlineKeys(
-                snapshot=str(self.directory / "keys" / "snapshot.pem"),
-                timestamp=str(self.directory / "keys" / "timestamp.pem"),
+                snapshot=(str(self.directory / "keys" / "snapshot.pem"),),
+                timestamp=(str(self.directory / "keys" / "timestamp.pem"),),
             ),
             "ca": self.directory / "ca",
             "identity": home / "identity",
@@ -105,19 +111,20 @@ class Domain:
 
     def credentials(self, kind: str, name: str) -> Credentials:
         """Issue a certificate for any member."""
-        directory = self.directory / "issued" / kind / name
+        directory = self.home / "issued" / kind / name
         ca = CertificateAuthority.open(self.directory / "ca")
         issue_to_directory(ca, SpiffeId.of(TRUST_DOMAIN, kind, name), directory)
         return Credentials.load(directory)
 
-    def base(self, previous: Metadata[Targets] | None, bundle: bytes, **changes) -> Metadata[Targets]:
+    def base(self, previous: Metadata[Targets] | None, bundle: bytes | None) -> Metadata[Targets]:
         """Return the next base metadata, unsigned."""
         now_ms = SystemClock().now_ms()
         if previous is None:
+            assert bundle is not None
             return first_targets(bundle, now_ms=now_ms)
-        return next_targets(previous, bundle, now_ms=now_ms, **changes)
+        return next_targets(previous, bundle, now_ms=now_ms)
 
-    def signature(self, name: str, metadata: Metadata) -> tuple[str, str]:
+    def signature(self, name: str, metadata: Metadata[Any]) -> tuple[str, str]:
         """Return (key id, signature) of one holder over `metadata`."""
         signature = self.signers[name].sign(signable_bytes(metadata))
         return signature.keyid, signature.signature
@@ -152,7 +159,8 @@ async def running(domain: Domain, config: ControlPlaneConfig | None = None) -> A
     stop = asyncio.Event()
     ready: asyncio.Future[dict[str, object]] = asyncio.get_running_loop().create_future()
     task = asyncio.create_task(driver.run(config or domain.config(), ready=ready.set_result, stop=stop))
-    await asyncio.wait({task, ready}, return_when=asyncio.FIRST_COMPLETED)
+    both: set[asyncio.Future[Any]] = {task, ready}
+    await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
     if task.done():
         await task
     event = await ready
@@ -166,28 +174,15 @@ async def running(domain: Domain, config: ControlPlaneConfig | None = None) -> A
 async def publish(
     operator: OperatorClient,
     domain: Domain,
-    metadata: Metadata[Targets],
-    bundle: bytes,
-    role: str = "targets",
-) -> None:
-    """Propose, sign with two approvers and publish."""
-    path = "base.tar.gz" if role == "targets" else f"{role}/bundle.tar.gz"
-    proposal = await operator.propose(
-        role=role, title="test", metadata=metadata.to_bytes(), files={path: bundle}
-    )
-    for name in APPROVERS[:2]:
+    metadata: Metadata[Any],
+    bundle: bytes | None,
+    role: str = BASE_ROLE,
+    holders: Sequence[str] = APPROVERS[:2],
+) -> str:
+    """Propose, sign with two approvers and publish; return the proposal's id."""
+    files = {} if bundle is None else {target_path(role): bundle}
+    proposal = await operator.propose(role=role, title="test", metadata=metadata.to_bytes(), files=files)
+    for name in holders:
         await operator.add_signature(proposal.id, *domain.signature(name, metadata))
     await operator.publish(proposal.id)
-
-
-__all__ = [
-    "APPROVERS",
-    "TRUST_DOMAIN",
-    "Domain",
-    "Running",
-    "add_signature",
-    "archive",
-    "publish",
-    "running",
-    "source",
-]
+    return str(proposal.id)

@@ -48,37 +48,25 @@ def server() -> Iterator[str]:
     The directory is short and under /tmp because a Unix socket's path may have at most 107 bytes.
     """
     programs = require()
+
+    def run(*command: str | Path) -> None:
+        subprocess.run([*become, *command], check=True, stdout=subprocess.DEVNULL, cwd="/")
+
     become = _as_user()
     directory = Path(tempfile.mkdtemp(prefix="egm-pg-"))
     if become:
         shutil.chown(directory, user=become[2])
     data = directory / "data"
-    run = {"check": True, "stdout": subprocess.DEVNULL, "cwd": "/"}
     try:
-        subprocess.run(
-            [
-                *become,
-                programs / "initdb",
-                "-D",
-                data,
-                "-U",
-                "egm",
-                "-A",
-                "trust",
-                "-E",
-                "UTF8",
-                "--no-locale",
-                "-N",
-            ],
-            **run,
-        )
+        settings = ("-U", "egm", "-A", "trust", "-E", "UTF8", "--no-locale", "-N")
+        run(programs / "initdb", "-D", data, *settings)
         options = f"-k {directory} -c listen_addresses='' -c fsync=off -c max_connections=50"
-        control = [*become, programs / "pg_ctl", "-D", data, "-w", "-l", directory / "log"]
-        subprocess.run([*control, "-o", options, "start"], **run)
+        control = (programs / "pg_ctl", "-D", data, "-w", "-l", directory / "log")
+        run(*control, "-o", options, "start")
         try:
             yield f"postgresql://egm@/postgres?host={directory}"
         finally:
-            subprocess.run([*control, "-m", "immediate", "stop"], **run)
+            run(*control, "-m", "immediate", "stop")
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 
