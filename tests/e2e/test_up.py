@@ -204,6 +204,50 @@ def test_a_policy_goes_from_proposal_to_force_and_back(running: Running, tmp_pat
     assert running.call("alice").status == health_pb2.HealthCheckResponse.SERVING
 
 
+def put_in_force(running: Running, *arguments: object) -> None:
+    """Propose, sign with two approvers and publish."""
+    on = running.directory
+    proposal = egm("policy", "propose", running.policy, *arguments, "--json", mesh=on).data["id"]
+    for number in (2, 3):
+        key = running.mesh["approvers"][f"approver-{number}"]
+        assert egm("policy", "sign", proposal, "--key", key, mesh=on).code == 0
+    assert egm("policy", "publish", proposal, mesh=on).code == 0
+
+
+def test_levels_change_by_policy_and_change_what_happens(running: Running) -> None:
+    """Level 0 and 1 pass what 3 and 4 refuse; level 1 says what level 4 would have done."""
+    question = ["check", "--caller", "mallory", "--service", "probe", "--method", CHECK, "--json"]
+
+    def answer(level: int) -> dict[str, Any]:
+        put_in_force(running, "--level", level)
+        found: dict[str, Any] = {}
+
+        def reached() -> None:
+            found.update(egm(*question, mesh=running.directory).data)
+            assert found["level"] == level
+
+        eventually(reached)
+        return found
+
+    try:
+        passed = answer(0)
+        assert (passed["allowed"], passed["reason"], passed["would_deny"]) == (
+            True,
+            "PASSED_UNGOVERNED",
+            False,
+        )
+        eventually(lambda: running.call("mallory"))
+        observed = answer(1)
+        assert (observed["allowed"], observed["would_deny"]) == (True, True)
+        eventually(lambda: running.call("mallory"))
+        aware = answer(3)
+        assert (aware["allowed"], aware["reason"]) == (False, "NO_POLICY_PERMITS")
+        eventually(lambda: refused(running, "mallory"))
+    finally:
+        put_in_force(running)
+    eventually(lambda: refused(running, "mallory"))
+
+
 def eventually(action: Any) -> None:
     deadline = time.monotonic() + 20
     while True:
