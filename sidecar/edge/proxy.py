@@ -1,6 +1,7 @@
 """The transparent proxy: which path each call takes; and the server that a listener runs."""
 
 import logging
+import os
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -16,6 +17,7 @@ from sidecar.edge.proxy_stream import serve_server_stream, serve_stream
 from sidecar.edge.proxy_unary import serve_unary
 from sidecar.edge.refusals import Context, fail_internal
 from trust import limits
+from trust.edge.serving import SteadyServer
 from trust.edge.tls import server_options
 from trust.ports import Clock
 
@@ -23,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 MAX_CACHED_METHODS: Final = 4096
 MAX_LOGGED_METHOD_CHARS: Final = 200
+_OWNER_ONLY: Final = 0o177
 # gRPC core refuses what exceeds its own limit without a reason; up to here the proxy can say which limit it was.
 _ROOM_TO_EXPLAIN_BYTES: Final = 1024 * 1024
 
@@ -153,15 +156,27 @@ def build_server(
     Raises:
         RuntimeError: the address cannot be bound (grpc's own wording names it).
     """
-    server = grpc.aio.server(
-        options=[
-            *server_options(),
-            ("grpc.max_receive_message_length", max_message_bytes + _ROOM_TO_EXPLAIN_BYTES),
-            ("grpc.max_send_message_length", -1),  # what came in may go out
-            *options,
-        ]
-    )
-    server.add_generic_rpc_handlers(tuple(handlers))
-    if credentials is not None:
-        return server, server.add_secure_port(listen, credentials)
-    return server, server.add_insecure_port(listen)
+    channel_arguments = [
+        *server_options(),
+        ("grpc.max_receive_message_length", max_message_bytes + _ROOM_TO_EXPLAIN_BYTES),
+        ("grpc.max_send_message_length", -1),  # what came in may go out
+        *options,
+    ]
+
+    def build(address: str) -> tuple[grpc.aio.Server, int]:
+        server = grpc.aio.server(options=channel_arguments)
+        server.add_generic_rpc_handlers(tuple(handlers))
+        if credentials is not None:
+            return server, server.add_secure_port(address, credentials)
+        if not address.startswith("unix:"):
+            return server, server.add_insecure_port(address)
+        before = os.umask(
+            _OWNER_ONLY
+        )  # who may connect is who the caller is: never anybody else, not for a moment
+        try:
+            return server, server.add_insecure_port(address)
+        finally:
+            os.umask(before)
+
+    steady = SteadyServer(build, listen)
+    return steady, steady.port

@@ -46,5 +46,10 @@ def test_user_agent_is_shown_but_not_forwarded() -> None:
 
 def test_upstream_text_that_grpc_cannot_carry_is_dropped() -> None:
     """One illegal header must not turn a good response into an internal error."""
-    received = [("ok", "1"), ("bad", "caf\u00e9"), ("worse", "a\nb"), ("raw-bin", b"\xff\x00")]
+    received: list[tuple[str, str | bytes]] = [
+        ("ok", "1"),
+        ("bad", "caf\u00e9"),
+        ("worse", "a\nb"),
+        ("raw-bin", b"\xff\x00"),
+    ]
     assert from_upstream(received) == (("ok", "1"), ("raw-bin", b"\xff\x00"))

@@ -1,0 +1,40 @@
+"""Callers that do not play by the rules must not take the listener away from those who do."""
+
+import asyncio
+from typing import Any, cast
+
+import grpc.aio
+import pytest
+
+from tests.support.interop_cases import EOF
+from tests.support.interop_service import DUPLEX, EMPTY, ask
+from tests.support.proxies import path
+
+
+async def knock_out(channel: grpc.aio.Channel) -> None:
+    """Send a method name that is not UTF-8, which ends grpc.aio's accept loop."""
+    call = cast("Any", channel)._channel.call(b"/a/\xff\xfe", None, None, None, 0)
+    await call.unary_unary(b"", ())
+    assert (await call.status()).code() != 0
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # grpc's own dead task
+async def test_method_name_that_is_no_text_does_not_take_the_listener_away() -> None:
+    """One request must not switch a service off; calls in flight must not notice."""
+    async with path(1) as through:
+        open_stream = through.channel.stream_stream(DUPLEX, None, None)(None)
+        await open_stream.write(ask(sizes=[1]))
+        assert await open_stream.read() == b"\0"
+        async with grpc.aio.insecure_channel(
+            through.addresses[0], [("grpc.use_local_subchannel_pool", 1)]
+        ) as other:
+            await knock_out(other)
+        async with (
+            asyncio.timeout(10),
+            grpc.aio.insecure_channel(through.addresses[0], [("grpc.use_local_subchannel_pool", 1)]) as after,
+        ):
+            await after.unary_unary(EMPTY, None, None)(b"", wait_for_ready=True)
+        await open_stream.write(ask(sizes=[2]))
+        assert await open_stream.read() == b"\0\0"
+        await open_stream.done_writing()
+        assert await open_stream.read() is EOF
