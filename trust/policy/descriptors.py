@@ -2,11 +2,20 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import Final, Self
 
-from google.protobuf import message_factory
+from google.protobuf import (
+    any_pb2,
+    duration_pb2,
+    empty_pb2,
+    field_mask_pb2,
+    message_factory,
+    struct_pb2,
+    timestamp_pb2,
+    wrappers_pb2,
+)
 from google.protobuf.descriptor import Descriptor, MethodDescriptor
-from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet
+from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorProto, FileDescriptorSet
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import DecodeError, Message
 
@@ -68,6 +77,8 @@ class MethodTable:
             files = FileDescriptorSet.FromString(data).file
         except DecodeError:
             raise _malformed("not a serialised FileDescriptorSet") from None
+        for file in files:
+            _check_messages(file.package, file.message_type)
         pool = _pool(files)
         methods: dict[str, MethodInfo] = {}
         services: list[str] = []
@@ -144,6 +155,37 @@ def _add(pool: DescriptorPool, file: FileDescriptorProto) -> None:
     except (TypeError, KeyError, ValueError) as error:
         lines = str(error).strip().splitlines() or ["refused by protobuf"]
         raise _malformed(f"{file.name}: {lines[0]}") from None
+
+
+def _check_messages(scope: str, messages: Iterable[DescriptorProto]) -> None:
+    """Refuse what protobuf itself accepts but nobody could read: odd map entries, false well-known types."""
+    for message in messages:
+        name = f"{scope}.{message.name}"
+        shape = _shape(message)
+        if message.options.map_entry and [field[:2] for field in shape] != [("key", 1), ("value", 2)]:
+            raise _malformed(f"{name} is marked as a map entry but is none")
+        if shape != _WELL_KNOWN.get(name, shape):
+            raise _malformed(f"{name} is not the type that protobuf defines under this name")
+        _check_messages(name, message.nested_type)
+
+
+def _shape(message: DescriptorProto) -> list[tuple[str, int, int, int]]:
+    return sorted(
+        ((f.name, f.number, int(f.type), int(f.label)) for f in message.field), key=lambda field: field[1]
+    )
+
+
+def _well_known() -> dict[str, list[tuple[str, int, int, int]]]:
+    """Return the shape of every type that policies see in a form of its own."""
+    shapes: dict[str, list[tuple[str, int, int, int]]] = {}
+    for module in (any_pb2, duration_pb2, empty_pb2, field_mask_pb2, struct_pb2, timestamp_pb2, wrappers_pb2):
+        file = FileDescriptorProto()
+        module.DESCRIPTOR.CopyToProto(file)
+        shapes.update((f"{file.package}.{message.name}", _shape(message)) for message in file.message_type)
+    return shapes
+
+
+_WELL_KNOWN: Final = _well_known()
 
 
 def _malformed(what: str) -> EvidenceError:

@@ -8,7 +8,7 @@ everything a policy can read get the same decision. A read is a path of attribut
     ()                         context as a whole: everything
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
 from typing import Any, Final
 
@@ -27,9 +27,15 @@ def reads(template: pst.Template) -> frozenset[Path]:
 
     The scope of a policy (principal, action, resource) never reads the context.
     """
+    return inspect(template)[0]
+
+
+def inspect(template: pst.Template) -> tuple[frozenset[Path], set[pst.EntityUid]]:
+    """Return what `reads` does, and every entity that the scope or the conditions of `template` name."""
     found: set[Path] = set()
-    _collect(template.clauses, found)
-    return minimal(found)
+    named: set[pst.EntityUid] = set()
+    _collect((template.clauses, template.principal, template.action, template.resource), found, named)
+    return minimal(found), named
 
 
 def minimal(paths: Iterable[Path]) -> frozenset[Path]:
@@ -56,7 +62,7 @@ def tree(paths: Iterable[Path]) -> Tree | None:
     return root
 
 
-def _collect(node: object, found: set[Path]) -> None:
+def _collect(node: object, found: set[Path], named: set[pst.EntityUid]) -> None:
     """Walk any value of the syntax tree; an explicit stack, so depth is bounded by memory alone."""
     stack: list[Any] = [node]
     while stack:
@@ -66,22 +72,25 @@ def _collect(node: object, found: set[Path]) -> None:
             found.add(path)
         elif isinstance(value, pst.HasAttr) and (base := _context_path(value.base)) is not None:
             found.add((*base, *value.attrs, EXISTS))
-        elif isinstance(value, Mapping):
-            stack.extend(value.values())
+        elif isinstance(value, pst.EntityUid):
+            named.add(value)
         elif isinstance(value, tuple):
             stack.extend(value)
+        elif isinstance(value, dict):  # pst.FrozenMap is one
+            stack.extend(value.values())
         else:
-            kind = type(value)
-            stack.extend(getattr(value, name) for name in _CHILDREN.get(kind) or _children(kind))
-
-
-_CHILDREN: Final[dict[type, tuple[str, ...]]] = {}  # attribute names per kind of node
+            stack.extend(getattr(value, name) for name in _children(type(value)))
 
 
 def _children(kind: type) -> tuple[str, ...]:
-    names = tuple(field.name for field in fields(kind)) if is_dataclass(kind) else ()
-    _CHILDREN[kind] = names
+    """Return the attributes of a kind of node; looked up once per kind, this runs for every node of every policy."""
+    names = _CHILDREN.get(kind)
+    if names is None:
+        names = _CHILDREN[kind] = tuple(f.name for f in fields(kind)) if is_dataclass(kind) else ()
     return names
+
+
+_CHILDREN: Final[dict[type, tuple[str, ...]]] = {}
 
 
 def _context_path(node: object) -> Path | None:

@@ -15,7 +15,7 @@ from cedarpy import pst
 from trust import limits
 from trust.bundle import Bundle
 from trust.errors import EvidenceError, Reason
-from trust.policy.reads import Path, reads
+from trust.policy.reads import Path, inspect
 
 # Annotations of permits that bind the node which allows a call.
 OBLIGATIONS: Final = frozenset({"require_approval", "lease", "rate", "budget", "audit"})
@@ -124,14 +124,15 @@ def compile_rules(
     seen: dict[str, str] = {}
     for chunk in _chunks(pieces, PARSE_CHUNK_POLICIES):
         for piece, template in zip(chunk, _templates(chunk), strict=True):
-            rule = _rule(piece, template, namespace, shared)
+            paths, uids = inspect(template)
+            rule = _rule(piece, template, paths, namespace, shared)
             if rule.annotation in seen:
                 message = (
                     f'@id("{rule.annotation}") is already used at {seen[rule.annotation]}; ids must be unique'
                 )
                 raise _invalid(piece.where, message)
             seen[rule.annotation] = piece.where
-            named.update(map(str, pst.entity_uids(template)))
+            named.update(map(str, uids))
             rules.append(rule)
     for chunk in _chunks(pieces, VALIDATE_CHUNK_POLICIES):
         _validate(chunk, schema)
@@ -179,7 +180,9 @@ def _validate(chunk: list[Piece], schema: cedarpy.Schema) -> None:
     raise _invalid(chunk[0].where, "does not fit the schema")
 
 
-def _rule(piece: Piece, template: pst.Template, namespace: str | None, shared: Shared) -> Rule:
+def _rule(
+    piece: Piece, template: pst.Template, paths: frozenset[Path], namespace: str | None, shared: Shared
+) -> Rule:
     annotation = template.annotations.get("id", "")
     if not annotation.strip():
         raise _invalid(piece.where, 'the policy has no name; write @id("...") before it')
@@ -196,7 +199,7 @@ def _rule(piece: Piece, template: pst.Template, namespace: str | None, shared: S
         principal=shared.scope(_scope(template.principal)),
         action=shared.scope(_action_scope(template.action)),
         resource=shared.scope(_scope(template.resource)),
-        reads=shared.paths(reads(template)),
+        reads=shared.paths(paths),
         obligations=tuple(sorted(binding.items())),
         piece=piece,
     )

@@ -53,6 +53,30 @@ def test_descriptors_that_do_not_hold_together_are_refused(data: bytes) -> None:
     assert "descriptors.binpb" in caught.value.detail
 
 
+def test_a_false_well_known_type_is_refused() -> None:
+    """What is called Timestamp is shown to policies as a time, so it must be one."""
+    files = FileDescriptorSet.FromString(descriptors())
+    for file in files.file:
+        if file.name == "google/protobuf/timestamp.proto":
+            file.message_type[0].field[0].name = "minutes"
+    with pytest.raises(EvidenceError) as caught:
+        MethodTable.parse(files.SerializeToString())
+    assert "google.protobuf.Timestamp" in caught.value.detail
+
+
+def test_a_map_entry_without_key_and_value_is_refused() -> None:
+    """Protobuf accepts the mark on any message; reading such a map would fail on the first call."""
+    files = FileDescriptorSet.FromString(descriptors())
+    for file in files.file:
+        for message in file.message_type:
+            for nested in message.nested_type:
+                if nested.options.map_entry and message.name == "Order":
+                    del nested.field[1]
+    with pytest.raises(EvidenceError) as caught:
+        MethodTable.parse(files.SerializeToString())
+    assert "map entry" in caught.value.detail
+
+
 def test_two_tables_may_differ_about_one_message() -> None:
     """Every bundle has a pool of its own: a new version of a message replaces nothing."""
     from tests.support import engines

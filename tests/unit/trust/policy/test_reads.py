@@ -3,7 +3,7 @@
 import cedarpy
 import pytest
 
-from trust.policy.reads import minimal, reads, tree
+from trust.policy.reads import inspect, minimal, reads, tree
 
 
 def reads_of(condition: str) -> set[tuple[str, ...]]:
@@ -60,3 +60,13 @@ def test_tree_tells_existence_from_value() -> None:
     assert tree([("request", "card", ""), ("request", "amount")]) == {"request": {"card": {}, "amount": None}}
     assert tree([("a", "b"), ()]) is None
     assert tree([]) == {}
+
+
+def test_every_entity_that_a_policy_names_is_found() -> None:
+    """Scope and conditions both count: a namespace must not touch what the base names anywhere."""
+    text = (
+        'permit(principal in Role::"a", action in [Action::"b"], resource is S in G::"c") '
+        'when { principal in [Role::"d"] && {x: Role::"e"}.x == context.a } unless { principal is W in Role::"f" };'
+    )
+    _, named = inspect(cedarpy.policies_to_pst(text).static_policies["policy0"])
+    assert {uid.id for uid in named} == set("abcdef")
