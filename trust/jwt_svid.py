@@ -23,7 +23,7 @@ ALGORITHMS: Final = frozenset(
 )
 _HEADERS: Final = frozenset({"alg", "kid", "typ"})
 _TYPES: Final = frozenset({"JWT", "JOSE"})
-_USES: Final = frozenset({"jwt-svid", "sig"})  # "sig": plain JWKS; absent is accepted too
+_USES: Final = ("jwt-svid", "sig")  # "sig": plain JWKS; absent is accepted too
 _MIN_RSA_BITS: Final = 2048
 _CURVES: Final = frozenset({"secp256r1", "secp384r1", "secp521r1"})
 _EC_MEMBERS: Final = ("kty", "crv", "x", "y")
@@ -165,7 +165,7 @@ def parse_jwks(data: bytes) -> JwtKeys:
         raise EvidenceError(Reason.IDENTITY_INVALID, 'JWKS has no list of keys: {"keys": [...]}')
     keys: dict[str, PublicKey] = {}
     for entry in entries:
-        if entry.get("kty") not in {"EC", "RSA"} or entry.get("use", "sig") not in _USES:
+        if entry.get("kty") not in ("EC", "RSA") or entry.get("use", "sig") not in _USES:
             continue
         kid = entry.get("kid")
         if not isinstance(kid, str) or not kid or kid in keys:

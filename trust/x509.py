@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
@@ -24,6 +24,14 @@ from trust.spiffe import SpiffeId, check_trust_domain
 _PEM_MARK: Final = b"-----BEGIN "
 _EPOCH: Final = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 MIN_RSA_BITS: Final = 2048
+_UNREADABLE: Final = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
 
 
 def _invalid(detail: str) -> EvidenceError:
@@ -45,12 +53,18 @@ def load_certificate(der_or_pem: bytes | x509.Certificate) -> x509.Certificate:
         return der_or_pem
     if len(der_or_pem) > limits.MAX_CERTIFICATE_CHAIN_BYTES:
         raise _invalid(f"certificate larger than {limits.MAX_CERTIFICATE_CHAIN_BYTES} bytes")
+    load = x509.load_pem_x509_certificate if _PEM_MARK in der_or_pem else x509.load_der_x509_certificate
     try:
-        if _PEM_MARK in der_or_pem:
-            return x509.load_pem_x509_certificate(der_or_pem)
-        return x509.load_der_x509_certificate(der_or_pem)
-    except ValueError:
-        raise _invalid("not an X.509 certificate") from None
+        return _readable(load(der_or_pem))
+    except _UNREADABLE:
+        raise _invalid("not a readable X.509 certificate") from None
+
+
+def _readable(certificate: x509.Certificate) -> x509.Certificate:
+    """Parse now what pyca/cryptography would parse (and refuse) at first use."""
+    _ = certificate.extensions, certificate.issuer, certificate.subject, certificate.public_key()
+    _ = certificate.not_valid_before_utc, certificate.not_valid_after_utc, certificate.version
+    return certificate
 
 
 def load_chain(pem: bytes) -> list[x509.Certificate]:
@@ -62,8 +76,8 @@ def load_chain(pem: bytes) -> list[x509.Certificate]:
     if len(pem) > limits.MAX_CERTIFICATE_CHAIN_BYTES:
         raise _invalid(f"certificate chain larger than {limits.MAX_CERTIFICATE_CHAIN_BYTES} bytes")
     try:
-        return x509.load_pem_x509_certificates(pem)
-    except ValueError:
+        return [_readable(certificate) for certificate in x509.load_pem_x509_certificates(pem)]
+    except _UNREADABLE:
         raise _invalid("no readable PEM certificate") from None
 
 
@@ -77,8 +91,6 @@ def _names(certificate: x509.Certificate) -> x509.SubjectAlternativeName | None:
         return certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
         return None
-    except ValueError:
-        raise _invalid("certificate has malformed or repeated extensions") from None
 
 
 def _uris(certificate: x509.Certificate) -> list[str]:
@@ -189,8 +201,6 @@ def _is_ca(certificate: x509.Certificate) -> bool:
         usage = certificate.extensions.get_extension_for_class(x509.KeyUsage).value
     except x509.ExtensionNotFound:
         return False
-    except ValueError:
-        raise _invalid("certificate has malformed or repeated extensions") from None
     return constraints.ca and usage.key_cert_sign
 
 
@@ -268,7 +278,7 @@ def verify_chain(
 def _issued(child: x509.Certificate, parent: x509.Certificate) -> bool:
     try:
         child.verify_directly_issued_by(parent)
-    except (InvalidSignature, ValueError, TypeError):
+    except (InvalidSignature, UnsupportedAlgorithm, ValueError, TypeError):
         return False
     return True
 

@@ -128,7 +128,7 @@ def proven_key(csr_der: bytes) -> PublicKey:
         csr = x509.load_der_x509_csr(csr_der)
         proven = csr.is_signature_valid
         key = csr.public_key()
-    except (ValueError, UnsupportedAlgorithm):
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion):
         raise EvidenceError(
             Reason.IDENTITY_INVALID, "certificate request is not readable PKCS#10 in DER"
         ) from None
