@@ -1,8 +1,16 @@
 """The reference pages say what the code does: reasons, their statuses, and limits."""
 
+import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import pytest
+from pydantic import BaseModel
+
+from control_plane.config import ControlPlaneConfig
+from sidecar.config import SidecarConfig
 from trust import limits
 from trust.edge.grpc_errors import STATUS_OF
 from trust.errors import Reason
@@ -28,3 +36,25 @@ def test_every_limit_is_listed_with_its_value() -> None:
     assert rows == {
         name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in actual.items()
     }
+
+
+def keys_of(schema: dict[str, Any], node: dict[str, Any]) -> Iterator[str]:
+    """Every key of a configuration, by its own name."""
+    for key, prop in node["properties"].items():
+        yield key
+        text = json.dumps(prop)
+        for name, definition in schema.get("$defs", {}).items():
+            if f'"#/$defs/{name}"' in text:
+                yield from keys_of(schema, definition)
+
+
+@pytest.mark.parametrize(
+    ("title", "model"), [("Control plane", ControlPlaneConfig), ("Sidecar", SidecarConfig)]
+)
+def test_every_configuration_key_is_documented(title: str, model: type[BaseModel]) -> None:
+    """docs/configuration.md lists every key, and none that does not exist."""
+    section = (DOCS / "configuration.md").read_text().partition(f"## {title}\n")[2].partition("\n## ")[0]
+    documented = re.findall(r"^\| `([a-zA-Z_.\[\]]+)`", section, re.MULTILINE)
+    names = [name.removesuffix("[]").removesuffix(".NAME").rpartition(".")[2] for name in documented]
+    schema = model.model_json_schema()
+    assert sorted(names) == sorted(keys_of(schema, schema))
