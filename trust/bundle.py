@@ -19,6 +19,7 @@ from typing import Final
 from trust import limits
 from trust.errors import EvidenceError, Reason
 from trust.mesh import MeshSettings, parse_mesh
+from trust.nesting import line_too_deep
 from trust.spiffe import check_name
 from trust.verified import BASE_ROLE
 
@@ -301,6 +302,7 @@ def _assemble(files: Mapping[str, bytes], digest: str) -> Bundle:
         if required not in content:
             raise _malformed(f"{required} is missing")
     texts = {path: _text(path, data) for path, data in content.items() if path != DESCRIPTORS}
+    _check_nesting(texts)
     return Bundle(
         manifest=manifest,
         policies={path: text for path, text in texts.items() if path.startswith("policies/")},
@@ -321,6 +323,15 @@ def _check_files(manifest: Manifest, content: Mapping[str, bytes]) -> None:
     for path, data in content.items():
         if hashlib.sha256(data).hexdigest() != manifest.files[path]:
             raise _malformed(f"{path}: its content does not have the SHA-256 that {MANIFEST} states")
+
+
+def _check_nesting(texts: Mapping[str, str]) -> None:
+    """Refuse Cedar text that would overflow the stack of whoever parses it next."""
+    for path, text in texts.items():
+        if path == SCHEMA or path.startswith("policies/"):
+            line = line_too_deep(text, schema=path == SCHEMA)
+            if line is not None:
+                raise _malformed(f"{path}:{line}: nested or chained too deeply to be parsed safely")
 
 
 def _text(path: str, data: bytes) -> str:

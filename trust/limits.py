@@ -10,6 +10,8 @@ MAX_BUNDLE_ENTRY_BYTES: Final = 64 * 1024 * 1024
 MAX_BUNDLE_PATH_BYTES: Final = 255
 MAX_POLICIES: Final = 200_000
 MAX_POLICY_ID_BYTES: Final = 200
+MAX_CEDAR_NESTING: Final = 50  # brackets in brackets; some hundred overflow the native parser's stack
+MAX_CEDAR_CHAIN: Final = 500  # operators in one expression; some thousand overflow it, too
 
 # TUF
 MAX_METADATA_BYTES: Final = 1024 * 1024

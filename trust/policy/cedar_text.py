@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import cedarpy
 from cedarpy import pst
 
+from trust.nesting import line_too_deep
 from trust.policy.problems import Problem
 
 _TOKEN = re.compile(
@@ -52,6 +53,10 @@ def parse_file(file: str, text: str) -> tuple[list[Statement], list[Problem]]:
         line = text.count("\n", 0, start) + 1
         end = tokens[-1][1]
         body = text[start:end]
+        if (deep := line_too_deep(body)) is not None:
+            what = "nested or chained too deeply to be parsed safely"
+            problems.append(Problem(file, line + deep - 1, what, "split the policy into several"))
+            continue
         try:
             parsed = cedarpy.policies_to_pst(body)
         except (ValueError, RecursionError) as error:
