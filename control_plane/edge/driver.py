@@ -12,8 +12,7 @@ from typing import Any, Final
 
 import grpc
 import grpc.aio
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1._async import HealthServicer
+from grpc_health.v1 import health_pb2_grpc
 from tuf.api.metadata import Root
 
 from control_plane.config import EMBEDDED_BROKER, ControlPlaneConfig, split_address
@@ -23,6 +22,7 @@ from control_plane.edge.ca import CertificateAuthority
 from control_plane.edge.callers import CheckedCallers
 from control_plane.edge.distribution import Announcements, DistributionServicer
 from control_plane.edge.fleet import FleetServicer, NodeReports
+from control_plane.edge.health import Health
 from control_plane.edge.join import JoinServicer
 from control_plane.edge.operator import OperatorServicer
 from control_plane.edge.own_identity import OwnIdentity
@@ -90,12 +90,12 @@ class _Plane:
     ) -> None:
         self._config, self._status, self._reports = status.config, status, reports
         self._announcements, self._files, self._broker_url = announcements, files, broker_url
-        self._health = HealthServicer()
+        self._health = Health()
         self._servers: list[grpc.aio.Server] = []
 
     async def serve(self, stack: AsyncExitStack) -> dict[str, object]:
         """Start both listeners; return where they are."""
-        await self._check_health()
+        self._check_health()
         main, join = self._server(checked=True), self._server(checked=False)
         status, clock = self._status, self._status.clock
         tokens = StoredTokens(status.database)
@@ -138,20 +138,17 @@ class _Plane:
     async def drain(self) -> None:
         """Take no new calls, let those in flight finish."""
         logger.info("draining")
-        await self._health.enter_graceful_shutdown()
+        self._health.drain()
         self._announcements.close()
         await asyncio.gather(*(server.stop(limits.DRAIN_GRACE_S) for server in self._servers))
 
     async def _watch_health(self) -> None:
         while True:
             await asyncio.sleep(HEALTH_PERIOD_S)
-            await self._check_health()
+            self._check_health()
 
-    async def _check_health(self) -> None:
-        serving = health_pb2.HealthCheckResponse.SERVING
-        if self._status.unhealthy():
-            serving = health_pb2.HealthCheckResponse.NOT_SERVING
-        await self._health.set("", serving)
+    def _check_health(self) -> None:
+        self._health.set_serving(not self._status.unhealthy())
 
     def _server(self, *, checked: bool) -> grpc.aio.Server:
         options = dict(server_options()) | {"grpc.max_receive_message_length": MAX_REQUEST_BYTES}

@@ -3,10 +3,11 @@
 import asyncio
 import os
 from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc
 import grpc.aio
-import psutil
+import psutil  # type: ignore[import-untyped]
 import pytest
 from tuf.api.metadata import Metadata, Root, Snapshot, Targets, Timestamp
 
@@ -133,7 +134,7 @@ async def test_nodes_workloads_and_headers_get_no_operator_rights(domain: Domain
         for kind in ("node", "workload", "control-plane"):
             async with plane.channel(kind, "a") as channel:
                 stub = operator_pb2_grpc.OperatorStub(channel)
-                calls = [
+                calls: list[Any] = [
                     stub.Propose(iter([operator_pb2.ProposeRequest(header=header)]), metadata=claims),
                     stub.Publish(operator_pb2.PublishRequest(proposal_id="0" * 16), metadata=claims),
                     stub.CreateJoinToken(operator_pb2.CreateJoinTokenRequest(node="a"), metadata=claims),
@@ -351,11 +352,11 @@ async def test_watchers_hear_of_publications_and_of_every_renewal_of_the_lease(d
 async def test_unlisted_rpcs_are_refused_and_enrolment_is_not_on_the_mutual_tls_port(domain: Domain) -> None:
     """What the table does not name does not exist."""
     async with running(domain) as plane, plane.channel("operator", "olga") as channel:
-        enrol = channel.unary_unary("/egm.v1.Join/Enrol")
+        enrol: Any = channel.unary_unary("/egm.v1.Join/Enrol")  # type: ignore[call-arg]
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await enrol(b"")
         assert error_from_rpc(caught.value).reason is Reason.NOT_AUTHORIZED
-        unknown = channel.unary_unary("/egm.v1.Operator/Become")
+        unknown: Any = channel.unary_unary("/egm.v1.Operator/Become")  # type: ignore[call-arg]
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await unknown(b"")
         assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
