@@ -1,0 +1,60 @@
+"""Logs are JSON, decisions are told without their requests, and what needs a person becomes an alarm."""
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from sidecar.core.call import Decision
+from sidecar.core.readiness import Alarms
+from sidecar.edge.logs import DECISION_ALARMS, JsonFormatter, LogJournal
+from tests.support.sidecar_core import attempt
+from trust.errors import Reason
+
+
+@pytest.fixture
+def lines() -> Iterator[io.StringIO]:
+    """Everything logged, as the process would write it."""
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(JsonFormatter())
+    logger = logging.getLogger("egm.decisions")
+    logger.addHandler(handler)
+    before, logger.level = logger.level, logging.INFO
+    yield stream
+    logger.removeHandler(handler)
+    logger.level = before
+
+
+def test_refusal_is_one_json_line_with_everything_to_ask_why(lines: io.StringIO) -> None:
+    """A newline in a method name must not forge a second line."""
+    decision = Decision("boot-1", False, Reason.POLICY_DENIED, 4, 7, ("never",), detail="no\nway")
+    LogJournal(Alarms()).notable(attempt(method='a.B/C\n{"level": "info"}'), decision)
+    (line,) = lines.getvalue().splitlines()
+    told = json.loads(line)
+    assert (told["message"], told["reason"], told["policies"]) == ("refused", "POLICY_DENIED", ["never"])
+    assert told["decision"] == "boot-1"
+
+
+@pytest.mark.parametrize("reason", [Reason.POLICY_ERROR, Reason.GOVERNANCE_UNAVAILABLE])
+def test_broken_policy_and_lost_governance_become_alarms(reason: Reason) -> None:
+    """Counts alone would hide them."""
+    alarms = Alarms()
+    allowed = reason is Reason.GOVERNANCE_UNAVAILABLE
+    LogJournal(alarms).notable(attempt(), Decision("b-1", allowed, reason, 3, 7, errors=("broken",)))
+    (text,) = alarms.texts()
+    assert reason in text
+    alarms.clear(*DECISION_ALARMS)
+    assert alarms.texts() == ()
+
+
+def test_exception_is_part_of_the_line() -> None:
+    """A traceback must not break the format."""
+    try:
+        raise ValueError("x\ny")
+    except ValueError as error:
+        record = logging.LogRecord("l", logging.ERROR, "f", 1, "m %s", ("a",), (type(error), error, None))
+    told = json.loads(JsonFormatter().format(record))
+    assert "ValueError" in told["exception"]
