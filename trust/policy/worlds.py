@@ -19,7 +19,7 @@ WORKLOAD: Final = "Workload"
 SERVICE: Final = "Service"
 ACTION: Final = "Action"
 ANY_ACTION: Final = "any"  # the group of all methods
-# Stands for every method that no schema declares. A policy cannot name such a method, so none can tell two apart.
+# Stands for methods that no schema declares. A policy cannot name such a method, so none can tell two apart.
 UNDECLARED: Final = "*"
 
 
@@ -49,6 +49,7 @@ class World:
     entities: cedarpy.Entities
     ancestors: Mapping[str, frozenset[str]]  # uid -> every ancestor's uid; absent: none
     actions: frozenset[str]  # declared action ids, groups included
+    listed: frozenset[str]  # gRPC services declared as a group of methods
     methods: MethodTable
 
     def action_of(self, method: str) -> str:
@@ -56,11 +57,11 @@ class World:
         service, slash, _ = method.partition("/")
         if slash and method in self.actions:
             return method
-        if not slash or self.methods.describes(service):
-            return (
-                UNDECLARED  # not a method's name, or the signed descriptor says that there is no such method
-            )
-        return f"{service}/{UNDECLARED}" if service in self.actions else f"/{UNDECLARED}"
+        if slash and service in self.listed and not self.methods.describes(service):
+            return f"{service}/{UNDECLARED}"
+        # nobody declared its service, or the signed descriptor says that there is no such method: it is in no
+        # group, so only a policy whose scope leaves the action open can match
+        return UNDECLARED
 
 
 def uid(kind: str, name: str) -> str:
@@ -173,22 +174,22 @@ def _world(
     methods: MethodTable,
     listed: frozenset[str],
 ) -> World:
-    """Add the actions that stand for undeclared methods, and index the ancestors."""
+    """Add an action to stand for the undeclared methods of each listed service, and index the ancestors."""
     actions = frozenset(r["uid"]["id"] for r in records.values() if r["uid"]["type"] == ACTION)
     ancestors = {key: frozenset(map(_key, r["parents"])) for key, r in records.items() if r["parents"]}
     # gRPC services, not other groups of methods: a call to "/readonly/x" must not count as being in "readonly"
-    groups = {a for a in actions if "/" not in a and ("." in a or a in listed)}
-    stand_ins: dict[str, set[str]] = {f"{group}/{UNDECLARED}": {group, ANY_ACTION} for group in groups}
-    stand_ins[f"/{UNDECLARED}"] = {ANY_ACTION}
+    spelled_out = {a.partition("/")[0] for a in actions if "/" in a}
+    services = {a for a in actions if "." in a and "/" not in a and a not in spelled_out}
+    groups = services | (actions & listed)
     added = []
-    for name, parents in stand_ins.items():
-        direct = {uid(ACTION, p) for p in parents if p in actions}
-        above = direct.union(*(ancestors.get(p, frozenset()) for p in direct))
-        if above and name not in actions:
-            ancestors[uid(ACTION, name)] = frozenset(above)
-            own = [{"type": ACTION, "id": p} for p in sorted(parents) if p in actions]
-            added.append({"uid": {"type": ACTION, "id": name}, "attrs": {}, "parents": own})
-    return World(entities.with_added_json_str(json.dumps(added)), ancestors, actions, methods)
+    for group in sorted(groups):
+        name, parent = f"{group}/{UNDECLARED}", uid(ACTION, group)
+        if name not in actions:
+            ancestors[uid(ACTION, name)] = ancestors.get(parent, frozenset()) | {parent}
+            parents = [{"type": ACTION, "id": group}]
+            added.append({"uid": {"type": ACTION, "id": name}, "attrs": {}, "parents": parents})
+    everything = entities.with_added_json_str(json.dumps(added))
+    return World(everything, ancestors, actions, frozenset(groups), methods)
 
 
 def _services_of(base: Parsed, namespace: str) -> Iterator[str]:

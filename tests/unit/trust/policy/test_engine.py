@@ -194,7 +194,26 @@ def test_a_method_without_descriptor_is_in_the_group_of_its_service() -> None:
     assert not decide(text, call(method="other.Service/Whatever")).allowed
     assert not decide(text, call(method="bare.Service")).allowed
     any_text = '@id("g") permit(principal, action in Action::"any", resource);'
-    assert decide(any_text, call(method="other.Service/Whatever")).allowed
+    assert decide(any_text, call(method="bare.Service/Whatever")).allowed
+
+
+def test_a_method_of_a_service_that_nobody_declared_is_in_no_group() -> None:
+    """Only a policy that leaves the action open covers it; `any` means every declared service."""
+    method = "other.Service/Whatever"
+    assert not decide(
+        '@id("g") permit(principal, action in Action::"any", resource);', call(method=method)
+    ).allowed
+    assert decide('@id("g") permit(principal, action, resource);', call(method=method)).allowed
+
+
+def test_of_a_service_whose_methods_are_spelled_out_others_are_in_no_group() -> None:
+    """Listing some methods means those; listing the service as well means all."""
+    schema = generate_schema(None, grpc_services=["part.Service/One", "part.Service"])
+    text = '@id("g") permit(principal, action in Action::"part.Service", resource);'
+    for services, expected in (((), False), (("part.Service",), True)):
+        fresh = engine(text, schema=schema, files=None, services={"payments": {"grpc_services": services}})
+        assert fresh.decide(call(method="part.Service/One"), now_ms=NOW_MS).allowed
+        assert fresh.decide(call(method="part.Service/Two"), now_ms=NOW_MS).allowed is expected
 
 
 def test_a_method_that_the_descriptor_denies_is_in_no_group() -> None:
@@ -340,6 +359,18 @@ def test_a_namespace_cannot_give_anyone_what_the_base_gives(added: Mapping[str, 
     """Joining a base role, or one that base policies only mention, would be a permission or an exemption."""
     base = PLAIN + '@id("ghosts") permit(principal in Role::"ghost", action, resource);'
     assert word in refused(Reason.BUNDLE_OUT_OF_NAMESPACE, base=base, entities=[added])
+
+
+def test_a_namespace_cannot_give_attributes() -> None:
+    """A policy of the base may read `principal.clearance`; only the base's approvers say what it is."""
+    plain, rich = "entity Workload in [Role];", "entity Workload in [Role] { clearance?: Long };"
+    assert plain in engines.default_schema()
+    detail = refused(
+        Reason.BUNDLE_OUT_OF_NAMESPACE,
+        schema=engines.default_schema().replace(plain, rich),
+        entities=[entity("Workload", workload("mallory"), clearance=9)],
+    )
+    assert "has attributes" in detail
 
 
 def test_a_namespace_may_have_roles_of_its_own() -> None:
