@@ -180,7 +180,7 @@ def _world(
     # gRPC services, not other groups of methods: a call to "/readonly/x" must not count as being in "readonly"
     spelled_out = {a.partition("/")[0] for a in actions if "/" in a}
     services = {a for a in actions if "." in a and "/" not in a and a not in spelled_out}
-    groups = services | (actions & listed)
+    groups = services | {a for a in actions & listed if "/" not in a}
     added = []
     for group in sorted(groups):
         name, parent = f"{group}/{UNDECLARED}", uid(ACTION, group)
