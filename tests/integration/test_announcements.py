@@ -1,4 +1,7 @@
-"""Announcements over real brokers: the embedded amqtt and a Mosquitto process, under the same cases."""
+"""Announcements over real brokers: the embedded amqtt and a Mosquitto process, under the same cases.
+
+A broker may deliver a message twice (QoS 1; as the retained one and as a new one), so the cases compare sets.
+"""
 
 import asyncio
 import contextlib
@@ -91,7 +94,7 @@ async def test_a_late_listener_gets_the_retained_announcement_verbatim(broker: B
         await eventually(lambda: announcer.acknowledged == payload, "the broker confirms")
         late = listener_of(broker, heard.append)
         async with running(late.run()):
-            await eventually(lambda: heard == [payload], "the late listener hears it")
+            await eventually(lambda: set(heard) == {payload}, "the late listener hears it")
             assert late.connected
 
 
@@ -113,7 +116,7 @@ async def test_a_killed_broker_costs_only_delay(broker: Broker) -> None:
     listener = listener_of(broker, heard.append)
     async with running(announcer.run(), listener.run()):
         await announcer.announce(timestamp(1))
-        await eventually(lambda: heard == [timestamp(1)], "version 1 arrives")
+        await eventually(lambda: set(heard) == {timestamp(1)}, "version 1 arrives")
         await broker.stop()
         await eventually(lambda: not announcer.connected and not listener.connected, "the loss is noticed")
         await announcer.announce(timestamp(2))  # returns although there is no broker
@@ -131,7 +134,7 @@ async def test_an_announcer_without_a_broker_publishes_when_one_appears(tmp_path
         await announcer.announce(timestamp(3))
         await eventually(lambda: announcer.last_error is not None, "the failure is reported")
         await broker.start()
-        await eventually(lambda: heard == [timestamp(3)], "it is published in the end")
+        await eventually(lambda: set(heard) == {timestamp(3)}, "it is published in the end")
     await broker.stop()
 
 
@@ -147,7 +150,7 @@ async def test_a_stranger_cannot_publish(broker: Broker) -> None:
             await eventually(lambda: heard, "something arrives")
             await announcer.announce(timestamp(2))
             await eventually(lambda: heard[-1] == timestamp(2), "version 2 arrives")
-    assert heard == [timestamp(1), timestamp(2)]
+    assert set(heard) == {timestamp(1), timestamp(2)}
 
 
 async def test_a_wrong_password_is_refused(broker: Broker) -> None:
@@ -208,7 +211,8 @@ async def test_garbage_replay_duplicates_and_oversize_change_nothing_but_delay(b
         await publish(send, timestamp(6))
         await eventually(lambda: looked == [5, 6], "version 6 is looked for")
         stats = feed.stats
-    assert (stats.garbage, stats.ignored) == (3, 3)
+    assert stats.garbage >= 3
+    assert stats.ignored >= 3
     assert looked == [5, 6]
 
 
