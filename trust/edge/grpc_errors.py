@@ -195,6 +195,8 @@ def _guarded(behaviour: Callable[[Any, Any], Any], method: str) -> Callable[[Any
             return behaviour(request, context)
         except grpc.aio.AbortError:
             raise
+        except MeshError as error:
+            return context.abort(*status_of(error.reason, error.detail, {"kind": _kind_of(error)}))
         except Exception:
             logger.exception("uncaught error in %s", method)
             return context.abort(*status_of(Reason.INTERNAL, INTERNAL_TEXT))
