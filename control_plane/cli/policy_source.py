@@ -4,7 +4,7 @@ Nothing here talks to the control plane.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -54,7 +54,7 @@ def new(
     write_folder(folder, files)
     data = {"folder": str(folder), "files": sorted(files)}
     names = "\n".join(f"  {folder / name}" for name in sorted(files))
-    emit(data, as_json=as_json, text=f"wrote\n{names}\nnext: egm policy test {folder}")
+    emit(data, as_json=as_json, text=_said(f"wrote\n{names}\nnext: egm policy test {folder}"))
 
 
 def schema(
@@ -95,11 +95,8 @@ def schema(
     if output is not None and written is not None:
         write_atomic(output, written)
     data = {"methods": methods, "schema": text, "output": None if output is None else str(output)}
-    emit(
-        data,
-        as_json=as_json,
-        text=text.rstrip() if output is None else f"wrote {output}: {len(methods)} methods",
-    )
+    shown = text.rstrip() if output is None else f"wrote {output}: {len(methods)} methods"
+    emit(data, as_json=as_json, text=_said(shown))
 
 
 def lint(
@@ -158,7 +155,7 @@ def build(
     write_atomic(output, archive)
     digest = hashlib.sha256(archive).hexdigest()
     data = {"output": str(output), "sha256": digest, "bytes": len(archive)}
-    emit(data, as_json=as_json, text=f"wrote {output} ({len(archive)} bytes, sha256 {digest})")
+    emit(data, as_json=as_json, text=_said(f"wrote {output} ({len(archive)} bytes, sha256 {digest})"))
 
 
 def register(app: typer.Typer) -> None:
@@ -194,6 +191,11 @@ def show_diff(found: differ.BundleDiff) -> None:
         console.print(
             f"only the first {found.compared} kinds of call were compared; there are more", style="bold"
         )
+
+
+def _said(text: str) -> Callable[[], None]:
+    """Print `text` as it is: what people copy or pipe must not be wrapped."""
+    return lambda: console.print(text, markup=False, soft_wrap=True)
 
 
 def _show_reach(title: str, reach: Iterable[differ.Reach]) -> None:

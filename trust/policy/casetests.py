@@ -258,6 +258,10 @@ def _run(read: ReadCase, engine: Engine, table: MethodTable, namespace: str | No
         by = f" by {', '.join(verdict.policies)}" if verdict.policies else ""
         detail = f" ({verdict.detail})" if verdict.detail else ""
         return failed(f"expected {case.expect}, got {verdict.reason}{by}{detail}", verdict)
+    if verdict.errors:
+        return failed(
+            f"denied only because a policy failed to evaluate: {', '.join(verdict.errors)}", verdict
+        )
     wanted = {_reported(policy, namespace, verdict) for policy in case.policy}
     if missing := sorted(wanted - set(verdict.policies)):
         by = ", ".join(verdict.policies) or "no policy"

@@ -27,6 +27,10 @@ from trust.spiffe import SpiffeId
 # Stand for everything that no bundle names, so that a rule for everybody shows up as such.
 ANY_OTHER_WORKLOAD: Final = "any-other-workload"
 ANY_OTHER_METHOD: Final = "any.Other/Method"
+_DECLARATION: Final = re.compile(
+    r'^(?:action "(?P<action>[^"]+)"(?P<groups>[^{;]*?)(?: appliesTo .*)?;|type (?P<type>M[0-9]\w*) = (?P<body>.*);)$',
+    re.MULTILINE,
+)
 _ACTION: Final = re.compile(r'^action "([^"]+/[^"]+)"', re.MULTILINE)
 
 
@@ -194,12 +198,14 @@ def _members(bundle: Bundle) -> dict[str, str]:
 
 
 def _methods_shown(bundle: Bundle) -> dict[str, str]:
-    """Return the declaration of each action: its groups, and the type of its request."""
-    lines = (line for line in bundle.schema.splitlines() if line.startswith(("action ", "type ")))
-    return {
-        line.partition('"')[2].partition('"')[0] if line.startswith("action ") else line.split()[1]: line
-        for line in lines
-    }
+    """Return what the schema declares: each method or group with its groups, each type of a request."""
+    shown: dict[str, str] = {}
+    for match in _DECLARATION.finditer(bundle.schema):
+        if match["action"]:
+            shown[f"action {match['action']}"] = (match["groups"] or "").strip() or "declared"
+        else:
+            shown[f"type {match['type']}"] = match["body"]
+    return shown
 
 
 def _reach(old: Bundle | None, new: Bundle, base: Bundle | None) -> tuple[tuple[Reach, ...], int, bool]:

@@ -16,7 +16,7 @@ from trust import limits
 from trust.bundle import Bundle, read_bundle
 from trust.errors import EvidenceError
 from trust.policy import entities_text, source
-from trust.policy.casetests import read_cases
+from trust.policy.casetests import ReadCase, read_cases
 from trust.policy.cedar_text import Statement, missing_id, parse_files
 from trust.policy.engine import Engine
 from trust.policy.problems import Problem, Severity, errors_of
@@ -117,6 +117,7 @@ def _lint(policies: Mapping[str, str], tests: Mapping[str, str], world: _World) 
         )
         return problems
     problems += _id_problems(statements)
+    problems += _case_problems(cases, world)
     problems += _schema_problems([s for s in statements if not s.is_template], world.schema)
     declared = frozenset(_ATTRIBUTE.findall(world.schema)) | _CONTEXT
     named = {policy.rpartition(":")[2] for read in cases for policy in read.case.policy}
@@ -165,6 +166,26 @@ def _id_problems(statements: list[Statement]) -> list[Problem]:
             problems.append(_at(statement, what, "give each policy its own @id", "@id"))
         else:
             seen[name] = statement
+    return problems
+
+
+def _case_problems(cases: list[ReadCase], world: _World) -> list[Problem]:
+    """Find cases about calls that do not exist: expecting a deny, they pass and prove nothing."""
+    problems: list[Problem] = []
+    methods = {name for name in _ACTION.findall(world.schema) if "/" in name}
+    described = {name.partition("/")[0] for name in methods}
+    for read in cases:
+        case = read.case
+        if world.all_services is not None and case.service not in world.all_services:
+            hint = _near(case.service, world.all_services, "add it under services: in bundle.yaml")
+            what = f"the case is about service {case.service!r}, which there is not"
+            problems.append(Problem(read.file, read.line, what, hint, Severity.WARNING))
+        if case.method not in methods and case.method.partition("/")[0] in described:
+            hint = _near(
+                case.method, methods, "add it to grpc_services of its service, or refresh descriptors.binpb"
+            )
+            what = f"the case is about method {case.method!r}, which its service does not have"
+            problems.append(Problem(read.file, read.line, what, hint, Severity.WARNING))
     return problems
 
 

@@ -149,3 +149,15 @@ def test_yaml_words_that_look_like_booleans_stay_text() -> None:
     tests = TESTS.replace("currency: EUR", "currency: NO")
     results = run_tests(read_bundle(build(folder(tests=tests)), role="targets"))
     assert all(r.passed for r in results)
+
+
+def test_deny_that_is_only_a_failing_policy_fails_the_case() -> None:
+    """An overflow refuses the call on a node, but it is not what the author promised."""
+    policies = (
+        '@id("over") permit(principal, action == Action::"shop.Orders/Place", resource) '
+        "when { context.request.amount * 2 > 0 };"
+    )
+    tests = CASE + "  request: {amount: 9223372036854775807}\n  expect: deny\n"
+    (result,) = run_tests(read_bundle(build(folder(policies=policies, tests=tests)), role="targets"))
+    assert not result.passed
+    assert "failed to evaluate: over" in result.message

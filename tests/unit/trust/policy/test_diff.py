@@ -148,3 +148,13 @@ def test_difference_is_json() -> None:
             "after": "allowed",
         }
     ]
+
+
+def test_method_that_joins_a_risk_group_is_shown() -> None:
+    """Policies on the group reach it from now on."""
+    settings = SETTINGS.replace("risky: [", "risky: [shop.Stock/Take, ")
+    names = {
+        (s.name, "risky" in s.before, "risky" in s.after)
+        for s in diff(bundle(), bundle(settings=settings)).settings
+    }
+    assert names == {("action shop.Stock/Take", False, True)}

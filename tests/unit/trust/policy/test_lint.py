@@ -195,3 +195,16 @@ def test_what_only_the_engine_finds_is_reported_too() -> None:
     settings = "name: s\nnamespace: store\nservices:\n  stock: {}\nroles:\n  buyers: [mallory]\n"
     problems = lint(namespace_folder(settings=settings, policies="", tests=""), base=base)
     assert any("buyers" in p.message and p.severity is Severity.ERROR for p in problems)
+
+
+def test_case_about_a_call_that_does_not_exist_is_a_warning() -> None:
+    """Expecting a deny, it would pass and prove nothing."""
+    tests = (
+        "- {name: a, caller: alice, service: paymints, method: shop.Orders/Place, expect: deny}\n"
+        "- {name: b, caller: alice, service: payments, method: shop.Orders/Plaice, expect: deny}\n"
+        "- {name: c, caller: alice, service: payments, method: unknown.Thing/Do, expect: deny}\n"
+    )
+    problems = [p for p in lint(folder(tests=tests)) if p.file == "tests/shop.yaml"]
+    assert [(p.line, p.severity) for p in problems] == [(1, Severity.WARNING), (2, Severity.WARNING)]
+    assert "'payments'" in problems[0].hint
+    assert "'shop.Orders/Place'" in problems[1].hint
