@@ -15,6 +15,7 @@ from cedarpy import pst
 from trust import limits
 from trust.bundle import Bundle
 from trust.errors import EvidenceError, Reason
+from trust.nesting import line_too_deep
 from trust.policy.reads import Path, inspect
 
 # Annotations of permits that bind the node which allows a call.
@@ -118,6 +119,12 @@ def compile_rules(
     pieces = [p for file, text in sorted(bundle.policies.items()) for p in split(text, file)]
     if len(pieces) > limits.MAX_POLICIES:
         raise _invalid("policies", f"{len(pieces)} policies; at most {limits.MAX_POLICIES} are allowed")
+    for piece in pieces:
+        deep = line_too_deep(piece.text)
+        if deep is not None:  # the native parser would end the process
+            raise _invalid(
+                f"{piece.file}:{piece.line + deep - 1}", "nested too deeply; split it into several policies"
+            )
     rules: list[Rule] = []
     named: set[str] = set()
     shared = Shared()

@@ -13,6 +13,7 @@ import cedarpy
 
 from trust.bundle import Bundle
 from trust.errors import EvidenceError, Reason
+from trust.nesting import line_too_deep
 from trust.policy.descriptors import MethodTable
 
 WORKLOAD: Final = "Workload"
@@ -75,6 +76,10 @@ def parse_bundle(bundle: Bundle, label: str) -> Parsed:
     Raises:
         EvidenceError: BUNDLE_MALFORMED or BUNDLE_POLICY_INVALID, naming the file.
     """
+    deep = line_too_deep(bundle.schema, schema=True)
+    if deep is not None:  # the native parser would end the process
+        detail = f"{label}schema.cedarschema:{deep}: nested too deeply"
+        raise EvidenceError(Reason.BUNDLE_POLICY_INVALID, detail)
     try:
         schema = cedarpy.Schema.from_str(bundle.schema, release_gil=True)
     except ValueError as error:

@@ -66,6 +66,23 @@ def test_a_policy_that_cannot_be_enforced_refuses_the_bundle(text: str, expected
     assert expected in refusal(text)
 
 
+@pytest.mark.parametrize(
+    "condition",
+    [
+        "(" * 5000 + "true" + ")" * 5000,
+        "true" + " && true" * 5000,
+        "context" + ".a" * 5000,
+        "[" * 5000 + "]" * 5000,
+    ],
+    ids=["brackets", "operators", "attributes", "sets"],
+)
+def test_a_policy_that_would_overflow_the_native_parser_is_refused_before(condition: str) -> None:
+    """It kills the process instead of raising, and a bundle must not be able to do that."""
+    scope = "permit(principal, action, resource)"
+    text = f'@id("ok") {scope};\n@id("deep") {scope}\nwhen {{ {condition} }};'
+    assert refusal(text).startswith("policies/main.cedar:3: nested too deeply")
+
+
 def test_the_right_policy_of_many_is_blamed() -> None:
     """Files are parsed in chunks; the message names the line all the same."""
     lines = [f'@id("p{i}") permit(principal, action, resource);' for i in range(100)]
