@@ -22,6 +22,7 @@ from sidecar.edge.refusals import (
 from sidecar.edge.upstream import Upstream, broke_off
 from sidecar.edge.upstream_call import UpstreamCall
 from trust import limits
+from trust.edge.grpc_errors import STATUS_OF
 from trust.errors import CapacityError, InputError, MeshError, Reason, StateError
 from trust.ports import Clock
 
@@ -94,7 +95,7 @@ class Execution:
             decision = refused.decision
             if door.observer is not None:
                 door.observer.decided(self._handle, decision)
-            self.status = "PERMISSION_DENIED"
+            self.status = STATUS_OF[decision.reason].name
             await refuse(self.context, self.attempt, decision)
         if door.observer is not None:
             door.observer.decided(self._handle, permitted.decision)
@@ -153,13 +154,13 @@ class Execution:
 
     async def failed(self, error: MeshError) -> NoReturn:
         """End the call with a failure of the proxy itself."""
-        self.status = "UNAVAILABLE" if error.reason is Reason.UPSTREAM_UNAVAILABLE else error.reason.value
+        self.status = STATUS_OF[error.reason].name
         decision = None if self.permitted is None else self.permitted.decision
         await fail(self.context, self.attempt, decision, error)
 
     async def withdrawn(self, decision: Decision) -> NoReturn:
         """End an open stream whose right is gone."""
-        self.status = "PERMISSION_DENIED"
+        self.status = STATUS_OF[decision.reason].name
         await refuse(self.context, self.attempt, decision)
 
     def close(self) -> None:

@@ -104,9 +104,9 @@ class _Method:
             return await serve_unary(self._door, self._path, self.name, request, context)
         except grpc.aio.AbortError:
             raise
-        except Exception as error:  # the boundary: gRPC would send the text to the caller
+        except Exception as error:  # noqa: BLE001  # the boundary: gRPC would send the text to the caller
             await self._unexpected(error, context)
-            raise
+            return b""  # never sent: the call has been aborted
 
     async def _server_stream(self, request: bytes, context: Context) -> None:
         try:
@@ -127,13 +127,15 @@ class _Method:
     async def _unexpected(self, error: Exception, context: Context) -> None:
         if isinstance(error, grpc.aio.InternalError):
             # An operation on the connection failed: usually the caller has gone.
-            logger.info("call of %s ended: %s", self.name[:MAX_LOGGED_METHOD_CHARS], type(error).__name__)
+            logger.debug("call of %s ended: %s", self.name[:MAX_LOGGED_METHOD_CHARS], type(error).__name__)
         else:
             logger.error("call of %s failed", self.name[:MAX_LOGGED_METHOD_CHARS], exc_info=error)
+        if cast("Any", context).done():
+            return  # answered, but nobody was left to hear it
         try:
             await fail_internal(context)
         except grpc.aio.InternalError:
-            logger.debug("nobody is left to tell")
+            logger.debug("nobody was left to tell")
 
 
 def build_server(

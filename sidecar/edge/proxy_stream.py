@@ -110,6 +110,8 @@ class _Carrier:
         """Tell the caller why, when it was this sidecar that interrupted the call."""
         if self._cut_by is None and self._too_large is None and self._failure is None:
             return  # the caller went away
+        if cast("Any", self._context).done():
+            return  # it has been answered already
         if self._task is not None:
             self._task.uncancel()
         if self._cut_by is not None:

@@ -75,6 +75,7 @@ async def hop(
     *,
     direction: Direction = Direction.OUTBOUND,
     identity: StaticIdentity | None = None,
+    listen: str = "127.0.0.1:0",
     **options: Any,
 ) -> AsyncIterator[str]:
     """Run one sidecar listener in front of `to`: mTLS as the shop with `identity`, else plaintext for alice."""
@@ -90,7 +91,7 @@ async def hop(
     )
     credentials = None if identity is None else server_credentials(identity, SHOP)
     limit = {key: options[key] for key in ("max_message_bytes",) if key in options}
-    server, port = build_server([proxy], "127.0.0.1:0", credentials, **limit)
+    server, port = build_server([proxy], listen, credentials, **limit)
     await server.start()
     try:
         yield f"127.0.0.1:{port}"
