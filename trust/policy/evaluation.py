@@ -48,7 +48,8 @@ def evaluate(question: Question, policies: PolicySlice, context: Mapping[str, ob
     if not policies.rules:
         return NO_PERMIT
     request = {**question.uids, "context": text}
-    # cedarpy's public wrapper makes this very call, and costs about as much again (tests/benchmarks/decisions.py)
+    # cedarpy's public wrapper makes this very call, but hides the text of the answer, by which verdicts are reused;
+    # parsing it each time made a decision 8 us slower (40 instead of 32 us for the call, measured)
     answer = _internal.is_authorized(request, policies.handle, question.entities, None, False)
     # the timings at the end differ each time; no quote inside a JSON string is bare, so this cuts nowhere else
     result, _, _ = answer.partition(',"metrics":{')
