@@ -70,8 +70,8 @@ class NodeReports:
                 return
             try:
                 async with self._database.write() as connection:
-                    for _, record in sorted(pending.items()):  # one order, so that two writers never deadlock
-                        await fleet.save_node(connection, record)
+                    # in one order, so that two control planes never deadlock
+                    await fleet.save_nodes(connection, [pending[node] for node in sorted(pending)])
                     for node, at_ms, change in changes:
                         await fleet.add_history(
                             connection,

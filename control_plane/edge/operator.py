@@ -94,19 +94,10 @@ class OperatorServicer(operator_pb2_grpc.OperatorServicer):
             )
         self._uploads += 1
         try:
-            async with asyncio.timeout(UPLOAD_TIMEOUT_S):
-                try:
-                    proposal, files = await self._receive(request_iterator, who)
-                except MeshError:
-                    await _discard(request_iterator)
-                    raise
-        except TimeoutError:
-            raise CapacityError(
-                Reason.LIMIT_EXCEEDED, f"the proposal was not received within {UPLOAD_TIMEOUT_S:.0f} s"
-            ) from None
+            proposal, files = await self._receive_in_time(request_iterator, who)
+            return to_wire(await self._store(proposal, files, who), self._publisher.state)
         finally:
             self._uploads -= 1
-        return to_wire(await self._store(proposal, files, who), self._publisher.state)
 
     async def ListProposals(
         self, request: operator_pb2.ListProposalsRequest, context: Context
@@ -261,6 +252,21 @@ class OperatorServicer(operator_pb2_grpc.OperatorServicer):
                 for e in entries
             ]
         )
+
+    async def _receive_in_time(
+        self, parts: AsyncIterator[operator_pb2.ProposeRequest], who: SpiffeId
+    ) -> tuple[Proposal, Mapping[str, bytes]]:
+        try:
+            async with asyncio.timeout(UPLOAD_TIMEOUT_S):
+                try:
+                    return await self._receive(parts, who)
+                except MeshError:
+                    await _discard(parts)
+                    raise
+        except TimeoutError:
+            raise CapacityError(
+                Reason.LIMIT_EXCEEDED, f"the proposal was not received within {UPLOAD_TIMEOUT_S:.0f} s"
+            ) from None
 
     async def _receive(
         self, parts: AsyncIterator[operator_pb2.ProposeRequest], who: SpiffeId

@@ -134,14 +134,15 @@ class Publisher:
             EvidenceError: QUORUM_NOT_MET, naming who is missing, and what `trust.repository.publish` raises.
             StateError: CONFLICT, when another version was published first. InputError: NOT_FOUND.
         """
+        await self.synchronise()
+        async with self._database.read() as connection:
+            proposal = required(await proposals.get(connection, proposal_id), proposal_id)
+            uploaded = await proposals.files_of(connection, proposal_id)
+        check_publishable(proposal, self.state)
+        # Compiling may take seconds: before the lock, so that the lease is renewed meanwhile.
+        checked_against = dict(self.state.roles)
+        settings = await self.check_enforceable(proposal, uploaded)
         async with self._changing:
-            await self._synchronise()
-            async with self._database.read() as connection:
-                proposal = required(await proposals.get(connection, proposal_id), proposal_id)
-                uploaded = await proposals.files_of(connection, proposal_id)
-            check_publishable(proposal, self.state)
-            settings = await self.check_enforceable(proposal, uploaded)
-            checked_against = dict(self.state.roles)
             async with self._database.write() as connection:
                 revision = await repository.lock_head(connection)
                 state = await load_state(connection)
@@ -153,8 +154,12 @@ class Publisher:
                 new = await asyncio.to_thread(self._signed_files, proposal, uploaded, state, settings)
                 await repository.write(connection, new, revision=revision)
                 await self._close(connection, proposal, who)
-            await self._synchronise()
-            after = state.after(new).versions()
+            try:
+                await self._synchronise()
+            except (MeshError, OSError) as error:
+                # It is published: the store has it. `run` brings it to disk and announces it.
+                self._failed(f"a publication is not served yet: {error}")
+        after = state.after(new).versions()
         logger.info("published %s version %d (%s)", proposal.role, proposal.version, proposal.id)
         closed = replace(proposal, state=advance(proposal, Event.PUBLISH))
         return Published(closed, after.get("snapshot", 0), after.get("timestamp", 0))
@@ -191,7 +196,7 @@ class Publisher:
             await asyncio.sleep(min(SYNC_PERIOD_S, self.lease_ttl_s * self._renew_fraction / 2))
 
     def _failed(self, why: str) -> None:
-        problem = f"the lease cannot be renewed: {why}"
+        problem = f"publication and renewal: {why}"
         if problem != self.problem:
             logger.error("%s; will retry", problem)
         self.problem = problem

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -27,19 +28,36 @@ class StoredGrant:
     workloads: tuple[str, ...]
 
 
-async def save_node(connection: AsyncConnection, record: StoredNode) -> None:
-    """Replace the last report of a node, unless a later one is held (another control plane may have it)."""
-    values = {
-        "last_seen_ms": record.last_seen_ms,
-        "certificate_not_after_ms": record.certificate_not_after_ms,
-        "status": record.status,
+async def save_nodes(connection: AsyncConnection, records: Sequence[StoredNode]) -> None:
+    """Replace the last report of each node, unless a later one is held (another control plane may have it).
+
+    A few statements, however many nodes there are.
+    """
+    held = await connection.execute(
+        sa.select(nodes.c.node, nodes.c.last_seen_ms).where(nodes.c.node.in_([r.node for r in records]))
+    )
+    last: dict[str, int] = dict(held.tuples().all())
+    rows = [
+        {
+            "key": record.node,
+            "seen": record.last_seen_ms,
+            "until": record.certificate_not_after_ms,
+            "said": record.status,
+        }
+        for record in records
+        if last.get(record.node, -1) <= record.last_seen_ms
+    ]
+    values: dict[sa.Column[Any], Any] = {
+        nodes.c.last_seen_ms: sa.bindparam("seen"),
+        nodes.c.certificate_not_after_ms: sa.bindparam("until"),
+        nodes.c.status: sa.bindparam("said"),
     }
-    held = await connection.execute(sa.select(nodes.c.last_seen_ms).where(nodes.c.node == record.node))
-    last = held.scalar_one_or_none()
-    if last is None:
-        await connection.execute(sa.insert(nodes).values(node=record.node, **values))
-    elif last <= record.last_seen_ms:
-        await connection.execute(sa.update(nodes).where(nodes.c.node == record.node).values(**values))
+    if new := [row for row in rows if row["key"] not in last]:
+        await connection.execute(sa.insert(nodes).values({nodes.c.node: sa.bindparam("key"), **values}), new)
+    if known := [row for row in rows if row["key"] in last]:
+        await connection.execute(
+            sa.update(nodes).where(nodes.c.node == sa.bindparam("key")).values(values), known
+        )
 
 
 async def all_nodes(connection: AsyncConnection) -> list[StoredNode]:

@@ -29,7 +29,7 @@ def postgres_server() -> Iterator[str]:
         yield url
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.component("postgresql"))])
 async def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The URL of an empty store, as a configuration names it; once for each kind."""
     if request.param == "sqlite":

@@ -28,6 +28,7 @@ from trust.errors import InputError, MeshError, Reason, StateError
 from trust.policy.source import build
 from trust.spiffe import SpiffeId
 
+EOF: object = grpc.aio.EOF  # type: ignore[attr-defined]
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
 
@@ -212,9 +213,9 @@ async def test_draining_ends_watches_and_turns_health_off(domain: Domain) -> Non
             reading = asyncio.create_task(call.read())
             watch = health_pb2_grpc.HealthStub(node).Watch(health_pb2.HealthCheckRequest())
             assert (await watch.read()).status == SERVING
-        assert await reading is grpc.aio.EOF
+        assert await reading is EOF
         assert (await watch.read()).status == NOT_SERVING
-        assert await watch.read() is grpc.aio.EOF
+        assert await watch.read() is EOF
         assert (await call.code(), await watch.code()) == (grpc.StatusCode.OK, grpc.StatusCode.OK)
 
 

@@ -173,9 +173,11 @@ async def test_joining_again_replaces_the_grant(database: Database) -> None:
 async def test_an_older_report_does_not_replace_a_newer_one(database: Database) -> None:
     """Two control planes flush what they heard from one node in any order."""
     async with database.write() as connection:
-        await fleet.save_node(connection, fleet.StoredNode("a", 2_000, 9, b"new"))
-        await fleet.save_node(connection, fleet.StoredNode("a", 1_000, 9, b"old"))
-        await fleet.save_node(connection, fleet.StoredNode("b", 1_000, 9, b"b"))
+        await fleet.save_nodes(connection, [fleet.StoredNode("a", 2_000, 9, b"first")])
+        await fleet.save_nodes(connection, [fleet.StoredNode("a", 3_000, 9, b"new")])
+        later = [fleet.StoredNode("a", 1_000, 9, b"old"), fleet.StoredNode("b", 1_000, 9, b"b")]
+        await fleet.save_nodes(connection, later)
+        await fleet.save_nodes(connection, [])
     async with database.read() as connection:
         assert [(n.node, n.status) for n in await fleet.all_nodes(connection)] == [("a", b"new"), ("b", b"b")]
 

@@ -174,7 +174,7 @@ def test_ready_follows_from_distinct_valid_signatures() -> None:
         proposal = Proposal(
             **{f: getattr(proposal, f) for f in Proposal.__slots__}
             | {"signatures": (*proposal.signatures, made)}
-        )  # type: ignore[attr-defined]
+        )
         stands = standing(proposal, STATE)
         assert (stands.ready, stands.threshold, len(stands.missing)) == (count >= 2, 2, 3 - count)
         if count < 2:
