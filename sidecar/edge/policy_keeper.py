@@ -17,7 +17,7 @@ from sidecar.edge.logs import DECISION_ALARMS
 from sidecar.edge.record_file import save_record
 from trust import limits
 from trust.edge.tuf_client import PolicyClient
-from trust.errors import EvidenceError, MeshError, Reason, StateError
+from trust.errors import EvidenceError, InputError, MeshError, Reason, StateError
 from trust.ports import Clock, FileSource
 from trust.verified import VerifiedPolicy
 
@@ -164,6 +164,7 @@ class PolicyKeeper:
                 return
             self._alarms.clear("offer", "resume")
             self._perform(effects)
+            self._check_level(engine)
 
     def _news(self, policy: VerifiedPolicy, *, resumed: bool) -> bool:
         now_ms, monotonic_ms = self._clock.now_ms(), self._clock.monotonic_ms()
@@ -188,6 +189,15 @@ class PolicyKeeper:
         self._refused = None
         self._alarms.clear("activation")
         return engine
+
+    def _check_level(self, engine: Decider) -> None:
+        """A policy that arrives later may be above the configured level; it wins, and a person should know."""
+        try:
+            check_local_level(engine.mesh, self._local_level)
+        except InputError as error:
+            self._alarm("level", f"the signed level is in force: {error.detail}")
+        else:
+            self._alarms.clear("level")
 
     def _perform(self, effects: list[Effect]) -> None:
         for effect in effects:

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,19 +84,26 @@ async def token(cp: Running, home: Path, node: str, *workloads: str) -> None:
     write_atomic(home / "join-token", made.token.encode(), mode=0o600)
 
 
+def start(
+    config: Mapping[str, Any], ready: Callable[[Mapping[str, Any]], None] = lambda _event: None
+) -> tuple[driver.Sidecar, asyncio.Task[None]]:
+    """Start the real driver without waiting for anything."""
+    loaded = parse_config(yaml.safe_dump(dict(config)), base=Path("/"), env={})
+    sidecar = driver.Sidecar(loaded, ready=ready, stop=asyncio.Event(), clock=SystemClock())
+    return sidecar, asyncio.create_task(sidecar.run())
+
+
 @contextlib.asynccontextmanager
-async def running(config: Mapping[str, Any], *, stop_at_end: bool = True) -> AsyncIterator[RunningSidecar]:
+async def running(config: Mapping[str, Any]) -> AsyncIterator[RunningSidecar]:
     """Run the real driver until the block ends; it must drain without an error."""
     events: list[Mapping[str, Any]] = []
-    stop, listening = asyncio.Event(), asyncio.Event()
+    listening = asyncio.Event()
 
     def ready(event: Mapping[str, Any]) -> None:
         events.append(event)
         listening.set()
 
-    loaded = parse_config(yaml.safe_dump(dict(config)), base=Path("/"), env={})
-    sidecar = driver.Sidecar(loaded, ready=ready, stop=stop, clock=SystemClock())
-    task = asyncio.create_task(sidecar.run())
+    sidecar, task = start(config, ready)
     waiting = asyncio.create_task(listening.wait())
     await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
     if task.done():
@@ -105,7 +112,7 @@ async def running(config: Mapping[str, Any], *, stop_at_end: bool = True) -> Asy
     try:
         yield RunningSidecar(sidecar, task, events)
     finally:
-        stop.set()
+        sidecar.stop.set()
         await task
 
 

@@ -1,7 +1,6 @@
 """A whole sidecar against a real control plane, over real sockets."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -12,93 +11,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from egm.v1 import node_pb2, node_pb2_grpc
 from tests.support import sidecars
-from tests.support.control_plane import TRUST_DOMAIN, Domain, Running, publish
+from tests.support.control_plane import TRUST_DOMAIN, Domain
 from tests.support.control_plane import running as control_plane
 from tests.support.eventually import eventually
-from tests.support.interop_service import DUPLEX, SERVICE, UNARY, InteropService, ask
+from tests.support.interop_service import DUPLEX, SERVICE, UNARY, ask
+from tests.support.sidecar_mesh import Mesh, policy
 from trust.errors import Reason
-from trust.policy.source import build
 from trust.spiffe import SpiffeId
-
-METHODS = f"{SERVICE}/UnaryCall, {SERVICE}/FullDuplexCall"
-
-
-def policy(
-    *, level: int = 4, ttl_s: int = 60, grace_s: int = 120, allow: tuple[str, ...] = ("alice",)
-) -> bytes:
-    """Return a base bundle in which `allow` may call the service `echo`."""
-    permits = "".join(
-        f'@id("{name}-may")\npermit(principal == Workload::"spiffe://{TRUST_DOMAIN}/workload/{name}", '
-        f'action in Action::"{SERVICE}", resource == Service::"echo");\n'
-        for name in allow
-    )
-    return build(
-        {
-            "bundle.yaml": (
-                f"name: test\ndescription: t\ntrust_domain: {TRUST_DOMAIN}\nlevel: {level}\n"
-                f"lease: {{ttl_s: {ttl_s}, grace_s: {grace_s}}}\n"
-                f"services: {{echo: {{grpc_services: [{METHODS}]}}}}\n"
-            ).encode(),
-            "policies/p.cedar": permits.encode(),
-            "tests/t.yaml": b"[]\n",
-        }
-    )
-
-
-class Mesh:
-    """A control plane, a callee's sidecar `b` with the service, and a caller's sidecar `a` for alice and bob."""
-
-    def __init__(self, home: Path, domain: Domain, cp: Running, echo: InteropService, address: str) -> None:
-        self.home, self.domain, self.cp, self.echo, self.address = home, domain, cp, echo, address
-        self.metadata: Any = None
-
-    async def publish(self, bundle: bytes) -> None:
-        """Sign and publish the next version."""
-        self.metadata = self.domain.base(self.metadata, bundle)
-        async with self.cp.operator() as operator:
-            await publish(operator, self.domain, self.metadata, bundle)
-
-    async def enrol(self) -> None:
-        """Write join tokens for both nodes."""
-        await sidecars.token(self.cp, self.home / "b", "b", "echo")
-        await sidecars.token(self.cp, self.home / "a", "a", "alice", "bob")
-
-    def callee(self, **changes: Any) -> dict[str, Any]:
-        """Return the configuration of node b."""
-        inbound = [{"service": "echo", "listen": sidecars.LOOPBACK, "upstream": {"address": self.address}}]
-        return sidecars.settings(self.cp, self.home / "b", self.domain, node="b", inbound=inbound, **changes)
-
-    def caller(self, inbound: str, workload: str = "alice", **changes: Any) -> dict[str, Any]:
-        """Return the configuration of node a."""
-        outbound = [
-            {"workload": workload, "service": "echo", "listen": sidecars.LOOPBACK, "identify": "loopback"}
-        ]
-        config = sidecars.settings(
-            self.cp,
-            self.home / "a",
-            self.domain,
-            node="a",
-            outbound=outbound,
-            services={"echo": {"addresses": [inbound]}},
-        )
-        config["identity"]["workloads"] = ["alice", "bob"]
-        return config | changes
-
-
-@pytest.fixture(scope="module")
-def domain(tmp_path_factory: pytest.TempPathFactory) -> Domain:
-    """Keys and certificates, made once."""
-    return Domain.create(tmp_path_factory.mktemp("domain"))
-
-
-@pytest.fixture
-async def mesh(domain: Domain, tmp_path: Path) -> AsyncIterator[Mesh]:
-    """A control plane and a service; sidecars are started by the test."""
-    at = domain.at(tmp_path)
-    async with control_plane(at) as cp, sidecars.upstream() as (echo, address):
-        made = Mesh(tmp_path, at, cp, echo, address)
-        await made.enrol()
-        yield made
 
 
 async def node_status(mesh: Mesh, address: str, node: str, kind: str = "operator") -> Any:

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 
 from sidecar.edge.record_file import load_record
@@ -20,12 +19,6 @@ from tests.support.eventually import eventually
 from trust.policy.source import build
 
 POLICIES = 600
-
-
-@pytest.fixture(scope="module")
-def domain(tmp_path_factory: pytest.TempPathFactory) -> Domain:
-    """Keys and certificates, made once."""
-    return Domain.create(tmp_path_factory.mktemp("domain"))
 
 
 class Process:
