@@ -3,16 +3,20 @@
 from collections.abc import Iterator
 from concurrent import futures
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+import typer
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from grpc_reflection.v1alpha import reflection_pb2 as pb
+from typer.testing import CliRunner
 
+from control_plane.cli.policy_source import register
 from control_plane.edge.reflection import fetch_descriptors
 from tests.support.engines import descriptors, table
 from trust import limits
@@ -188,3 +192,19 @@ def test_server_that_describes_without_end_is_stopped(monkeypatch: pytest.Monkey
 
     with server(answering(endless)) as target, pytest.raises(CapacityError):
         fetch_descriptors(target)
+
+
+def test_command_writes_descriptors_that_a_policy_folder_can_use(tmp_path: Path) -> None:
+    """From a running server to a folder that passes, in two commands."""
+    app = typer.Typer()
+    register(app)
+    out = tmp_path / "descriptors.binpb"
+    with server(answering(honest)) as target:
+        result = CliRunner().invoke(
+            app, ["schema", "--reflect", target, "-o", str(out)], catch_exceptions=False
+        )
+    assert result.exit_code == 0
+    folder = str(tmp_path / "policy")
+    result = CliRunner().invoke(app, ["new", folder, "--descriptors", str(out)], catch_exceptions=False)
+    assert result.exit_code == 0
+    assert CliRunner().invoke(app, ["test", folder], catch_exceptions=False).exit_code == 0

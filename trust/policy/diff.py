@@ -214,9 +214,8 @@ def _reach(old: Bundle | None, new: Bundle, base: Bundle | None) -> tuple[tuple[
     previous = None if old is None else _Judge(engine_of(old, base))
     current = _Judge(engine)
     domain = engine.mesh.trust_domain
-    callers = sorted(
-        {c for b in bundles for c in _callers(b, domain)} | {principal(ANY_OTHER_WORKLOAD, domain)}
-    )
+    other = principal(ANY_OTHER_WORKLOAD, domain)  # first: it must not fall to the limit
+    callers = [other, *sorted({c for b in bundles for c in _callers(b, domain)} - {other})]
     calls = itertools.product(callers, _targets(bundles, new.manifest.namespace))
     reach: list[Reach] = []
     compared = 0

@@ -5,11 +5,10 @@ Everything the engine refuses at load is an error here; what is merely suspiciou
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-import cedarpy
 from cedarpy import pst
 
 from trust import limits
@@ -22,15 +21,11 @@ from trust.policy.engine import Engine
 from trust.policy.problems import Problem, Severity, errors_of
 from trust.policy.reads import reads
 from trust.policy.rules import OBLIGATIONS
+from trust.policy.validation import ACTION, ATTRIBUTE, at, near, schema_problems
 from trust.spiffe import SpiffeId
 from trust.verified import BASE_ROLE
 
-_POSITION: Final = re.compile(r"policy(\d+)\Z")
-_TICKED: Final = re.compile(r"`([^`]+)`")
-_ACTION: Final = re.compile(r'action "([^"]+)"')
-_ATTRIBUTE: Final = re.compile(r'"([A-Za-z_][A-Za-z0-9_.-]*)"\??:')
 _CONTEXT: Final = frozenset({"request", "caller", "node", "time", "metadata"})
-_NO_ACTION: Final = "unable to find an applicable action given the policy scope constraints"
 _PLACE: Final = re.compile(
     r"(?:namespace [a-z0-9-]+: )?(?P<file>[A-Za-z0-9._/-]+):(?P<line>[0-9]+): (?P<what>.*)", re.S
 )
@@ -118,8 +113,8 @@ def _lint(policies: Mapping[str, str], tests: Mapping[str, str], world: _World) 
         return problems
     problems += _id_problems(statements)
     problems += _case_problems(cases, world)
-    problems += _schema_problems([s for s in statements if not s.is_template], world.schema)
-    declared = frozenset(_ATTRIBUTE.findall(world.schema)) | _CONTEXT
+    problems += schema_problems([s for s in statements if not s.is_template], world.schema)
+    declared = frozenset(ATTRIBUTE.findall(world.schema)) | _CONTEXT
     named = {policy.rpartition(":")[2] for read in cases for policy in read.case.policy}
     for statement in statements:
         problems += _annotation_problems(statement)
@@ -128,26 +123,17 @@ def _lint(policies: Mapping[str, str], tests: Mapping[str, str], world: _World) 
         problems += _read_problems(statement, declared)
         if statement.is_template:
             what = "a template (?principal, ?resource) cannot be decided"
-            problems.append(_at(statement, what, "write the policy out for each principal or role", "?"))
+            problems.append(at(statement, what, "write the policy out for each principal or role", "?"))
         if _is_unconditional(statement.policy):
             what = "permits every caller every method of every service"
             problems.append(
-                _at(statement, what, "name a role, a service or methods", severity=Severity.WARNING)
+                at(statement, what, "name a role, a service or methods", severity=Severity.WARNING)
             )
         if statement.id and statement.id not in named:
             what = f"no test names policy {statement.id!r}"
             hint = f"add a case with: policy: {statement.id}"
-            problems.append(_at(statement, what, hint, severity=Severity.WARNING))
+            problems.append(at(statement, what, hint, severity=Severity.WARNING))
     return problems
-
-
-def _at(
-    statement: Statement, what: str, hint: str, needle: str = "", severity: Severity = Severity.ERROR
-) -> Problem:
-    needles = (f".{needle}", f'["{needle}"]', needle)  # an attribute, where there is one of that name
-    lines = [statement.line_of(n) for n in needles if needle and n in statement.text]
-    line = lines[0] if lines else statement.line
-    return Problem(statement.file, line, what, hint, severity)
 
 
 def _id_problems(statements: list[Statement]) -> list[Problem]:
@@ -159,11 +145,11 @@ def _id_problems(statements: list[Statement]) -> list[Problem]:
             problems.append(missing_id(statement))
         elif len(name.encode()) > limits.MAX_POLICY_ID_BYTES or not name.isprintable():
             what = f"the @id must be at most {limits.MAX_POLICY_ID_BYTES} bytes of printable text"
-            problems.append(_at(statement, what, "shorten it", "@id"))
+            problems.append(at(statement, what, "shorten it", "@id"))
         elif name in seen:
             other = seen[name]
             what = f"@id {name!r} is taken by {other.file}:{other.line}"
-            problems.append(_at(statement, what, "give each policy its own @id", "@id"))
+            problems.append(at(statement, what, "give each policy its own @id", "@id"))
         else:
             seen[name] = statement
     return problems
@@ -172,16 +158,16 @@ def _id_problems(statements: list[Statement]) -> list[Problem]:
 def _case_problems(cases: list[ReadCase], world: _World) -> list[Problem]:
     """Find cases about calls that do not exist: expecting a deny, they pass and prove nothing."""
     problems: list[Problem] = []
-    methods = {name for name in _ACTION.findall(world.schema) if "/" in name}
+    methods = {name for name in ACTION.findall(world.schema) if "/" in name}
     described = {name.partition("/")[0] for name in methods}
     for read in cases:
         case = read.case
         if world.all_services is not None and case.service not in world.all_services:
-            hint = _near(case.service, world.all_services, "add it under services: in bundle.yaml")
+            hint = near(case.service, world.all_services, "add it under services: in bundle.yaml")
             what = f"the case is about service {case.service!r}, which there is not"
             problems.append(Problem(read.file, read.line, what, hint, Severity.WARNING))
         if case.method not in methods and case.method.partition("/")[0] in described:
-            hint = _near(
+            hint = near(
                 case.method, methods, "add it to grpc_services of its service, or refresh descriptors.binpb"
             )
             what = f"the case is about method {case.method!r}, which its service does not have"
@@ -195,11 +181,11 @@ def _annotation_problems(statement: Statement) -> list[Problem]:
         if name in OBLIGATIONS:
             what = f"@{name} is an obligation that this version cannot enforce; calls would be refused"
             problems.append(
-                _at(statement, what, "remove the annotation; it is reserved for a later version", f"@{name}")
+                at(statement, what, "remove the annotation; it is reserved for a later version", f"@{name}")
             )
-        elif near := difflib.get_close_matches(name, OBLIGATIONS, n=1, cutoff=0.8):
-            what = f"@{name} means nothing; did you mean @{near[0]}?"
-            problems.append(_at(statement, what, "rename or remove it", f"@{name}", Severity.WARNING))
+        elif close := difflib.get_close_matches(name, OBLIGATIONS, n=1, cutoff=0.8):
+            what = f"@{name} means nothing; did you mean @{close[0]}?"
+            problems.append(at(statement, what, "rename or remove it", f"@{name}", Severity.WARNING))
     return problems
 
 
@@ -208,10 +194,8 @@ def _read_problems(statement: Statement, declared: frozenset[str]) -> list[Probl
     problems: list[Problem] = []
     for name in sorted({part for path in reads(statement.policy) for part in path if part} - declared):
         what = f"no method, metadata key or fact of the call has an attribute {name!r}, so this is never true"
-        hint = _near(
-            name, declared, "correct the name, refresh descriptors.binpb, or add it to metadata_keys"
-        )
-        problems.append(_at(statement, what, hint, name))
+        hint = near(name, declared, "correct the name, refresh descriptors.binpb, or add it to metadata_keys")
+        problems.append(at(statement, what, hint, name))
     return problems
 
 
@@ -241,9 +225,7 @@ def _scope_problems(statement: Statement, world: _World) -> list[Problem]:
     own = ", ".join(sorted(world.services)) or "none: list them under services:"
     what = f"a policy of namespace {world.namespace!r} may speak of its own services alone"
     return [
-        _at(
-            statement, what, f'write resource == Service::"NAME" with one of its services ({own})', "resource"
-        )
+        at(statement, what, f'write resource == Service::"NAME" with one of its services ({own})', "resource")
     ]
 
 
@@ -255,8 +237,8 @@ def _name_problems(statement: Statement, world: _World) -> list[Problem]:
         if kind == "Workload":
             problems += _workload_problems(statement, uid, world)
         elif kind == "Service" and world.all_services is not None and uid.id not in world.all_services:
-            hint = _near(uid.id, world.all_services, "add it under services: in bundle.yaml")
-            problems.append(_at(statement, f"there is no service {uid.id!r}", hint, f'"{uid.id}"'))
+            hint = near(uid.id, world.all_services, "add it under services: in bundle.yaml")
+            problems.append(at(statement, f"there is no service {uid.id!r}", hint, f'"{uid.id}"'))
         elif kind in {"Role", "ServiceGroup"} and world.entities is not None:
             problems += _group_problems(statement, uid, world.entities)
     return problems
@@ -269,12 +251,12 @@ def _workload_problems(statement: Statement, uid: pst.EntityUid, world: _World) 
     except EvidenceError:
         what = f'Workload::"{uid.id}" can never match: a workload is named by its SPIFFE ID'
         hint = f'write Workload::"spiffe://{domain}/workload/{uid.id}"'
-        return [_at(statement, what, hint, f'"{uid.id}"')]
+        return [at(statement, what, hint, f'"{uid.id}"')]
     if world.trust_domain not in (None, parsed.trust_domain):
         what = (
             f"{uid.id} is of another trust domain than {world.trust_domain}; such callers are not identified"
         )
-        return [_at(statement, what, "correct the trust domain", f'"{uid.id}"', Severity.WARNING)]
+        return [at(statement, what, "correct the trust domain", f'"{uid.id}"', Severity.WARNING)]
     return []
 
 
@@ -288,71 +270,12 @@ def _group_problems(
     if (kind, uid.id) not in entities and (kind, uid.id) not in named:
         known = {name for other, name in (*entities, *named) if other == kind}
         where = "roles" if kind == "Role" else "service_groups"
-        hint = _near(uid.id, known, f"add it under {where}: in bundle.yaml, or to entities.json")
-        return [_at(statement, f"there is no {kind} {uid.id!r}", hint, needle)]
+        hint = near(uid.id, known, f"add it under {where}: in bundle.yaml, or to entities.json")
+        return [at(statement, f"there is no {kind} {uid.id!r}", hint, needle)]
     if (kind, uid.id) not in named:
         what = f"nothing is in {kind} {uid.id!r}, so the policy can never match"
-        return [_at(statement, what, "add a member, or remove the policy", needle, Severity.WARNING)]
+        return [at(statement, what, "add a member, or remove the policy", needle, Severity.WARNING)]
     return []
-
-
-def _schema_problems(statements: list[Statement], schema: str) -> list[Problem]:
-    """Validate against the schema; one bad policy does not hide another."""
-    if not statements:
-        return []
-    try:
-        parsed = cedarpy.Schema.from_str(schema)
-    except ValueError as error:
-        return [Problem("schema.cedarschema", 0, f"is not a Cedar schema: {error}", "rebuild the bundle")]
-    result = cedarpy.validate_policies("\n".join(s.text for s in statements), parsed, release_gil=True)
-    found: dict[int, list[str]] = {}
-    for invalid in result.errors:
-        match = _POSITION.match(invalid.policy_id)
-        message = invalid.error.removeprefix(f"for policy `{invalid.policy_id}`, ")
-        found.setdefault(int(match.group(1)) if match else 0, []).append(message)
-    problems: list[Problem] = []
-    for index, messages in sorted(found.items()):
-        specific = [message for message in messages if message != _NO_ACTION] or messages
-        problems += [_explain(statements[index], message, schema) for message in specific]
-    if not problems and not result.validation_passed:
-        problems.append(Problem(statements[0].file, 0, "the policies do not fit the schema", "simplify them"))
-    return problems
-
-
-def _explain(statement: Statement, message: str, schema: str) -> Problem:
-    """Say where a validation error lies and what to do about it."""
-    ticked = _TICKED.search(message)
-    name = ticked.group(1) if ticked else ""
-    last = re.split(r'[.\["\]]+', name.rstrip('"]'))[-1] if name else ""
-    if message.startswith("unrecognized action"):
-        action = name.removeprefix('Action::"').removesuffix('"')
-        hint = _near(
-            action,
-            _ACTION.findall(schema),
-            f"add {action} to grpc_services of its service in bundle.yaml, or refresh descriptors.binpb",
-        )
-        return _at(statement, f"no method or group is called {action!r}", hint, f'"{action}"')
-    if message == _NO_ACTION:
-        hint = "the scope must leave at least one method; principals are Workload, resources Service"
-        return _at(statement, "the policy can never apply to any call", hint, "action")
-    if message.startswith("attribute `request`"):
-        hint = "not every method in scope has a readable request: name the methods, or test `context has request &&`"
-        return _at(statement, message, hint, "request")
-    if "optional attribute" in message:
-        return _at(statement, message, f"test it first: ... has {last} && ...", last)
-    if name.startswith("metadata."):
-        hint = f"add {last} to metadata_keys in bundle.yaml"
-        return _at(statement, message, hint, last)
-    if message.startswith("attribute"):
-        return _at(
-            statement, message, _near(last, _ATTRIBUTE.findall(schema), "see egm policy schema FOLDER"), last
-        )
-    return _at(statement, message, "see egm policy schema FOLDER", last)
-
-
-def _near(name: str, known: Iterable[str], otherwise: str) -> str:
-    near = difflib.get_close_matches(name, sorted(set(known)), n=1)
-    return f"did you mean {near[0]!r}? otherwise {otherwise}" if near else otherwise
 
 
 def _services_of(base: Bundle | None) -> frozenset[str]:
