@@ -7,6 +7,7 @@ import grpc
 import grpc.aio
 import pytest
 
+from control_plane.edge.ca import rotate_ca
 from control_plane.edge.join import create_token
 from egm.v1 import join_pb2, join_pb2_grpc
 from tests.support.identity import TRUST_DOMAIN, ControlPlane, control_plane, make_ca, make_svid, member
@@ -262,6 +263,32 @@ async def test_run_renews_by_itself_before_expiry(tmp_path: Path) -> None:
         task = asyncio.create_task(source.run())
         await asyncio.wait_for(rotated.wait(), 30)
         task.cancel()
+
+
+async def test_a_new_ca_is_learned_long_before_the_certificate_is_renewed(tmp_path: Path) -> None:
+    """The trust bundle is asked for between renewals, so that a CA rotation need not wait half a lifetime."""
+    async with control_plane(tmp_path) as cp:
+        await identity(cp, tmp_path / "n", await token_for(cp)).start()
+        source = EmbeddedIdentity(
+            tmp_path / "n",
+            [NODE],
+            control_plane=[cp.address],
+            trust_domain=TRUST_DOMAIN,
+            ca_pem=cp.ca.anchors_pem(),
+            token=None,
+            clock=cp.clock,
+            anchors_refresh_s=0.01,
+        )
+        await source.start()
+        held, changed = source.svid(NODE), asyncio.Event()
+        source.subscribe(changed.set)
+        rotate_ca(tmp_path / "ca", "prepare")
+        task = asyncio.create_task(source.run())
+        await asyncio.wait_for(changed.wait(), 30)
+        task.cancel()
+        assert source.anchors_pem() == cp.ca.anchors_pem()
+        assert source.svid(NODE) == held
+        assert SvidStore(tmp_path / "n").load_anchors() == cp.ca.anchors_pem()
 
 
 async def test_a_removed_node_is_not_renewed(tmp_path: Path) -> None:
