@@ -36,7 +36,7 @@ async def save_nodes(connection: AsyncConnection, records: Sequence[StoredNode])
     held = await connection.execute(
         sa.select(nodes.c.node, nodes.c.last_seen_ms).where(nodes.c.node.in_([r.node for r in records]))
     )
-    last: dict[str, int] = dict(held.tuples().all())
+    last: dict[str, int] = {row.node: row.last_seen_ms for row in held}
     rows = [
         {
             "key": record.node,
