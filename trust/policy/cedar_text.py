@@ -112,6 +112,8 @@ def _parse_problem(file: str, text: str, tokens: list[tuple[int, int]], message:
         found = text[at : tokens[good][1]]
         message = f"Cedar syntax error: {message}"
         hint = f"look at {found[:40]!r} and what is before it"
+        if found == "\ufeff":
+            hint = "save the file as UTF-8 without a byte order mark"
     else:
         quoted = _QUOTED.search(message)
         name = (quoted.group(1) or quoted.group(2)) if quoted else ""

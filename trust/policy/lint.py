@@ -111,6 +111,9 @@ def _lint(policies: Mapping[str, str], tests: Mapping[str, str], world: _World) 
             Problem(statements[-1].file, statements[-1].line, what, "split the bundle by namespace")
         )
         return problems
+    if not statements and not problems:
+        what = "the bundle has no policy, so at level 4 every call is refused"
+        problems.append(Problem("policies", 0, what, "add policies/NAME.cedar", Severity.WARNING))
     problems += _id_problems(statements)
     problems += _case_problems(cases, world)
     problems += schema_problems([s for s in statements if not s.is_template], world.schema)

@@ -208,3 +208,12 @@ def test_case_about_a_call_that_does_not_exist_is_a_warning() -> None:
     assert [(p.line, p.severity) for p in problems] == [(1, Severity.WARNING), (2, Severity.WARNING)]
     assert "'payments'" in problems[0].hint
     assert "'shop.Orders/Place'" in problems[1].hint
+
+
+def test_bundle_without_policies_is_a_warning_and_a_byte_order_mark_is_explained() -> None:
+    """Both are easy to make and hard to see."""
+    problems = lint(folder(policies="// nothing yet", tests=""))
+    assert [p.severity for p in problems] == [Severity.WARNING]
+    assert "every call is refused" in problems[0].message
+    (problem,) = errors_of(lint(folder(policies="\ufeff" + OK, tests="")))
+    assert "byte order mark" in problem.hint
