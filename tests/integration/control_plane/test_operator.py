@@ -362,6 +362,17 @@ async def test_unlisted_rpcs_are_refused_and_enrolment_is_not_on_the_mutual_tls_
         assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
+async def test_a_certificate_that_expires_on_an_open_connection_is_refused(
+    domain: Domain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TLS looks at a certificate once, when the connection opens; we look at every call."""
+    async with running(domain) as plane, plane.operator() as operator:
+        assert list(await operator.proposals()) == []
+        later_ms = SystemClock().now_ms() + limits.SVID_TTL_S * 1000 + 60_000
+        monkeypatch.setattr(SystemClock, "now_ms", lambda self: later_ms)
+        await refused(Reason.CALLER_CERTIFICATE_EXPIRED, operator.proposals())
+
+
 def test_chunks_cover_a_file_exactly() -> None:
     """The last chunk says so, and an empty file has one."""
     data = os.urandom(limits.MAX_CHUNK_BYTES * 2 + 1)
