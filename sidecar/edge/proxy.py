@@ -16,6 +16,7 @@ from sidecar.edge.identify import Identifier
 from sidecar.edge.proxy_stream import serve_server_stream, serve_stream
 from sidecar.edge.proxy_unary import serve_unary
 from sidecar.edge.refusals import Context, fail_internal
+from sidecar.edge.upstream import BOUNDED_WINDOW
 from trust import limits
 from trust.edge.serving import SteadyServer
 from trust.edge.tls import server_options
@@ -160,6 +161,7 @@ def build_server(
     """
     channel_arguments = [
         *server_options(),
+        *BOUNDED_WINDOW,
         ("grpc.max_receive_message_length", max_message_bytes + _ROOM_TO_EXPLAIN_BYTES),
         ("grpc.max_send_message_length", -1),  # what came in may go out
         *options,

@@ -8,14 +8,21 @@ import grpc
 import grpc.aio
 
 from sidecar.edge.upstream_call import UpstreamCall
+from trust import limits
 from trust.edge.tls import Channels
 from trust.errors import InputError, Reason
 from trust.spiffe import SpiffeId
 
 ROUND_ROBIN: Final = '{"loadBalancingConfig":[{"round_robin":{}}]}'
+# gRPC would grow what it takes ahead of a slow reader with the speed of the link (measured: 40 MB for one stream).
+BOUNDED_WINDOW: Final[list[tuple[str, Any]]] = [
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", limits.STREAM_WINDOW_BYTES),
+]
 # For every channel to an upstream: spread over all addresses; no retries beyond gRPC's own transparent ones,
 # because only the caller knows whether its call may run twice.
 UPSTREAM_OPTIONS: Final[list[tuple[str, Any]]] = [
+    *BOUNDED_WINDOW,
     ("grpc.service_config", ROUND_ROBIN),
     ("grpc.service_config_disable_resolution", 1),  # DNS TXT records must not configure us
     ("grpc.initial_reconnect_backoff_ms", 200),

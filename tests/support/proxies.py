@@ -31,7 +31,11 @@ KNOWN: Mapping[str, Shape] = {
     OUTPUT[1:]: Shape.SERVER_STREAM,
     FLOOD[1:]: Shape.SERVER_STREAM,
 }
-UNLIMITED = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+UNLIMITED = [
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    *upstream.BOUNDED_WINDOW,
+]
 
 
 @dataclass
