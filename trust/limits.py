@@ -47,7 +47,9 @@ REFLECTION_TIMEOUT_S: Final = 10.0  # for one question
 
 # proxy
 MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
-STREAM_WINDOW_BYTES: Final = 1024 * 1024  # what a sidecar takes ahead of a slow reader, per stream and direction
+STREAM_WINDOW_BYTES: Final = (
+    1024 * 1024
+)  # what a sidecar takes ahead of a slow reader, per stream and direction
 MAX_METADATA_BYTES_PER_CALL: Final = 64 * 1024
 MAX_CONNECTION_AGE_MS: Final = 10 * 60 * 1000
 MAX_CONCURRENT_STREAMS: Final = 10_000
