@@ -370,7 +370,7 @@ def test_removing_an_unknown_key_or_role_is_an_input_error() -> None:
     root = World().state.root_metadata()
     for changes in ({"remove": ["00"]}, {"role": "nobody"}):
         with pytest.raises(InputError):
-            next_root(root, now_ms=10**12, **changes)  # type: ignore[arg-type]
+            next_root(root, now_ms=10**12, **changes)
 
 
 def test_delegators_of_root_are_the_old_and_the_new_root() -> None:

@@ -1,5 +1,7 @@
 """The policy client against hostile sources, on real metadata: what it accepts, keeps, and never goes back on."""
 
+import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -130,8 +132,6 @@ def forge_targets(world: World, bundle: bytes, signers: list[Any], **edits: Any)
 
 
 def digest(data: bytes) -> str:
-    import hashlib
-
     return hashlib.sha256(data).hexdigest()
 
 
@@ -515,7 +515,7 @@ def test_tampered_cache_never_loads(world: World, client: PolicyClient, tmp_path
     record = json.loads(accepted.read_bytes())
     targets = json.loads(record["roles"]["targets"])
     targets["signed"]["expires"] = "2099-01-01T00:00:00Z"
-    for edit in (
+    edits: list[dict[str, Any]] = [
         {"roles": {"targets": json.dumps(targets)}},
         {"roles": {}},
         {"roles": {"../../x": "{}"}},
@@ -523,7 +523,8 @@ def test_tampered_cache_never_loads(world: World, client: PolicyClient, tmp_path
         {"roots": [world.root.decode()] * 3},
         {"roots": 7},
         {"format": 2},
-    ):
+    ]
+    for edit in edits:
         accepted.write_text(json.dumps(record | edit))
         if edit.get("roots") == [world.root.decode()] * 3:
             client.load()  # roots not newer than the anchor are ignored
@@ -536,8 +537,6 @@ def test_tampered_cache_never_loads(world: World, client: PolicyClient, tmp_path
 
 def test_second_process_on_one_cache_is_refused(world: World, client: PolicyClient, tmp_path: Path) -> None:
     """Two writers would undo each other's versions."""
-    import fcntl
-
     client.refresh(world.source())
     descriptor = os.open(tmp_path / "policy" / ".lock", os.O_RDWR)
     try:
