@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,6 +31,9 @@ def run(config: ConfigOption, as_json: JsonFlag = False) -> None:
     from sidecar.edge import driver, logs
 
     logs.configure()
+    os.umask(
+        0o077
+    )  # whatever this process creates, sockets that are bound again included, is its owner's alone
     loaded = load_config(config)
 
     def ready(event: Mapping[str, object]) -> None:
@@ -59,6 +63,10 @@ def check(config: ConfigOption, as_json: JsonFlag = False) -> None:
 
 
 @app.command()
-def schema() -> None:
+def schema(
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Without line breaks; it is JSON either way.")
+    ] = False,
+) -> None:
     """Print the JSON Schema of the configuration file."""
-    sys.stdout.write(json.dumps(json_schema(), indent=2) + "\n")
+    sys.stdout.write(json.dumps(json_schema(), indent=None if as_json else 2) + "\n")

@@ -56,6 +56,10 @@ def check(config: ConfigOption, as_json: JsonFlag = False) -> None:
 
 
 @app.command()
-def schema() -> None:
+def schema(
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Without line breaks; it is JSON either way.")
+    ] = False,
+) -> None:
     """Print the JSON Schema of the configuration file."""
-    sys.stdout.write(json.dumps(json_schema(), indent=2, sort_keys=True) + "\n")
+    sys.stdout.write(json.dumps(json_schema(), indent=None if as_json else 2, sort_keys=True) + "\n")

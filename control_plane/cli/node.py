@@ -71,12 +71,13 @@ def operator(
     name: str,
     domain: Annotated[Path, typer.Option(help="Trust domain directory (with the CA).", exists=True)],
     out: Annotated[Path, typer.Option(help="Directory for svid.pem, svid.key.pem and ca.pem.")],
+    days: Annotated[int, typer.Option(help="Days until it must be issued anew.", min=1, max=90)] = 30,
     as_json: JsonFlag = False,
 ) -> None:
     """Issue an operator's certificate, on the machine that holds the CA. An operator proposes, never decides."""
     opened = open_domain(domain)
     spiffe_id = SpiffeId.of(opened.trust_domain, "operator", name)
-    issue_to_directory(CertificateAuthority.open(opened.ca_directory), spiffe_id, out)
+    issue_to_directory(CertificateAuthority.open(opened.ca_directory), spiffe_id, out, ttl_s=days * 24 * 3600)
     emit(
         {"operator": str(spiffe_id), "directory": str(out)},
         as_json=as_json,

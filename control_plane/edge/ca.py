@@ -1,8 +1,9 @@
 """The embedded certificate authority: who gets which certificate, for how long, from which key.
 
-Directory: `ca.pem` (every CA certificate to trust, newest first), `ca.key.pem` (0600, the key that signs now),
-and during a rotation `ca.next.key.pem` and `ca.json`. A rotation has three phases, so that no peer ever meets
-a certificate whose CA it does not know yet:
+Directory: `ca.pem` (every CA certificate to trust, newest first), `ca.key.pem` (0600, the key that signs now,
+encrypted; its passphrase is EGM_PASSPHRASE, EGM_PASSPHRASE_FILE, or the file `passphrase` beside it), and during
+a rotation `ca.next.key.pem` and `ca.json`. A rotation has three phases, so that no peer ever meets a certificate
+whose CA it does not know yet:
 
   prepare   the new CA certificate joins `ca.pem`; the old key still signs; nodes fetch the new trust bundle
   activate  the new key signs; the old certificate stays trusted, because leaves under it are still alive
@@ -13,6 +14,7 @@ Each step is one atomic file replacement; after a crash the same step can be run
 
 import enum
 import json
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,10 @@ from control_plane.core.certificates import ca_certificate, check_member, leaf_c
 from trust import limits
 from trust.edge.clock import SystemClock
 from trust.edge.files import check_private, write_atomic
+from trust.edge.keyfiles import (
+    DEVELOPMENT_PASSPHRASE_FILE as PASSPHRASE_FILE,
+)
+from trust.edge.keyfiles import passphrase_from_environment, passphrase_source
 from trust.edge.leaf_keys import key_to_pem, make_csr, new_key
 from trust.errors import EvidenceError, InputError, MeshError, Reason, StateError
 from trust.identity import Svid
@@ -65,6 +71,17 @@ def _new_certificate(key: ec.EllipticCurvePrivateKey, trust_domain: str, now_ms:
     return ca_certificate(key, trust_domain, serial=x509.random_serial_number(), now_ms=now_ms)
 
 
+def _passphrase(directory: Path) -> bytes:
+    """Return the passphrase of the keys in `directory`. Raises InputError KEY_UNREADABLE."""
+    return passphrase_source(directory / KEY_FILE)()
+
+
+def _write_key(directory: Path, name: str, key: ec.EllipticCurvePrivateKey) -> None:
+    encryption = serialization.BestAvailableEncryption(_passphrase(directory))
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
+    write_atomic(directory / name, pem, mode=0o600)
+
+
 def create_ca(directory: Path, trust_domain: str, *, clock: Clock | None = None) -> None:
     """Make a new CA for `trust_domain` in `directory`.
 
@@ -78,9 +95,11 @@ def create_ca(directory: Path, trust_domain: str, *, clock: Clock | None = None)
             Reason.CONFLICT, f"{directory / CA_FILE} exists; rotate it instead, or choose another directory"
         )
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if passphrase_from_environment() is None:
+        write_atomic(directory / PASSPHRASE_FILE, f"{secrets.token_urlsafe(32)}\n".encode(), mode=0o600)
     key = new_key()
     certificate = _new_certificate(key, trust_domain, (clock or SystemClock()).now_ms())
-    write_atomic(directory / KEY_FILE, key_to_pem(key), mode=0o600)
+    _write_key(directory, KEY_FILE, key)
     write_atomic(directory / CA_FILE, to_pem([certificate]))  # last: it marks the CA as complete
 
 
@@ -113,7 +132,7 @@ def rotate_ca(
         )
     if step == "prepare":
         key = new_key()
-        write_atomic(directory / NEXT_KEY_FILE, key_to_pem(key), mode=0o600)
+        _write_key(directory, NEXT_KEY_FILE, key)
         write_atomic(directory / STATE_FILE, json.dumps({"prepared_ms": now_ms}).encode())
         added = _new_certificate(key, authority.trust_domain, now_ms)
         write_atomic(directory / CA_FILE, to_pem([added, *authority.anchors]))
@@ -154,10 +173,14 @@ class CertificateAuthority:
         check_private(key_path)
         try:
             anchors = check_anchors(ca_path.read_bytes())
-            key = serialization.load_pem_private_key(key_path.read_bytes(), password=None)
+            key = serialization.load_pem_private_key(key_path.read_bytes(), _passphrase(self._directory))
             domain = trust_domain_of_ca(anchors[0])
         except (MeshError, ValueError, TypeError, UnsupportedAlgorithm) as error:
-            text = error.detail if isinstance(error, MeshError) else "not an unencrypted PKCS#8 PEM key"
+            text = (
+                error.detail
+                if isinstance(error, MeshError)
+                else "not a PKCS#8 PEM key, or a wrong passphrase"
+            )
             raise InputError(
                 Reason.IDENTITY_INVALID, f"{self._directory}: {text}; restore the CA from its backup"
             ) from None

@@ -153,6 +153,12 @@ class OperatorClient:
         async with _errors():
             return await self._stub.GetStatus(operator_pb2.GetStatusRequest(), timeout=CALL_TIMEOUT_S)
 
+    async def audit(self, *, limit: int) -> Sequence[operator_pb2.AuditEntry]:
+        """List what operators did, newest first, at most `limit` entries."""
+        async with _errors():
+            request = operator_pb2.ListAuditRequest(limit=limit)
+            return (await self._stub.ListAudit(request, timeout=CALL_TIMEOUT_S)).entries
+
 
 class NodeClient:
     """Asks one sidecar directly, over its admin listener."""

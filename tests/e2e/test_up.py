@@ -198,6 +198,8 @@ def test_a_policy_goes_from_proposal_to_force_and_back(running: Running, tmp_pat
     for key in keys:
         assert egm("policy", "sign", back["id"], "--key", key, "--json", mesh=on).code == 0
     assert egm("policy", "publish", back["id"], "--json", mesh=on).code == 0
+    actions = [entry["action"] for entry in egm("audit", "--json", mesh=on).data["entries"]]
+    assert {"propose", "sign", "publish"} <= set(actions)
     states = {p["id"]: p["state"] for p in egm("policy", "status", "--json", mesh=on).data["proposals"]}
     assert states[proposed["id"]] == states[back["id"]] == "PUBLISHED"
     eventually(lambda: refused(running, "mallory"))

@@ -233,7 +233,7 @@ def _explain(document: Document, error: Mapping[str, Any]) -> Problem:
     if error["type"] == "extra_forbidden":
         model = "a service" if path[:1] == ("services",) else "bundle.yaml"
         return document.problem(
-            path, f"{name}: {model} has no setting of this name", "see docs/policies.md, or remove it"
+            path, f"{name}: {model} has no setting of this name", "see docs/policy.md, or remove it"
         )
     if error["type"] == "missing":
         return document.problem(path, f"{name} is missing", f"add: {path[-1]}: ...")

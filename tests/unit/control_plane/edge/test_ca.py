@@ -160,7 +160,8 @@ def test_a_readable_missing_or_foreign_key_is_refused_with_what_to_do(tmp_path: 
     with pytest.raises(InputError, match="chmod 600"):
         CertificateAuthority.open(tmp_path)
     make_ca(tmp_path / "other")
-    key.write_bytes((tmp_path / "other" / "ca.key.pem").read_bytes())
+    for name in ("ca.key.pem", "passphrase"):
+        (tmp_path / name).write_bytes((tmp_path / "other" / name).read_bytes())
     key.chmod(0o600)
     with pytest.raises(InputError, match="belongs to no certificate"):
         CertificateAuthority.open(tmp_path)
