@@ -5,6 +5,7 @@ from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from securesystemslib.signer import Key
 from tuf.api.metadata import Metadata, Role, Root
 
 from tests.support.tuf_world import World, signer, twin
@@ -14,7 +15,7 @@ from trust.metadata import QUORUM_ROLES, check_root
 
 WORLD = World()
 TWINS = [twin(one, f"{i:064x}") for i, one in enumerate([*WORLD.approvers, *WORLD.roots])]
-KEYS = [s.public_key for s in (*WORLD.roots, *WORLD.approvers, *TWINS, signer("stranger"))]
+KEYS: list[Key] = [s.public_key for s in (*WORLD.roots, *WORLD.approvers, *TWINS, signer("stranger"))]
 KEYS += [WORLD.online.snapshot.public_key, WORLD.online.timestamp.public_key]
 ROLES = ["root", "targets", "snapshot", "timestamp"]
 WEIRD: list[Any] = [True, False, 1.0, 2.0, 2.5]
