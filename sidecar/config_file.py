@@ -28,7 +28,7 @@ def parse_config(
     """
     try:
         data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none is a ValueError
         raise InputError(Reason.CONFIG_INVALID, f"{where}: not YAML: {error}") from None
     data = {} if data is None else data
     if not isinstance(data, dict):
@@ -72,7 +72,7 @@ def _overlay(data: dict[str, Any], keys: list[str], value: str, variable: str) -
         data = inner
     try:
         data[keys[-1]] = yaml.safe_load(value) if value[:1] in {"[", "{"} else value
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none is a ValueError
         raise InputError(Reason.CONFIG_INVALID, f"{variable}: not YAML: {error}") from None
 
 

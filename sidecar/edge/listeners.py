@@ -20,6 +20,7 @@ from sidecar.edge.metadata import Pair
 from sidecar.edge.proxy import Proxy, build_server
 from trust.edge.grpc_errors import FixedInternalErrors
 from trust.edge.jwt_bundles import JwtBundles, verifier
+from trust.edge.serving import SteadyServer
 from trust.edge.tls import Channels, read_ca_file, server_credentials
 from trust.errors import InputError, Reason
 from trust.identity import IdentitySource
@@ -226,14 +227,19 @@ def own_server(
         InputError: CONFIG_INVALID, naming the address.
     """
 
-    def build() -> tuple[grpc.aio.Server, int]:
+    def build(at: str) -> tuple[grpc.aio.Server, int]:
         server = grpc.aio.server(interceptors=[FixedInternalErrors()], options=list(options))
         add(server)
         if credentials is None:
-            return server, server.add_insecure_port(listen)
-        return server, server.add_secure_port(listen, credentials)
+            return server, server.add_insecure_port(at)
+        return server, server.add_secure_port(at, credentials)
 
     if listen.startswith(UNIX):
         prepare_socket(Path(listen.removeprefix(UNIX)))
-    server, port = bind(build, listen)
+
+    def steady() -> tuple[grpc.aio.Server, int]:
+        made = SteadyServer(build, listen)
+        return made, made.port
+
+    server, port = bind(steady, listen)
     return server, with_port(listen, port)

@@ -180,6 +180,32 @@ async def test_admin_answers_operators_only(mesh: Mesh, kind: str) -> None:
         assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # grpc's own dead task
+async def test_health_survives_a_method_name_that_is_no_text(mesh: Mesh) -> None:
+    """One malformed request must not end what load balancers look at."""
+    socket = mesh.home / "health.sock"
+    target = f"unix://{socket}"
+    async with sidecars.running(mesh.callee(health={"listen": target})) as b:
+        async with grpc.aio.insecure_channel(target) as channel:
+            with pytest.raises(grpc.aio.AioRpcError):
+                await channel.unary_unary(b"/x\xff/y", None, None)(b"", timeout=0.5)  # type: ignore[arg-type]
+
+        async def answers() -> bool:
+            async with grpc.aio.insecure_channel(target) as channel:
+                try:
+                    await health_pb2_grpc.HealthStub(channel).Check(
+                        health_pb2.HealthCheckRequest(), timeout=1
+                    )
+                except grpc.aio.AioRpcError:
+                    return False
+                return True
+
+        async with asyncio.timeout(15):
+            while not await answers():  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        assert not b.task.done()
+
+
 async def test_admin_check_decides_without_executing(mesh: Mesh) -> None:
     """`egm check` shows what would happen, and leaves no trace in the counts."""
     await mesh.publish(policy())

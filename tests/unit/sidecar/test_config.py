@@ -152,7 +152,9 @@ def test_wrong_variable_is_an_error_too(env: dict[str, str], word: str) -> None:
     assert word in refusal(env=env)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "a: [", "just words", "node: a\nnode: [", "\t"])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "2020-99-99", "[" * 5000, "a: [", "just words", "node: a\nnode: [", "\t"]
+)
 def test_anything_but_a_mapping_is_refused(text: str) -> None:
     """Parsing is total."""
     with pytest.raises(InputError):
