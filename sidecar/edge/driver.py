@@ -182,7 +182,7 @@ class Sidecar:
                 "changes": functools.partial(self._announce, addresses, reporter),
             }
             background += [asyncio.create_task(part(), name=name) for name, part in loops.items()]
-            self.view.notes = functools.partial(_feed_notes, feed)
+            self.view.notes = lambda: (*_feed_notes(feed), *self._workload_notes())
             await self._until_stopped(background)
             self.view.draining = True
             await self._show_readiness()
@@ -270,6 +270,16 @@ class Sidecar:
         if held is None or service not in held.engine.mesh.services:
             return None
         return held.engine.mesh.workload_of(service)
+
+    def _workload_notes(self) -> tuple[str, ...]:
+        """Return which services we serve under a name that the signed policy, and so every caller, refuses."""
+        return tuple(
+            f"service {one.service} is served as workload {ours}, but the signed policy says {signed}: callers "
+            f"refuse it; set services.{one.service}.workload"
+            for one in self.config.inbound
+            if (signed := self._signed_workload(one.service)) is not None
+            and signed != (ours := self.config.workload_of(one.service))
+        )
 
     async def _serve_health(self) -> None:
         await self._show_readiness()

@@ -256,6 +256,23 @@ async def test_unix_socket_listener_is_private_and_identifies_its_workload(mesh:
     assert not path.exists()
 
 
+async def test_service_under_another_workload_than_signed_is_refused_by_callers_and_noted(mesh: Mesh) -> None:
+    """A node that may hold some certificate must not serve any service with it."""
+    await mesh.publish(policy())
+    await sidecars.token(mesh.cp, mesh.home / "b", "b", "other")
+    services = {"echo": {"addresses": ["127.0.0.1:9"], "workload": "other"}}
+    async with (
+        sidecars.running(mesh.callee(services=services)) as b,
+        sidecars.running(mesh.caller(b.inbound["echo"])) as a,
+    ):
+        await a.enforces(1)
+        await b.enforces(1)
+        await eventually(lambda: list(b.sidecar.view.notes()), "noted")
+        assert any("the signed policy says echo" in text for text in b.sidecar.view.status().alarms)
+        assert await sidecars.unary(a.outbound, UNARY, ask(size=1)) is Reason.UPSTREAM_UNAVAILABLE
+        assert mesh.echo.metadata == []
+
+
 async def test_local_level_below_the_signed_one_ends_the_start(mesh: Mesh) -> None:
     """A person who lowers the level must be told that it does nothing."""
     await mesh.publish(policy())
