@@ -37,6 +37,7 @@ from trust import limits
 from trust.edge.clock import SystemClock
 from trust.edge.grpc_errors import FixedInternalErrors
 from trust.edge.mqtt import BrokerUrl, MqttAnnouncer
+from trust.edge.serving import SteadyServer
 from trust.edge.tls import server_credentials, server_options
 from trust.errors import InputError, Reason, StateError
 from trust.repository import RepositoryState, parse_metadata
@@ -96,21 +97,25 @@ class _Plane:
     async def serve(self, stack: AsyncExitStack) -> dict[str, object]:
         """Start both listeners; return where they are."""
         self._check_health()
-        main, join = self._server(checked=True), self._server(checked=False)
         status, clock = self._status, self._status.clock
         tokens = StoredTokens(status.database)
         joining = JoinServicer(status.ca, tokens, clock)
         operators = OperatorServicer(status, reports=self._reports, tokens=tokens)
-        operator_pb2_grpc.add_OperatorServicer_to_server(operators, main)
         distribution = DistributionServicer(self._files, self._announcements)
-        distribution_pb2_grpc.add_DistributionServicer_to_server(distribution, main)
         fleet = FleetServicer(self._reports, self._announcements, clock)
-        node_pb2_grpc.add_FleetServicer_to_server(fleet, main)
-        join_pb2_grpc.add_JoinServicer_to_server(joining, main)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, main)
-        join_pb2_grpc.add_JoinServicer_to_server(joining, join)
-        listen = self._bind(main, self._config.listen, require_client=True)
-        join_listen = self._bind(join, self._config.join_listen, require_client=False)
+
+        def add_all(server: grpc.aio.Server) -> None:
+            operator_pb2_grpc.add_OperatorServicer_to_server(operators, server)
+            distribution_pb2_grpc.add_DistributionServicer_to_server(distribution, server)
+            node_pb2_grpc.add_FleetServicer_to_server(fleet, server)
+            join_pb2_grpc.add_JoinServicer_to_server(joining, server)
+            health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+
+        def add_join(server: grpc.aio.Server) -> None:
+            join_pb2_grpc.add_JoinServicer_to_server(joining, server)
+
+        main, listen = self._bound(self._config.listen, add_all, require_client=True)
+        join, join_listen = self._bound(self._config.join_listen, add_join, require_client=False)
         for server in (main, join):
             await server.start()
             self._servers.append(server)
@@ -150,27 +155,37 @@ class _Plane:
     def _check_health(self) -> None:
         self._health.set_serving(not self._status.unhealthy())
 
-    def _server(self, *, checked: bool) -> grpc.aio.Server:
+    def _bound(
+        self, address: str, add: Callable[[grpc.aio.Server], None], *, require_client: bool
+    ) -> tuple[SteadyServer, str]:
+        """Return a bound server for what `add` registers, and its real address.
+
+        Args:
+            address: "host:port".
+            add: registers the services; called again whenever the server must be built again.
+            require_client: only callers with a certificate of the mesh, checked again at every call.
+        """
+        identity = self._status.identity
+        credentials = server_credentials(identity.source, identity.spiffe_id, require_client=require_client)
         options = dict(server_options()) | {"grpc.max_receive_message_length": MAX_REQUEST_BYTES}
         interceptors: list[Any] = [FixedInternalErrors()]
-        if checked:
+        if require_client:
             interceptors.append(
                 CheckedCallers(trust_domain=self._config.trust_domain, clock=self._status.clock)
             )
-        return grpc.aio.server(interceptors=interceptors, options=list(options.items()))
 
-    def _bind(self, server: grpc.aio.Server, address: str, *, require_client: bool) -> str:
-        identity = self._status.identity
-        credentials = server_credentials(identity.source, identity.spiffe_id, require_client=require_client)
+        def build(at: str) -> tuple[grpc.aio.Server, int]:
+            server = grpc.aio.server(interceptors=interceptors, options=list(options.items()))
+            add(server)
+            return server, server.add_secure_port(at, credentials)
+
         try:
-            port = server.add_secure_port(address, credentials)
+            server = SteadyServer(build, address)
         except RuntimeError:
-            port = 0
-        if port == 0:
             raise InputError(
                 Reason.CONFIG_INVALID, f"cannot listen on {address}; is another process using that port?"
-            )
-        return f"{address.rpartition(':')[0]}:{port}"
+            ) from None
+        return server, f"{address.rpartition(':')[0]}:{server.port}"
 
 
 async def _open(config: ControlPlaneConfig, stack: AsyncExitStack) -> _Plane:

@@ -6,7 +6,6 @@ channels after a rotation and lets the old ones finish the calls they carry.
 
 import asyncio
 import logging
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -93,42 +92,34 @@ def server_credentials(
 
 
 class _CertificateFetcher:
-    """Called by gRPC threads before each handshake. gRPC would lose an exception: log, then keep the old."""
+    """Called by gRPC threads before each handshake. gRPC would lose an exception: log, then keep the old.
+
+    It never answers "unchanged", which gRPC allows: a listener that was built again has nothing to keep, and
+    could not be bound.
+    """
 
     def __init__(self, source: IdentitySource, spiffe_id: SpiffeId, *, with_clients: bool) -> None:
         self._source, self._spiffe_id, self._with_clients = source, spiffe_id, with_clients
-        self._lock = threading.Lock()
-        self._served: tuple[bytes, bytes, bytes] | None = None
+        self._last: grpc.ServerCertificateConfiguration | None = None
 
     def current(self) -> grpc.ServerCertificateConfiguration:
-        """Return the configuration to present now, and remember it as served."""
-        material = self._material()
-        with self._lock:
-            self._served = material
-        return self._configuration(material)
+        """Return the configuration to present now, and remember it.
+
+        Raises:
+            StateError: IDENTITY_UNAVAILABLE, if there is no current SVID.
+        """
+        svid = self._source.svid(self._spiffe_id)
+        anchors = self._source.anchors_pem() if self._with_clients else None
+        self._last = grpc.ssl_server_certificate_configuration([(svid.key_pem, svid.chain_pem)], anchors)
+        return self._last
 
     def __call__(self) -> grpc.ServerCertificateConfiguration | None:
         try:
-            material = self._material()
+            return self.current()
         except MeshError as error:
             # Clients refuse an expired certificate themselves; readiness reports it (see IdentitySource.svid).
             logger.error("no current certificate for %s: %s", self._spiffe_id, error)
-            return None
-        with self._lock:
-            if material == self._served:
-                return None
-            self._served = material
-        return self._configuration(material)
-
-    def _material(self) -> tuple[bytes, bytes, bytes]:
-        svid = self._source.svid(self._spiffe_id)
-        return svid.key_pem, svid.chain_pem, self._source.anchors_pem()
-
-    def _configuration(self, material: tuple[bytes, bytes, bytes]) -> grpc.ServerCertificateConfiguration:
-        key, chain, anchors = material
-        return grpc.ssl_server_certificate_configuration(
-            [(key, chain)], anchors if self._with_clients else None
-        )
+            return self._last
 
 
 def channel_credentials(source: IdentitySource, client: SpiffeId | None) -> grpc.ChannelCredentials:

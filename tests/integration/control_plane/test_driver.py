@@ -15,18 +15,22 @@ import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tuf.api.metadata import Timestamp
 
+from control_plane.edge.operator_client import OperatorClient
 from control_plane.edge.publisher import Publisher
 from control_plane.edge.store.database import Database
-from egm.v1 import distribution_pb2, distribution_pb2_grpc, operator_pb2
-from tests.support.control_plane import TRUST_DOMAIN, Domain, archive, publish, running, source
+from egm.v1 import distribution_pb2, distribution_pb2_grpc, join_pb2, join_pb2_grpc, operator_pb2
+from tests.support.control_plane import TRUST_DOMAIN, Domain, Running, archive, publish, running, source
 from tests.support.eventually import eventually
+from tests.support.hostile import GRPC_DIES, knock_out
 from trust.authoring import Holders, first_targets, next_targets, parse_metadata
 from trust.edge.clock import SystemClock
+from trust.edge.grpc_errors import error_from_rpc
 from trust.edge.identity_embedded import EmbeddedIdentity
 from trust.edge.mqtt import BrokerUrl, MqttListener
 from trust.errors import InputError, MeshError, Reason, StateError
 from trust.policy.source import build
 from trust.spiffe import SpiffeId
+from trust.x509 import control_plane_dns
 
 EOF: object = grpc.aio.EOF  # type: ignore[attr-defined]
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
@@ -217,6 +221,35 @@ async def test_draining_ends_watches_and_turns_health_off(domain: Domain) -> Non
         assert (await watch.read()).status == NOT_SERVING
         assert await watch.read() is EOF
         assert (await call.code(), await watch.code()) == (grpc.StatusCode.OK, grpc.StatusCode.OK)
+
+
+@pytest.mark.filterwarnings(GRPC_DIES)
+async def test_method_name_that_is_no_text_takes_neither_listener_away(domain: Domain) -> None:
+    """One request of a node, or of a stranger at the join listener, must not end the control plane's service."""
+    ca_pem = (domain.directory / "ca" / "ca.pem").read_bytes()
+    name = ("grpc.ssl_target_name_override", control_plane_dns(TRUST_DOMAIN))
+
+    def stranger(plane: Running) -> grpc.aio.Channel:
+        return grpc.aio.secure_channel(plane.join_listen, grpc.ssl_channel_credentials(ca_pem), [name])
+
+    async with asyncio.timeout(30), running(domain) as plane:
+        for _ in range(2):
+            async with plane.channel("node", "a") as node:
+                await health_pb2_grpc.HealthStub(node).Check(
+                    health_pb2.HealthCheckRequest(), wait_for_ready=True
+                )
+                await knock_out(node)
+            async with stranger(plane) as anybody:
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await join_pb2_grpc.JoinStub(anybody).Enrol(join_pb2.EnrolRequest(), wait_for_ready=True)
+                assert error_from_rpc(caught.value).reason is Reason.INPUT_INVALID
+                await knock_out(anybody)
+        async with plane.channel() as channel:
+            await health_pb2_grpc.HealthStub(channel).Check(
+                health_pb2.HealthCheckRequest(), wait_for_ready=True
+            )
+            bundle = archive()
+            await publish(OperatorClient(channel), domain, domain.base(None, bundle), bundle)
 
 
 def egm(*arguments: str) -> subprocess.CompletedProcess[str]:

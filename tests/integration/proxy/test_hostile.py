@@ -1,24 +1,17 @@
 """Callers that do not play by the rules must not take the listener away from those who do."""
 
 import asyncio
-from typing import Any, cast
 
 import grpc.aio
 import pytest
 
+from tests.support.hostile import GRPC_DIES, knock_out
 from tests.support.interop_cases import EOF
 from tests.support.interop_service import DUPLEX, EMPTY, ask
 from tests.support.proxies import path
 
 
-async def knock_out(channel: grpc.aio.Channel) -> None:
-    """Send a method name that is not UTF-8, which ends grpc.aio's accept loop."""
-    call = cast("Any", channel)._channel.call(b"/a/\xff\xfe", None, None, None, 0)
-    await call.unary_unary(b"", ())
-    assert (await call.status()).code() != 0
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # grpc's own dead task
+@pytest.mark.filterwarnings(GRPC_DIES)
 async def test_method_name_that_is_no_text_does_not_take_the_listener_away() -> None:
     """One request must not switch a service off; calls in flight must not notice."""
     async with path(1) as through:
@@ -40,7 +33,7 @@ async def test_method_name_that_is_no_text_does_not_take_the_listener_away() -> 
         assert await open_stream.read() is EOF
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings(GRPC_DIES)
 async def test_listener_that_is_knocked_out_again_and_again_comes_back_and_stops_in_order() -> None:
     """Persistence must not pay either, nor may it hold up a shutdown."""
     options = [("grpc.use_local_subchannel_pool", 1), ("grpc.initial_reconnect_backoff_ms", 50)]

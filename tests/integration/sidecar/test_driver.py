@@ -14,10 +14,13 @@ from tests.support import sidecars
 from tests.support.control_plane import TRUST_DOMAIN, Domain
 from tests.support.control_plane import running as control_plane
 from tests.support.eventually import eventually
+from tests.support.hostile import GRPC_DIES, knock_out
 from tests.support.interop_service import DUPLEX, SERVICE, UNARY, ask
 from tests.support.sidecar_mesh import Mesh, policy
 from trust.errors import Reason
 from trust.spiffe import SpiffeId
+
+ECHO = SpiffeId.of(TRUST_DOMAIN, "workload", "echo")
 
 
 async def node_status(mesh: Mesh, address: str, node: str, kind: str = "operator") -> Any:
@@ -25,6 +28,16 @@ async def node_status(mesh: Mesh, address: str, node: str, kind: str = "operator
     credentials = mesh.domain.credentials(kind, "olga")
     async with credentials.channel(address, SpiffeId.of(TRUST_DOMAIN, "node", node).dns_name) as channel:
         return await node_pb2_grpc.NodeStub(channel).GetStatus(node_pb2.GetNodeStatusRequest(), timeout=5)
+
+
+def as_member(mesh: Mesh, address: str, kind: str, name: str, server: SpiffeId) -> grpc.aio.Channel:
+    """Connect as some member to `server`."""
+    return mesh.domain.credentials(kind, name).channel(address, server.dns_name)
+
+
+async def overall_health(channel: grpc.aio.Channel) -> None:
+    """Ask, and wait for the listener if it is away."""
+    await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), wait_for_ready=True)
 
 
 async def test_call_is_refused_before_policy_then_governed_at_both_ends(mesh: Mesh) -> None:
@@ -180,29 +193,33 @@ async def test_admin_answers_operators_only(mesh: Mesh, kind: str) -> None:
         assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # grpc's own dead task
-async def test_health_survives_a_method_name_that_is_no_text(mesh: Mesh) -> None:
-    """One malformed request must not end what load balancers look at."""
-    socket = mesh.home / "health.sock"
-    target = f"unix://{socket}"
-    async with sidecars.running(mesh.callee(health={"listen": target})) as b:
-        async with grpc.aio.insecure_channel(target) as channel:
-            with pytest.raises(grpc.aio.AioRpcError):
-                await channel.unary_unary(b"/x\xff/y", None, None)(b"", timeout=0.5)  # type: ignore[arg-type]
-
-        async def answers() -> bool:
-            async with grpc.aio.insecure_channel(target) as channel:
-                try:
-                    await health_pb2_grpc.HealthStub(channel).Check(
-                        health_pb2.HealthCheckRequest(), timeout=1
-                    )
-                except grpc.aio.AioRpcError:
-                    return False
-                return True
-
-        async with asyncio.timeout(15):
-            while not await answers():  # noqa: ASYNC110
-                await asyncio.sleep(0.05)
+@pytest.mark.filterwarnings(GRPC_DIES)
+async def test_method_name_that_is_no_text_takes_no_listener_of_a_node_away(mesh: Mesh) -> None:
+    """One malformed request must end neither health, nor admin, nor the mTLS listener of a service."""
+    health = f"unix://{mesh.home / 'health.sock'}"
+    await mesh.publish(policy())
+    async with asyncio.timeout(40), sidecars.running(mesh.callee(health={"listen": health})) as b:
+        await b.enforces(1)
+        for _ in range(2):
+            async with grpc.aio.insecure_channel(health) as channel:
+                await overall_health(channel)
+                await knock_out(channel)
+            async with as_member(
+                mesh, b.admin, "operator", "olga", SpiffeId.of(TRUST_DOMAIN, "node", "b")
+            ) as channel:
+                await overall_health(channel)
+                await knock_out(channel)
+            async with as_member(mesh, b.inbound["echo"], "workload", "alice", ECHO) as channel:
+                assert await channel.unary_unary(UNARY, None, None)(ask(size=1), wait_for_ready=True) == b"\0"
+                await knock_out(channel)
+        async with grpc.aio.insecure_channel(health) as channel:
+            await overall_health(channel)
+        async with as_member(mesh, b.inbound["echo"], "workload", "alice", ECHO) as channel:
+            assert await channel.unary_unary(UNARY, None, None)(ask(size=1), wait_for_ready=True) == b"\0"
+        async with as_member(
+            mesh, b.admin, "operator", "olga", SpiffeId.of(TRUST_DOMAIN, "node", "b")
+        ) as channel:
+            await overall_health(channel)
         assert not b.task.done()
 
 
