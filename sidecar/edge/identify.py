@@ -107,9 +107,13 @@ class JwtSvid:
 
     consumes = frozenset({"authorization"})
 
-    def __init__(self, verify: Callable[[str, int], SpiffeId]) -> None:
-        """Take `verify(token, now_ms)`, which returns the subject or raises EvidenceError CALLER_TOKEN_INVALID."""
-        self._verify = verify
+    def __init__(self, verify: Callable[[str, int], SpiffeId], only: SpiffeId | None = None) -> None:
+        """Take `verify(token, now_ms)`, which returns the subject or raises EvidenceError CALLER_TOKEN_INVALID.
+
+        A listener that dials with one workload's certificate must take the tokens of that workload `only`: with
+        another's it would decide for one caller and speak as the other.
+        """
+        self._verify, self._only = verify, only
         self._known: dict[bytes, tuple[Caller, int]] = {}  # SHA-256 of the token -> who, until when (ms)
 
     def identify(self, context: Context, sent: Sequence[Pair], *, now_ms: int) -> Caller:
@@ -128,10 +132,13 @@ class JwtSvid:
         if known is not None and now_ms < known[1]:
             return known[0]
         try:
-            caller = Caller(str(self._verify(token, now_ms)), Authn.JWT_SVID)
+            subject = self._verify(token, now_ms)
         except EvidenceError as error:
             self._known.pop(digest, None)
             return Caller(None, None, error.reason)
+        if self._only is not None and subject != self._only:
+            return Caller(None, None, Reason.CALLER_TOKEN_INVALID)
+        caller = Caller(str(subject), Authn.JWT_SVID)
         if digest not in self._known and len(self._known) >= MAX_CACHED_TOKENS:
             self._known.pop(next(iter(self._known)))
         self._known[digest] = (caller, min(_expiry_ms(token), now_ms + TOKEN_RECHECK_MS))
@@ -162,6 +169,6 @@ def fixed(principal: SpiffeId, authn: Authn) -> Identifier:
     return Fixed(principal, authn)
 
 
-def jwt_svid(verify: Callable[[str, int], SpiffeId]) -> Identifier:
-    """Identify by a JWT-SVID; `verify(token, now_ms)` returns its subject or raises EvidenceError."""
-    return JwtSvid(verify)
+def jwt_svid(verify: Callable[[str, int], SpiffeId], only: SpiffeId | None = None) -> Identifier:
+    """Identify by a JWT-SVID, of the subject `only` if given; `verify` returns its subject or raises."""
+    return JwtSvid(verify, only)

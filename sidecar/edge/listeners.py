@@ -26,6 +26,7 @@ from trust.errors import InputError, Reason
 from trust.identity import IdentitySource
 from trust.policy.types import Authn
 from trust.ports import Clock
+from trust.spiffe import SpiffeId
 
 _SOCKET_MODE = 0o600
 
@@ -104,7 +105,7 @@ class Listeners:
     def _outbound(self, one: Outbound) -> str:
         workload = self._parts.config.spiffe_id("workload", one.workload)
         if one.identify == "jwt-svid":
-            identifier = self._jwt_identifier()
+            identifier = self._jwt_identifier(only=workload)
         else:
             authn = Authn.UNIX_SOCKET if one.identify == "unix-socket" else Authn.LOOPBACK
             identifier = identify.fixed(workload, authn)
@@ -131,11 +132,11 @@ class Listeners:
 
         return route
 
-    def _jwt_identifier(self) -> identify.Identifier:
+    def _jwt_identifier(self, only: SpiffeId | None = None) -> identify.Identifier:
         jwt, bundles = self._parts.config.jwt, self._parts.jwt
         if jwt is None or bundles is None:
             raise InputError(Reason.CONFIG_INVALID, "identify jwt-svid needs a jwt section with an audience")
-        return identify.jwt_svid(verifier(bundles, jwt.audience))
+        return identify.jwt_svid(verifier(bundles, jwt.audience), only)
 
     def _proxy(
         self, direction: Direction, service: str, identifier: identify.Identifier, route: Route
