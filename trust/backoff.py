@@ -1,6 +1,7 @@
 """How long to wait before trying again: exponential, bounded, spread by a jitter that the caller draws."""
 
 from dataclasses import dataclass
+from typing import Final
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,3 +26,9 @@ class Backoff:
         doublings = min(max(failures, 1) - 1, 32)
         whole = min(self.max_ms, self.min_ms * 2**doublings)
         return max(1, int(whole * (1.0 - 0.5 * min(max(jitter, 0.0), 1.0))))
+
+
+# To control planes and brokers. What a mesh takes to heal after they return is mostly this maximum.
+RECONNECT: Final = Backoff(min_ms=250, max_ms=2_000)
+# For certificates: much time is left when a renewal fails for the first time.
+RENEW: Final = Backoff(min_ms=1_000, max_ms=60_000)

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from trust.announce import Announced
-from trust.backoff import Backoff
+from trust.backoff import RECONNECT, Backoff
 
-RETRY: Final = Backoff(min_ms=250, max_ms=15_000)
 # Hints that lead to nothing (forged, or not yet served) push the next hint away, at most this far.
 UNKEPT_PROMISE: Final = Backoff(min_ms=500, max_ms=30_000)
 MIN_POLL_INTERVAL_MS: Final = 250
@@ -53,7 +52,7 @@ class FeedState:
         *,
         poll_ms: int,
         held_version: int = 0,
-        retry: Backoff = RETRY,
+        retry: Backoff = RECONNECT,
         unkept: Backoff = UNKEPT_PROMISE,
     ) -> None:
         self._poll_ms = _check_poll(poll_ms)

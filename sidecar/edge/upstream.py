@@ -25,9 +25,6 @@ UPSTREAM_OPTIONS: Final[list[tuple[str, Any]]] = [
     *BOUNDED_WINDOW,
     ("grpc.service_config", ROUND_ROBIN),
     ("grpc.service_config_disable_resolution", 1),  # DNS TXT records must not configure us
-    ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.max_reconnect_backoff_ms", 2_000),
-    ("grpc.min_reconnect_backoff_ms", 5_000),  # despite its name: what one attempt to connect may take
 ]
 
 # How gRPC core words an UNAVAILABLE that it made up itself because the connection failed (strings of grpc 1.8x).

@@ -19,7 +19,7 @@ import grpc.aio
 from egm.v1 import distribution_pb2 as pb
 from egm.v1 import distribution_pb2_grpc as rpc
 from trust import limits
-from trust.backoff import Backoff
+from trust.backoff import RECONNECT, Backoff
 from trust.errors import MeshError, Reason, StateError
 
 Options = Sequence[tuple[str, Any]]
@@ -32,7 +32,6 @@ MAX_RESUMES: Final = (
 # this is also the probe that finds out about a half-open connection.
 WATCH_SILENCE_S: Final = 300.0
 WATCH_STABLE_S: Final = 10.0
-RECONNECT: Final = Backoff(min_ms=250, max_ms=30_000)
 _FRAME_BYTES: Final = 1024  # protobuf around a chunk or an announcement
 
 _log = logging.getLogger(__name__)
@@ -356,18 +355,8 @@ class WatchListener:
 
 
 def _bounded(options: Options, payload_bytes: int) -> list[tuple[str, Any]]:
-    own = {
-        "grpc.max_receive_message_length",
-        "grpc.initial_reconnect_backoff_ms",
-        "grpc.max_reconnect_backoff_ms",
-    }
-    return [
-        *((name, value) for name, value in options if name not in own),
-        ("grpc.max_receive_message_length", payload_bytes + _FRAME_BYTES),
-        # gRPC's own wait grows to two minutes; a lease would lapse while it sleeps.
-        ("grpc.initial_reconnect_backoff_ms", 250),
-        ("grpc.max_reconnect_backoff_ms", 5_000),
-    ]
+    own = "grpc.max_receive_message_length"
+    return [*((name, value) for name, value in options if name != own), (own, payload_bytes + _FRAME_BYTES)]
 
 
 def _changed(path: str) -> StateError:

@@ -12,6 +12,7 @@ import grpc.aio
 
 from egm.v1 import join_pb2, join_pb2_grpc
 from trust import limits
+from trust.backoff import RENEW
 from trust.edge.grpc_errors import error_from_rpc
 from trust.edge.identity_directory import DirectoryIdentity
 from trust.edge.leaf_keys import key_to_pem, make_csr, new_key
@@ -21,7 +22,7 @@ from trust.edge.tls import channel_options
 from trust.errors import EvidenceError, InputError, MeshError, Reason, StateError
 from trust.identity import Svid
 from trust.ports import Clock
-from trust.renewal import Backoff, due_ms
+from trust.renewal import due_ms
 from trust.spiffe import SpiffeId
 from trust.x509 import check_anchors, check_svid, control_plane_dns
 
@@ -123,7 +124,7 @@ class EmbeddedIdentity:
 
     async def run(self) -> None:
         """Renew at half the lifetime and follow the trust bundle, until cancelled. Failures are retried, and logged."""
-        backoff = Backoff()
+        failures = 0
         while True:
             try:
                 await asyncio.sleep(self._until_next_s())
@@ -131,10 +132,10 @@ class EmbeddedIdentity:
                     await self.renew_now()
                 else:
                     await self._renew([])
-                backoff = Backoff()
+                failures = 0
             except (MeshError, OSError) as error:
-                wait_s = backoff.wait_ms(draw=self._draw.random()) / 1000
-                backoff = backoff.failed()
+                failures += 1
+                wait_s = RENEW.delay_ms(failures, self._draw.random()) / 1000
                 logger.warning("identity not renewed, trying again in %.0f s: %s", wait_s, error)
                 await asyncio.sleep(wait_s)
 

@@ -12,12 +12,12 @@ from spiffe import JwtBundleSet, TrustDomain, WorkloadApiClient
 from spiffe.errors import PySpiffeError
 from spiffe.workloadapi.x509_context import X509Context
 
+from trust.backoff import RENEW
 from trust.edge.subscribers import Subscribers
 from trust.errors import MeshError, Reason, StateError
 from trust.identity import Svid
 from trust.jwt_svid import JwtKeys, from_public_key
 from trust.ports import Clock
-from trust.renewal import Backoff
 from trust.spiffe import SpiffeId
 from trust.x509 import check_svid, to_pem
 
@@ -134,15 +134,15 @@ class WorkloadApiIdentity:
 
     async def _follow(self, watch: Callable[[WorkloadApiClient, asyncio.Future[str]], Any]) -> None:
         """Keep one stream open; reconnect with backoff whatever ends it."""
-        loop, backoff, draw = asyncio.get_running_loop(), Backoff(), random.Random()  # noqa: S311
+        loop, failures, draw = asyncio.get_running_loop(), 0, random.Random()  # noqa: S311
         while True:
             began = self._clock.monotonic_ms()
             why = await self._follow_once(watch, loop)
             self._why_not = why
             if self._clock.monotonic_ms() - began > 60_000:  # it had worked
-                backoff = Backoff()
-            wait_s = backoff.wait_ms(draw=draw.random()) / 1000
-            backoff = backoff.failed()
+                failures = 0
+            failures += 1
+            wait_s = RENEW.delay_ms(failures, draw.random()) / 1000
             logger.warning("Workload API: %s; reconnecting in %.1f s", why, wait_s)
             await asyncio.sleep(wait_s)
 

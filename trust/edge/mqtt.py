@@ -19,7 +19,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import aiomqtt
 
 from trust import announce, limits
-from trust.backoff import Backoff
+from trust.backoff import RECONNECT, Backoff
 from trust.edge.files import check_private
 from trust.errors import InputError, MeshError, Reason
 
@@ -31,7 +31,6 @@ STABLE_AFTER_S: Final = 10.0  # a connection that lasted this long starts the ba
 # A larger packet cuts the connection before it is buffered; one above the payload limit is merely dropped.
 MAX_PACKET_BYTES: Final = 4 * limits.MAX_ANNOUNCEMENT_BYTES
 MAX_QUEUED_ANNOUNCEMENTS: Final = 64
-RECONNECT: Final = Backoff(min_ms=250, max_ms=30_000)
 _REFUSED: Final = 0x80  # SUBACK return code
 
 _log = logging.getLogger(__name__)

@@ -24,6 +24,10 @@ logger = logging.getLogger(__name__)
 Options = list[tuple[str, Any]]
 _KEEPALIVE_MS: Final = 30_000
 _KEEPALIVE_TIMEOUT_MS: Final = 10_000
+# Exponential between these two. gRPC's own wait grows to two minutes: a lease would lapse while it sleeps.
+_FIRST_RECONNECT_MS: Final = 100
+_MAX_RECONNECT_MS: Final = 1_000
+_CONNECT_TIMEOUT_MS: Final = 5_000
 # A retired channel takes no new calls; those that it carries may go on, at most a certificate's lifetime.
 MAX_RETIREMENT_S: Final = float(limits.SVID_TTL_S)
 _HAND_OVER_S: Final = (
@@ -60,9 +64,16 @@ def server_options(*, max_connection_age_ms: int = limits.MAX_CONNECTION_AGE_MS)
 def channel_options(server: SpiffeId | str | None = None) -> Options:
     """Return the options of a mesh channel to `server`: its SPIFFE ID or DNS SAN, None when there is none.
 
-    The server's certificate must carry that DNS name, whatever address was dialled.
+    The server's certificate must carry that DNS name, whatever address was dialled. How soon a lost connection is
+    tried again is decided here, for every channel of the mesh.
     """
-    options: Options = [*_limits_of_messages(), ("grpc.use_local_subchannel_pool", 1)]
+    options: Options = [
+        *_limits_of_messages(),
+        ("grpc.use_local_subchannel_pool", 1),
+        ("grpc.initial_reconnect_backoff_ms", _FIRST_RECONNECT_MS),
+        ("grpc.max_reconnect_backoff_ms", _MAX_RECONNECT_MS),
+        ("grpc.min_reconnect_backoff_ms", _CONNECT_TIMEOUT_MS),  # despite its name: what one attempt may take
+    ]
     if server is not None:
         name = server.dns_name if isinstance(server, SpiffeId) else server
         options += [("grpc.ssl_target_name_override", name), ("grpc.default_authority", name)]

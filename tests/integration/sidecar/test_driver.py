@@ -9,6 +9,7 @@ import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from control_plane.edge.distribution import DistributionServicer
 from egm.v1 import node_pb2, node_pb2_grpc
 from tests.support import sidecars
 from tests.support.control_plane import TRUST_DOMAIN, Domain
@@ -17,6 +18,7 @@ from tests.support.eventually import eventually
 from tests.support.hostile import GRPC_DIES, knock_out
 from tests.support.interop_service import DUPLEX, SERVICE, UNARY, ask
 from tests.support.sidecar_mesh import Mesh, policy
+from trust.edge.identity_embedded import EmbeddedIdentity
 from trust.errors import Reason
 from trust.spiffe import SpiffeId
 
@@ -221,6 +223,39 @@ async def test_method_name_that_is_no_text_takes_no_listener_of_a_node_away(mesh
         ) as channel:
             await overall_health(channel)
         assert not b.task.done()
+
+
+@pytest.fixture
+def fetched_with(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """The client certificate of every file that a control plane (started later) sends."""
+    shown: list[bytes] = []
+    real = DistributionServicer.GetFile
+
+    async def watched(self: DistributionServicer, request: Any, context: Any) -> Any:
+        shown.append(context.auth_context()["x509_pem_cert"][0])
+        async for chunk in real(self, request, context):
+            yield chunk
+
+    monkeypatch.setattr(DistributionServicer, "GetFile", watched)
+    return shown
+
+
+async def test_policy_is_fetched_with_the_renewed_certificate(fetched_with: list[bytes], mesh: Mesh) -> None:
+    """A download link that kept its first certificate would end when that expires."""
+    await mesh.publish(policy())
+    async with sidecars.running(mesh.callee()) as b:
+        await b.enforces(1)
+        first = set(fetched_with)
+        identity = b.sidecar.identity
+        assert isinstance(identity, EmbeddedIdentity)
+        await identity.renew_now()
+        fetched_with.clear()
+        await mesh.publish(policy(allow=("bob",)))
+        await b.enforces(2)
+        held = identity.svid(SpiffeId.of(TRUST_DOMAIN, "node", "b")).chain_pem
+        assert len(first) == 1
+        assert first.isdisjoint(fetched_with)
+        assert all(held.startswith(one.strip()) for one in fetched_with)
 
 
 async def test_admin_check_decides_without_executing(mesh: Mesh) -> None:

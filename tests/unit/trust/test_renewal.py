@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trust import limits
-from trust.renewal import MAX_BACKOFF_MS, Backoff, due_ms
+from trust.renewal import due_ms
 
 draws = st.floats(0, 1, exclude_max=True)
 
@@ -20,11 +20,3 @@ def test_renewal_is_due_half_way_and_never_later() -> None:
 def test_renewal_is_due_within_the_life_of_any_certificate(start: int, life: int, draw: float) -> None:
     """Also of one that is shorter than the clock skew."""
     assert start <= due_ms(start, start + life, draw=draw) <= start + life
-
-
-@given(st.integers(0, 100), draws)
-def test_waiting_grows_and_stays_bounded(failures: int, draw: float) -> None:
-    """A control plane that is away for a week is still asked every minute."""
-    backoff = Backoff(failures)
-    assert 500 <= backoff.wait_ms(draw=draw) <= MAX_BACKOFF_MS
-    assert backoff.failed().wait_ms(draw=0.0) >= backoff.wait_ms(draw=0.0)
