@@ -62,11 +62,20 @@ class Reason(enum.StrEnum):
     AUTHORIZATION_WITHDRAWN = "AUTHORIZATION_WITHDRAWN"  # an open stream lost its right
     DRAINING = "DRAINING"
     INTERNAL = "INTERNAL"
+    # execution records
+    RECORD_MALFORMED = "RECORD_MALFORMED"
     # configuration and requests
     CONFIG_INVALID = "CONFIG_INVALID"
     INPUT_INVALID = "INPUT_INVALID"
     NOT_FOUND = "NOT_FOUND"
     CONFLICT = "CONFLICT"
+    # permits
+    PERMIT_MISSING = "PERMIT_MISSING"
+    PERMIT_INVALID = "PERMIT_INVALID"  # signature or shape
+    PERMIT_MISMATCH = "PERMIT_MISMATCH"  # genuine, but for another call
+    PERMIT_EXPIRED = "PERMIT_EXPIRED"  # outside its time, or older than this boot
+    PERMIT_REPLAYED = "PERMIT_REPLAYED"
+    PERMIT_UNVERIFIABLE = "PERMIT_UNVERIFIABLE"  # we lack the key or the room to verify it
     # capacity
     LIMIT_EXCEEDED = "LIMIT_EXCEEDED"
 

@@ -75,6 +75,15 @@ CA_TTL_S: Final = 5 * 365 * 24 * 3600
 ANCHORS_REFRESH_S: Final = 300  # how soon a node learns of a new CA
 IDENTITY_RPC_TIMEOUT_S: Final = 10.0
 
+# permits
+MAX_PERMIT_BYTES: Final = 4 * 1024
+MAX_PERMIT_LIFETIME_S: Final = 30
+MAX_ENDORSEMENT_BYTES: Final = 16 * 1024  # of a node key, with its certificate chain
+MAX_ENDORSEMENT_LIFETIME_S: Final = 24 * 3600
+MAX_NODE_KEYS: Final = 4_096  # verified endorsements that a sidecar keeps
+MAX_SPENT_PERMITS: Final = 500_000  # remembered until they expire; full means refuse
+MAX_PARENT_PERMITS: Final = 100_000  # of executions that are still open
+
 # control plane
 MAX_PROPOSAL_BYTES: Final = MAX_BUNDLE_ARCHIVE_BYTES + MAX_METADATA_BYTES
 MAX_OPEN_PROPOSALS: Final = 100
@@ -88,3 +97,21 @@ MAX_WATCHERS: Final = 10_000
 MAX_NODE_STATUS_BYTES: Final = 64 * 1024
 MAX_NODE_HISTORY: Final = 100  # changes kept per node
 MAX_AUDIT_PAGE: Final = 1_000
+
+# execution records and lineage
+MAX_RECORD_BYTES: Final = 128 * 1024
+MAX_RECORD_NAME_BYTES: Final = 2048  # a SPIFFE ID
+MAX_RECORD_TEXT_BYTES: Final = 512  # method, service, traceparent and other text
+MAX_RECORD_POLICIES: Final = 64  # determining policies listed in one record
+MAX_RECORD_OBLIGATIONS: Final = 32
+MAX_SEALED_PAYLOAD_BYTES: Final = 96 * 1024  # encrypted payload in one record
+MAX_LEDGER_NAME_BYTES: Final = 255
+MAX_LEDGERS_PER_NODE: Final = 64  # ledgers of one node that the index follows
+MAX_SHIP_BATCH_RECORDS: Final = 1_024
+MAX_SHIP_BATCH_BYTES: Final = 1024 * 1024
+SHIP_WINDOW_RECORDS: Final = 4_096  # sent and not yet acknowledged
+SHIP_ACK_TIMEOUT_S: Final = 30.0  # without an acknowledgement while records are under way
+MAX_SHIP_STREAMS: Final = 20_000  # open at one control plane
+MAX_EXECUTIONS_PAGE: Final = 1_000
+MAX_TREE_ENTRIES: Final = 10_000
+MAX_TREE_BYTES: Final = 16 * 1024 * 1024  # of records in one answer, for a list too

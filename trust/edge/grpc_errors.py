@@ -71,10 +71,17 @@ STATUS_OF: Final[Mapping[Reason, grpc.StatusCode]] = MappingProxyType(
         Reason.AUTHORIZATION_WITHDRAWN: _Code.PERMISSION_DENIED,
         Reason.DRAINING: _Code.UNAVAILABLE,
         Reason.INTERNAL: _Code.INTERNAL,
+        Reason.RECORD_MALFORMED: _Code.INVALID_ARGUMENT,
         Reason.CONFIG_INVALID: _Code.FAILED_PRECONDITION,
         Reason.INPUT_INVALID: _Code.INVALID_ARGUMENT,
         Reason.NOT_FOUND: _Code.NOT_FOUND,
         Reason.CONFLICT: _Code.ABORTED,
+        Reason.PERMIT_MISSING: _Code.FAILED_PRECONDITION,
+        Reason.PERMIT_INVALID: _Code.PERMISSION_DENIED,
+        Reason.PERMIT_MISMATCH: _Code.PERMISSION_DENIED,
+        Reason.PERMIT_EXPIRED: _Code.PERMISSION_DENIED,
+        Reason.PERMIT_REPLAYED: _Code.ALREADY_EXISTS,
+        Reason.PERMIT_UNVERIFIABLE: _Code.UNAVAILABLE,
         Reason.LIMIT_EXCEEDED: _Code.RESOURCE_EXHAUSTED,
     }
 )

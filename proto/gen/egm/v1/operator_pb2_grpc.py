@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from egm.v1 import operator_pb2 as egm_dot_v1_dot_operator__pb2
+from egm.v1 import record_pb2 as egm_dot_v1_dot_record__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -84,6 +85,21 @@ class OperatorStub:
                 request_serializer=egm_dot_v1_dot_operator__pb2.ListAuditRequest.SerializeToString,
                 response_deserializer=egm_dot_v1_dot_operator__pb2.ListAuditResponse.FromString,
                 _registered_method=True)
+        self.GetExecution = channel.unary_unary(
+                '/egm.v1.Operator/GetExecution',
+                request_serializer=egm_dot_v1_dot_record__pb2.GetExecutionRequest.SerializeToString,
+                response_deserializer=egm_dot_v1_dot_record__pb2.GetExecutionResponse.FromString,
+                _registered_method=True)
+        self.ListExecutions = channel.unary_unary(
+                '/egm.v1.Operator/ListExecutions',
+                request_serializer=egm_dot_v1_dot_record__pb2.ListExecutionsRequest.SerializeToString,
+                response_deserializer=egm_dot_v1_dot_record__pb2.ListExecutionsResponse.FromString,
+                _registered_method=True)
+        self.GetTree = channel.unary_unary(
+                '/egm.v1.Operator/GetTree',
+                request_serializer=egm_dot_v1_dot_record__pb2.GetTreeRequest.SerializeToString,
+                response_deserializer=egm_dot_v1_dot_record__pb2.GetTreeResponse.FromString,
+                _registered_method=True)
 
 
 class OperatorServicer:
@@ -151,6 +167,25 @@ class OperatorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetExecution(self, request, context):
+        """Executions that nodes shipped records of: claims of the nodes, for looking; evidence is in their ledgers.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListExecutions(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetTree(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OperatorServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -203,6 +238,21 @@ def add_OperatorServicer_to_server(servicer, server):
                     servicer.ListAudit,
                     request_deserializer=egm_dot_v1_dot_operator__pb2.ListAuditRequest.FromString,
                     response_serializer=egm_dot_v1_dot_operator__pb2.ListAuditResponse.SerializeToString,
+            ),
+            'GetExecution': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetExecution,
+                    request_deserializer=egm_dot_v1_dot_record__pb2.GetExecutionRequest.FromString,
+                    response_serializer=egm_dot_v1_dot_record__pb2.GetExecutionResponse.SerializeToString,
+            ),
+            'ListExecutions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListExecutions,
+                    request_deserializer=egm_dot_v1_dot_record__pb2.ListExecutionsRequest.FromString,
+                    response_serializer=egm_dot_v1_dot_record__pb2.ListExecutionsResponse.SerializeToString,
+            ),
+            'GetTree': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTree,
+                    request_deserializer=egm_dot_v1_dot_record__pb2.GetTreeRequest.FromString,
+                    response_serializer=egm_dot_v1_dot_record__pb2.GetTreeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -475,6 +525,87 @@ class Operator:
             '/egm.v1.Operator/ListAudit',
             egm_dot_v1_dot_operator__pb2.ListAuditRequest.SerializeToString,
             egm_dot_v1_dot_operator__pb2.ListAuditResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetExecution(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/egm.v1.Operator/GetExecution',
+            egm_dot_v1_dot_record__pb2.GetExecutionRequest.SerializeToString,
+            egm_dot_v1_dot_record__pb2.GetExecutionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListExecutions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/egm.v1.Operator/ListExecutions',
+            egm_dot_v1_dot_record__pb2.ListExecutionsRequest.SerializeToString,
+            egm_dot_v1_dot_record__pb2.ListExecutionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTree(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/egm.v1.Operator/GetTree',
+            egm_dot_v1_dot_record__pb2.GetTreeRequest.SerializeToString,
+            egm_dot_v1_dot_record__pb2.GetTreeResponse.FromString,
             options,
             channel_credentials,
             insecure,

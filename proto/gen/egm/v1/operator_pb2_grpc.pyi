@@ -8,6 +8,7 @@ the control plane checks and every sidecar checks again.
 
 from collections import abc as _abc
 from egm.v1 import operator_pb2 as _operator_pb2
+from egm.v1 import record_pb2 as _record_pb2
 from grpc import aio as _aio
 import abc as _abc_1
 import grpc as _grpc
@@ -46,6 +47,10 @@ class OperatorStub:
     GetStatus: _grpc.UnaryUnaryMultiCallable[_operator_pb2.GetStatusRequest, _operator_pb2.ControlPlaneStatus]
     ListAudit: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListAuditRequest, _operator_pb2.ListAuditResponse]
     """What operators did, newest first."""
+    GetExecution: _grpc.UnaryUnaryMultiCallable[_record_pb2.GetExecutionRequest, _record_pb2.GetExecutionResponse]
+    """Executions that nodes shipped records of: claims of the nodes, for looking; evidence is in their ledgers."""
+    ListExecutions: _grpc.UnaryUnaryMultiCallable[_record_pb2.ListExecutionsRequest, _record_pb2.ListExecutionsResponse]
+    GetTree: _grpc.UnaryUnaryMultiCallable[_record_pb2.GetTreeRequest, _record_pb2.GetTreeResponse]
 
 @_typing.type_check_only
 class OperatorAsyncStub(OperatorStub):
@@ -62,6 +67,10 @@ class OperatorAsyncStub(OperatorStub):
     GetStatus: _aio.UnaryUnaryMultiCallable[_operator_pb2.GetStatusRequest, _operator_pb2.ControlPlaneStatus]  # type: ignore[assignment]
     ListAudit: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListAuditRequest, _operator_pb2.ListAuditResponse]  # type: ignore[assignment]
     """What operators did, newest first."""
+    GetExecution: _aio.UnaryUnaryMultiCallable[_record_pb2.GetExecutionRequest, _record_pb2.GetExecutionResponse]  # type: ignore[assignment]
+    """Executions that nodes shipped records of: claims of the nodes, for looking; evidence is in their ledgers."""
+    ListExecutions: _aio.UnaryUnaryMultiCallable[_record_pb2.ListExecutionsRequest, _record_pb2.ListExecutionsResponse]  # type: ignore[assignment]
+    GetTree: _aio.UnaryUnaryMultiCallable[_record_pb2.GetTreeRequest, _record_pb2.GetTreeResponse]  # type: ignore[assignment]
 
 class OperatorServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -135,5 +144,27 @@ class OperatorServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operator_pb2.ListAuditResponse, _abc.Awaitable[_operator_pb2.ListAuditResponse]]:
         """What operators did, newest first."""
+
+    @_abc_1.abstractmethod
+    def GetExecution(
+        self,
+        request: _record_pb2.GetExecutionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_record_pb2.GetExecutionResponse, _abc.Awaitable[_record_pb2.GetExecutionResponse]]:
+        """Executions that nodes shipped records of: claims of the nodes, for looking; evidence is in their ledgers."""
+
+    @_abc_1.abstractmethod
+    def ListExecutions(
+        self,
+        request: _record_pb2.ListExecutionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_record_pb2.ListExecutionsResponse, _abc.Awaitable[_record_pb2.ListExecutionsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def GetTree(
+        self,
+        request: _record_pb2.GetTreeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_record_pb2.GetTreeResponse, _abc.Awaitable[_record_pb2.GetTreeResponse]]: ...
 
 def add_OperatorServicer_to_server(servicer: OperatorServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
