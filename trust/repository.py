@@ -96,21 +96,27 @@ class RepositoryState:
     roles: Mapping[str, bytes] = field(default_factory=dict)  # "targets" and namespaces, in force
 
     @classmethod
-    def load(cls, read: Callable[[str], bytes | None]) -> Self:
+    def load(cls, read: Callable[[str], bytes | None], *, anchor: bytes | None = None) -> Self:
         """Read the state of a repository; `read` returns a file's bytes, or None when there is none.
+
+        Args:
+            read: by path, for example "metadata/2.root.json".
+            anchor: the trusted root, of any version, when `read` is not trusted: the walk over roots begins at
+                it, and no older root is ever read. None: version 1 of the repository itself, for its owner.
 
         Raises:
             StateError: POLICY_MISSING, when there is not even a first root.
             EvidenceError: METADATA_INVALID and the others of `trust.chain`.
         """
-        first = read(metadata_path("root", 1))
+        first = read(metadata_path("root", 1)) if anchor is None else anchor
         if first is None:
             raise StateError(
                 Reason.POLICY_MISSING, "the repository has no root metadata; run 'egm init' first"
             )
+        version = parse_metadata(first, Root).signed.version
         roots: list[bytes] = []
         while len(roots) < limits.MAX_ROOT_ROTATIONS:
-            following = read(metadata_path("root", len(roots) + 2))
+            following = read(metadata_path("root", version + len(roots) + 1))
             if following is None:
                 break
             roots.append(following)
@@ -119,8 +125,8 @@ class RepositoryState:
         timestamp = read(TIMESTAMP_PATH)
         if timestamp is None:
             return state
-        version = parse_metadata(timestamp, Timestamp).signed.snapshot_meta.version
-        snapshot = _required(read, metadata_path("snapshot", version))
+        pinned = parse_metadata(timestamp, Timestamp).signed.snapshot_meta
+        snapshot = _required(read, metadata_path("snapshot", pinned.version))
         roles = {}
         for name, meta in parse_metadata(snapshot, Snapshot).signed.meta.items():
             role = name.removesuffix(".json")

@@ -34,6 +34,10 @@ class VerifiedPolicy:
         parts = [self.base.sha256, *(f"{name}={t.sha256}" for name, t in sorted(self.namespaces.items()))]
         return ",".join(parts)
 
+    def target(self, role: str) -> VerifiedTarget | None:
+        """Return the bundle of `role` ("targets" or a namespace), or None."""
+        return self.base if role == BASE_ROLE else self.namespaces.get(role)
+
 
 # Target path and TUF role of the base bundle; a namespace uses its own name as role.
 BASE_TARGET = "base.tar.gz"

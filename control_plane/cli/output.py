@@ -4,15 +4,38 @@ import enum
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from trust.errors import MeshError
 
-console = Console(highlight=False)
-errors = Console(stderr=True, highlight=False)
+
+def visible(text: str) -> str:
+    """Return `text` with everything but printable characters, tabs and line feeds written out as an escape.
+
+    What people read here may come from an attacker (a policy, a title, a server's error): a terminal must not obey
+    it, and no invisible or reordering character may make it look like something else.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c in "\n\t" or c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+class _Plain(Console):
+    """Prints text as it is: nothing in it is markup or an emoji, and nothing in it can steer the terminal."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print, as `rich.console.Console.print` does."""
+        shown = (visible(item) if isinstance(item, str) else item for item in objects)
+        super().print(*shown, **{"markup": False, "emoji": False, **options})
+
+
+console = _Plain(highlight=False, markup=False, emoji=False)
+errors = _Plain(stderr=True, highlight=False, markup=False, emoji=False)
 
 
 class Exit(enum.IntEnum):
@@ -43,7 +66,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     for column in columns:
         grid.add_column(column)
     for row in rows:
-        grid.add_row(*(str(cell) for cell in row))
+        grid.add_row(*(Text(visible(str(cell)).replace("\n", "\\n")) for cell in row))
     console.print(grid)
 
 

@@ -1,6 +1,7 @@
 """The verbs that change what is in force: propose, review, sign, publish, status, rollback."""
 
 from collections.abc import Awaitable, Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -88,24 +89,44 @@ def propose(
 def review(proposal: Proposal, mesh: MeshOption = None, as_json: JsonFlag = False) -> None:
     """Show what a proposal changes: policies, settings, and who may newly call what. Verified on this machine."""
 
-    async def action(release: Release, _client: OperatorClient) -> Reviewed:
-        return await release.review(proposal)
+    async def action(release: Release, _client: OperatorClient) -> tuple[Reviewed, BundleDiff | None]:
+        reviewed = await release.review(proposal)
+        changes = _diff_of(reviewed)
+        release.remember(reviewed)
+        return reviewed, changes
 
-    reviewed = _with_release(mesh, action)
-    changes = _diff_of(reviewed)
+    reviewed, changes = _with_release(mesh, action)
     data = proposal_to_dict(reviewed.content.proposal) | {
-        "diff": None if changes is None else changes.to_dict()
+        # what a signature covers, computed here; the title and who proposed it are the control plane's word
+        "role": reviewed.role,
+        "version": reviewed.metadata.signed.version,
+        "digest": reviewed.digest,
+        "holders": [asdict(change) for change in reviewed.holders],
+        "diff": None if changes is None else changes.to_dict(),
     }
 
     def text() -> None:
-        _print_proposal(reviewed.content.proposal, f"egm policy sign {proposal} --key KEYFILE")
-        console.print()
+        console.print(f"proposal {proposal}: version {data['version']} of {reviewed.role}")
+        console.print(f"  digest     {reviewed.digest}  (verified here)", soft_wrap=True)
+        console.print(f"  title      {reviewed.content.proposal.title}  (not signed)", soft_wrap=True)
+        console.print(f"  next       egm policy sign {proposal} --key KEYFILE\n", soft_wrap=True)
+        _show_holders(reviewed)
         if changes is None:
-            console.print("only keys or delegations change")
+            console.print("no policy changes, only keys")
         else:
             show_diff(changes)
 
     emit(data, as_json=as_json, text=text)
+
+
+def _show_holders(reviewed: Reviewed) -> None:
+    *changes, expiry = reviewed.holders
+    if changes:
+        console.print("who may sign changes:", style="bold")
+    for change in changes:
+        text = f"  {change.what}: {change.before or '(none)'} -> {change.after or '(none)'}"
+        console.print(text, soft_wrap=True)
+    console.print(f"{expiry.what} {expiry.after}" + (f", was {expiry.before}" if expiry.before else ""))
 
 
 def _diff_of(reviewed: Reviewed) -> BundleDiff | None:
@@ -115,14 +136,17 @@ def _diff_of(reviewed: Reviewed) -> BundleDiff | None:
 def sign(
     proposal: Proposal,
     key: Annotated[str, typer.Option(help="Your private key: a file, or a signer URI (hsm:, awskms:, ...).")],
+    digest: Annotated[
+        str | None, typer.Option(help="The digest that 'egm policy review' showed on another machine.")
+    ] = None,
     mesh: MeshOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Sign a proposal with your own key, after checking here that its parts belong together."""
+    """Sign a proposal with your own key: what was reviewed on this machine, or has the digest given."""
     signer = load_signer(key, passphrase_for(key))
 
     async def action(release: Release, _client: OperatorClient) -> operator_pb2.Proposal:
-        return await release.sign(await release.review(proposal), signer)
+        return await release.sign(await release.review(proposal), signer, digest=digest)
 
     _show(_with_release(mesh, action), as_json=as_json)
 

@@ -4,6 +4,7 @@ Nothing here talks to the control plane.
 """
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated
@@ -208,7 +209,8 @@ def _show_reach(title: str, reach: Iterable[differ.Reach]) -> None:
 
 
 def _indent(sign: str, text: str) -> None:
-    for line in text.splitlines():
+    # Cedar's line ends and no other: a comment must not seem to end where Cedar goes on with it, nor the reverse
+    for line in re.split(r"\r\n|\n|\r", text):
         console.print(f"      {sign}{line}", markup=False, soft_wrap=True)
 
 

@@ -5,16 +5,20 @@ nothing that the quorum did not sign.
 """
 
 import asyncio
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import grpc
 from securesystemslib.signer import Signer
+from tuf.api.exceptions import LengthOrHashMismatchError
 from tuf.api.metadata import Metadata, Root, Targets
 
+from control_plane.core.bundle_checks import check_bundles
+from control_plane.core.proposals import ID_DIGITS
 from control_plane.edge.mesh_file import MeshFile
 from control_plane.edge.operator_client import Credentials, OperatorClient, ProposalContent
 from control_plane.edge.source_folder import read_folder
@@ -36,7 +40,9 @@ from trust.edge.clock import SystemClock
 from trust.edge.distribution_client import GrpcFileSource
 from trust.edge.files import write_atomic
 from trust.errors import CapacityError, EvidenceError, InputError, Reason, StateError
-from trust.metadata import ONLINE_ROLES
+from trust.keys import key_name
+from trust.metadata import ONLINE_ROLES, check, check_root, check_targets, lint_rotation
+from trust.metadata_diff import HolderChange, holder_changes
 from trust.policy.source import build
 from trust.ports import FileSource
 from trust.quorum import keys_of
@@ -44,6 +50,9 @@ from trust.repository import RepositoryState, metadata_path, target_file_path
 from trust.verified import BASE_ROLE, VerifiedPolicy, target_path
 
 FLOOR_FILE: Final = "operator-floor.json"
+REVIEWED_FILE: Final = "reviewed.json"  # proposal id to the digest that `egm policy review` showed here
+_MAX_REVIEWED: Final = 200
+V = TypeVar("V", int, str)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +65,7 @@ class InForce:
 
     def bundle(self, role: str) -> Bundle | None:
         """Return the bundle of `role` in force, or None."""
-        if self.policy is None:
-            return None
-        target = self.policy.base if role == BASE_ROLE else self.policy.namespaces.get(role)
+        target = None if self.policy is None else self.policy.target(role)
         return None if target is None else read_bundle(target.data, role=role)
 
 
@@ -72,6 +79,7 @@ class Reviewed:
     bundle: Bundle | None  # None: the role's keys or delegations change, not its bundle
     previous: Bundle | None
     base: Bundle | None  # the base in force, for a namespace
+    holders: tuple[HolderChange, ...]  # who may sign what, and until when: not part of any bundle
 
     @property
     def digest(self) -> str:
@@ -96,27 +104,26 @@ class Release:
 
     def _in_force(self) -> InForce:
         trusted = Path(self._mesh.root).read_bytes()
-        version = parse_metadata(trusted, Root).signed.version
         source = self._source()
 
         def read(path: str) -> bytes | None:
-            if path == metadata_path("root", version):
-                return trusted
             try:
                 return _fetch(source, path)
             except FileNotFoundError:
                 return None
 
         try:
-            state = RepositoryState.load(read)
+            state = RepositoryState.load(read, anchor=trusted)
             root = state.root_metadata()
             if state.timestamp is None or state.snapshot is None:
-                self._check_floor({"root": root.signed.version})
+                self._check_floor({"root": root.signed.version}, frozenset({BASE_ROLE}))
                 return InForce(root, {}, None)
             # Expiry is not judged here: an expired policy is what a new proposal must be able to follow.
             stored = Stored((), state.timestamp, state.snapshot, state.roles)
             verified = verify_metadata(root.signed, stored)
-            self._check_floor(verified.versions)
+            delegations = verified.roles[BASE_ROLE].delegations
+            delegated = frozenset() if delegations is None else frozenset(delegations.roles or {})
+            self._check_floor(verified.versions, delegated | {BASE_ROLE})
             paths = {sha256_of_target(role, targets): role for role, targets in verified.roles.items()}
             policy = verify_policy(verified, lambda sha256: read(target_file_path(paths[sha256], sha256)))
         finally:
@@ -124,15 +131,22 @@ class Release:
         roles = {role: parse_metadata(data, Targets) for role, data in state.roles.items()}
         return InForce(root, {role: roles[role] for role in verified.roles}, policy)
 
-    def _check_floor(self, versions: Mapping[str, int]) -> None:
-        """Refuse a control plane that shows less than it once showed here; then remember what it shows."""
+    def _check_floor(self, versions: Mapping[str, int], expected: frozenset[str]) -> None:
+        """Refuse a control plane that shows less than it once showed here; then remember what it shows.
+
+        Args:
+            versions: what it shows.
+            expected: policy roles that it may not hide once it has shown them.
+        """
         file = self._directory / FLOOR_FILE
-        floor: dict[str, int] = json.loads(file.read_bytes()) if file.is_file() else {}
+        floor = _read_record(file, int)
         for role, lowest in floor.items():
-            if role not in ONLINE_ROLES and versions.get(role, lowest) < lowest:
+            shown = versions.get(role, 0 if role in expected else lowest)
+            if role not in ONLINE_ROLES and shown < lowest:
                 raise StateError(
                     Reason.POLICY_ROLLBACK,
-                    f"the control plane shows version {versions[role]} of {role}; it showed {lowest} before",
+                    f"the control plane shows {f'version {shown}' if shown else 'no version'} of {role}; "
+                    f"it showed {lowest} before",
                 )
         if floor != (raised := floor | dict(versions)):
             write_atomic(file, json.dumps(raised, sort_keys=True).encode())
@@ -198,25 +212,40 @@ class Release:
             old = parse_metadata(_fetch(source, metadata_path(role, version)), Targets)
             target = old.signed.targets[target_path(role)]
             archive = _fetch(source, target_file_path(role, target.hashes["sha256"]))
+            target.verify_length_and_hashes(archive)
         except (FileNotFoundError, KeyError):
             raise InputError(
                 Reason.NOT_FOUND, f"version {version} of {role} is not in the repository"
             ) from None
+        except LengthOrHashMismatchError:
+            detail = f"the archive of version {version} of {role} is not the one that its metadata names"
+            raise EvidenceError(Reason.DIGEST_MISMATCH, detail) from None
         finally:
             source.close()
-        target.verify_length_and_hashes(archive)
         return archive
 
     async def review(self, proposal_id: str) -> Reviewed:
         """Fetch a proposal and check that its parts belong together and follow what is in force.
 
+        Nothing that the control plane says of the proposal is believed: the id must be that of the metadata, the
+        metadata must be acceptable for its role, and the bundle must be one that nodes could enforce.
+
         Raises:
-            EvidenceError: DIGEST_MISMATCH, METADATA_INVALID or POLICY_ROLLBACK: do not sign this.
+            MeshError: DIGEST_MISMATCH, METADATA_INVALID, METADATA_UNSAFE, POLICY_ROLLBACK, INPUT_INVALID and
+                what else nodes would refuse: do not sign this.
         """
         content = await self._client.proposal(proposal_id)
-        in_force = await self.in_force()
+        return await asyncio.to_thread(self._reviewed, proposal_id, content, await self.in_force())
+
+    def _reviewed(self, proposal_id: str, content: ProposalContent, in_force: InForce) -> Reviewed:
         role = content.proposal.role
         metadata: Metadata[Any] = parse_metadata(content.metadata, Root if role == "root" else Targets)
+        if digest_of(metadata)[:ID_DIGITS] != proposal_id:
+            raise EvidenceError(
+                Reason.DIGEST_MISMATCH,
+                f"the control plane sent something else than proposal {proposal_id[:ID_DIGITS]}: do not sign it",
+            )
+        self._check_metadata(role, metadata, in_force)
         current: Metadata[Any] | None = in_force.root if role == "root" else in_force.roles.get(role)
         expected = 1 if current is None else current.signed.version + 1
         if metadata.signed.version != expected:
@@ -226,21 +255,70 @@ class Release:
                 f"what comes next is {expected}; propose it again",
             )
         base = in_force.bundle(BASE_ROLE) if role != BASE_ROLE else None
-        bundle = None if role == "root" else _bundle_of(metadata, role, content.files, in_force)
-        return Reviewed(content, metadata, role, bundle, in_force.bundle(role), base)
+        bundle = None
+        if role != "root":
+            archive = _archive_of(metadata, role, content.files, in_force)
+            others = _others(metadata, role, in_force)
+            bundle = check_bundles(role, archive, others, trust_domain=self._mesh.trust_domain)
+        holders = tuple(holder_changes(None if current is None else current.signed, metadata.signed))
+        return Reviewed(content, metadata, role, bundle, in_force.bundle(role), base, holders)
 
-    async def sign(self, reviewed: Reviewed, signer: Signer) -> operator_pb2.Proposal:
-        """Sign what was reviewed, and hand the signature in.
+    def _check_metadata(self, role: str, metadata: Metadata[Any], in_force: InForce) -> None:
+        """Refuse what a node would refuse, above all metadata of another role than the one it is shown as."""
+        now_ms, root = self._clock.now_ms(), in_force.root.signed
+        if role == "root":
+            check(lint_rotation(root, metadata.signed))
+            check_root(metadata.signed, now_ms=now_ms)
+        elif role in ONLINE_ROLES:
+            raise EvidenceError(Reason.NOT_AUTHORIZED, f"{role} metadata is made by the control plane alone")
+        else:
+            check_targets(role, metadata.signed, root, now_ms=now_ms)
+
+    def remember(self, reviewed: Reviewed) -> None:
+        """Note what was shown to the person at this terminal, for `check_reviewed`."""
+        file = self._directory / REVIEWED_FILE
+        record = {**_read_record(file, str), reviewed.digest[:ID_DIGITS]: reviewed.digest}
+        kept = dict(list(record.items())[-_MAX_REVIEWED:])
+        write_atomic(file, json.dumps(kept).encode())
+
+    def check_reviewed(self, reviewed: Reviewed, digest: str | None = None) -> None:
+        """Refuse to sign anything but what was shown: an id is the start of a digest, and two may begin alike.
+
+        Args:
+            reviewed: what the control plane sends now.
+            digest: what the person saw elsewhere; None: what `remember` noted here, if anything.
 
         Raises:
+            EvidenceError: DIGEST_MISMATCH.
+        """
+        noted = _read_record(self._directory / REVIEWED_FILE, str).get(reviewed.digest[:ID_DIGITS])
+        for seen in (digest, noted):
+            if seen is not None and seen != reviewed.digest:
+                raise EvidenceError(
+                    Reason.DIGEST_MISMATCH,
+                    f"what was reviewed has the digest {seen[:64]}, what would be signed {reviewed.digest}: "
+                    "the control plane sent something else; do not sign it",
+                )
+
+    async def sign(
+        self, reviewed: Reviewed, signer: Signer, *, digest: str | None = None
+    ) -> operator_pb2.Proposal:
+        """Sign what was reviewed, and hand the signature in.
+
+        Args:
+            reviewed: from `review`.
+            signer: the approver's key.
+            digest: what the approver saw, if it was on another machine.
+
+        Raises:
+            EvidenceError: DIGEST_MISMATCH, if a person at this terminal was shown something else.
             EvidenceError: NOT_AUTHORIZED, before anything is sent, if the key may not sign this role.
         """
+        self.check_reviewed(reviewed, digest)
         in_force = await self.in_force()
         allowed = _allowed_keys(reviewed, in_force)
         if signer.public_key.keyid not in allowed:
-            names = ", ".join(
-                sorted(str(k.unrecognized_fields.get("x-egm-name", i[:12])) for i, k in allowed.items())
-            )
+            names = ", ".join(sorted(map(key_name, allowed.values())))
             raise EvidenceError(
                 Reason.NOT_AUTHORIZED,
                 f"this key is not an approver of {reviewed.role}; approvers are: {names}",
@@ -263,24 +341,52 @@ def _fetch(source: FileSource, path: str) -> bytes:
     return bytes(data)
 
 
-def _bundle_of(
+def _read_record(file: Path, kind: type[V]) -> dict[str, V]:
+    """Return a file of ours that maps text to values of one kind; empty when there is none.
+
+    Raises:
+        StateError: POLICY_ROLLBACK, if it is damaged: it guards against being shown older policy.
+    """
+    try:
+        record = json.loads(file.read_bytes())
+        if not isinstance(record, dict) or not all(type(value) is kind for value in record.values()):
+            raise ValueError("not such a record")
+    except FileNotFoundError:
+        return {}
+    except (ValueError, RecursionError):
+        raise StateError(
+            Reason.POLICY_ROLLBACK,
+            f"{file} is damaged; restore it, or delete it if you trust the control plane",
+        ) from None
+    return record
+
+
+def _archive_of(
     metadata: Metadata[Targets], role: str, files: Mapping[str, bytes], in_force: InForce
-) -> Bundle | None:
-    """Return the bundle that the metadata names, from the proposal or, if unchanged, from what is in force."""
-    path = target_path(role)
-    named = metadata.signed.targets.get(path)
-    if named is None:
-        return None
+) -> bytes:
+    """Return the archive that linted metadata names, from the proposal or, if unchanged, from what is in force."""
+    path, named = target_path(role), metadata.signed.targets[target_path(role)]
     data = files.get(path)
     if data is None:
-        unchanged = in_force.bundle(role)
-        if unchanged is None or unchanged.digest != named.hashes.get("sha256"):
+        held = None if in_force.policy is None else in_force.policy.target(role)
+        if held is None or held.sha256 != named.hashes["sha256"]:
             raise EvidenceError(Reason.DIGEST_MISMATCH, f"the proposal names a {path} that it does not carry")
-        return unchanged
-    bundle = read_bundle(data, role=role)
-    if bundle.digest != named.hashes.get("sha256") or len(data) != named.length:
+        return held.data
+    if hashlib.sha256(data).hexdigest() != named.hashes["sha256"] or len(data) != named.length:
         raise EvidenceError(Reason.DIGEST_MISMATCH, f"the file {path} is not the one that the metadata names")
-    return bundle
+    return data
+
+
+def _others(metadata: Metadata[Targets], role: str, in_force: InForce) -> dict[str, bytes]:
+    """Return every other archive that nodes would enforce together with the proposal."""
+    if in_force.policy is None:
+        return {}
+    others = {name: target.data for name, target in in_force.policy.namespaces.items() if name != role}
+    if role != BASE_ROLE:
+        return {**others, BASE_ROLE: in_force.policy.base.data}
+    delegations = metadata.signed.delegations
+    delegated = {} if delegations is None else delegations.roles or {}
+    return {name: data for name, data in others.items() if name in delegated}
 
 
 def _allowed_keys(reviewed: Reviewed, in_force: InForce) -> dict[str, Any]:
