@@ -28,7 +28,8 @@ def run(config: ConfigOption, as_json: JsonFlag = False) -> None:
     """Run a sidecar in the foreground until SIGTERM; then drain."""
     import uvloop
 
-    from sidecar.edge import driver, logs
+    from sidecar.edge import driver
+    from trust.edge import logs
 
     logs.configure()
     os.umask(

@@ -21,7 +21,8 @@ ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="The YAML con
 @app.command()
 def run(config: ConfigOption, as_json: JsonFlag = False) -> None:
     """Run a control plane in the foreground until SIGTERM. With --json, one line says when and where it is ready."""
-    from control_plane.edge import driver, logs
+    from control_plane.edge import driver
+    from trust.edge import logs
 
     settings = load_config(config)
     logs.configure()

@@ -25,8 +25,8 @@ from sidecar.edge import telemetry
 from sidecar.edge.admin import NodeServicer
 from sidecar.edge.feeds import Listener, ListenerFactory, PolicyFeed
 from sidecar.edge.health import Health
+from sidecar.edge.journal import LogJournal
 from sidecar.edge.listeners import Addresses, Listeners, Parts, own_server
-from sidecar.edge.logs import LogJournal
 from sidecar.edge.members import make_identity, members, start_patiently
 from sidecar.edge.policy_keeper import PolicyKeeper
 from sidecar.edge.record_file import load_record

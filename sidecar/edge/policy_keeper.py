@@ -13,7 +13,7 @@ from sidecar.core.levels import check_local_level
 from sidecar.core.pipeline import Pipeline
 from sidecar.core.readiness import Alarms
 from sidecar.edge.activation import activate
-from sidecar.edge.logs import DECISION_ALARMS
+from sidecar.edge.journal import DECISION_ALARMS
 from sidecar.edge.record_file import save_record
 from trust import limits
 from trust.edge.tuf_client import PolicyClient

@@ -1,49 +1,16 @@
-"""Structured logs: one JSON object per line on stderr, and the decisions that a person may want to read."""
+"""Which decisions a person may read in the log, and which of them need one."""
 
-import json
 import logging
-import sys
-import time
-from typing import TextIO
 
 from sidecar.core.call import Attempt, Decision
 from sidecar.core.levels import ALARMING
 from sidecar.core.readiness import Alarms
+from trust.edge.logs import fields
 from trust.errors import Reason
 
 decisions = logging.getLogger("egm.decisions")
-_FIELDS = "egm_fields"
 # Kinds of alarms that decisions raise; a new policy or lease clears them.
 DECISION_ALARMS = tuple(f"decision.{reason}" for reason in sorted(ALARMING))
-
-
-class JsonFormatter(logging.Formatter):
-    """Formats a record as one line of JSON; `extra={"egm_fields": {...}}` adds fields."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the line."""
-        line: dict[str, object] = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-            + f".{int(record.msecs):03d}Z",
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        fields = getattr(record, _FIELDS, None)
-        if isinstance(fields, dict):
-            line |= fields
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line)
-
-
-def configure(stream: TextIO = sys.stderr, level: int = logging.INFO) -> None:
-    """Send every log line of this process to `stream` as JSON."""
-    handler = logging.StreamHandler(stream)
-    handler.setFormatter(JsonFormatter())
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(level)
 
 
 class LogJournal:
@@ -60,8 +27,8 @@ class LogJournal:
                 self._alarm(reason, decision)
         if not decisions.isEnabledFor(logging.INFO):
             return
-        fields = {
-            "decision": decision.id,
+        told = {
+            "decision_id": decision.id,
             "allowed": decision.allowed,
             "reason": decision.reason,
             "would_deny": decision.would_deny,
@@ -71,11 +38,13 @@ class LogJournal:
             "method": attempt.method[:200],
             "policy_version": decision.policy_version,
             "level": decision.level,
-            "policies": decision.policies,
-            "errors": decision.errors,
+            "policies": decision.policies[:20],
+            "errors": [error[:300] for error in decision.errors[:5]],
             "detail": decision.detail[:500],
         }
-        decisions.info("allowed" if decision.allowed else "refused", extra={_FIELDS: fields})
+        # One caller's flood must not hide what happens to the others.
+        kind = (attempt.principal, attempt.service, decision.reason)
+        decisions.info("allowed" if decision.allowed else "refused", extra=fields(told, kind=kind))
 
     def _alarm(self, reason: Reason, decision: Decision) -> None:
         broken = f" ({', '.join(decision.errors)})" if decision.errors else ""

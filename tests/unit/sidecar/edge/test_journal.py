@@ -9,8 +9,9 @@ import pytest
 
 from sidecar.core.call import Decision
 from sidecar.core.readiness import Alarms
-from sidecar.edge.logs import DECISION_ALARMS, JsonFormatter, LogJournal
+from sidecar.edge.journal import DECISION_ALARMS, LogJournal
 from tests.support.sidecar_core import attempt
+from trust.edge.logs import JsonFormatter, RateLimit
 from trust.errors import Reason
 
 
@@ -20,6 +21,7 @@ def lines() -> Iterator[io.StringIO]:
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JsonFormatter())
+    handler.addFilter(RateLimit(monotonic=lambda: 0.0))
     logger = logging.getLogger("egm.decisions")
     logger.addHandler(handler)
     before, logger.level = logger.level, logging.INFO
@@ -35,7 +37,8 @@ def test_refusal_is_one_json_line_with_everything_to_ask_why(lines: io.StringIO)
     (line,) = lines.getvalue().splitlines()
     told = json.loads(line)
     assert (told["message"], told["reason"], told["policies"]) == ("refused", "POLICY_DENIED", ["never"])
-    assert told["decision"] == "boot-1"
+    assert told["decision_id"] == "boot-1"
+    assert {"caller", "service", "method", "policy_version", "level"} <= set(told)
 
 
 @pytest.mark.parametrize("reason", [Reason.POLICY_ERROR, Reason.GOVERNANCE_UNAVAILABLE])
@@ -50,11 +53,12 @@ def test_broken_policy_and_lost_governance_become_alarms(reason: Reason) -> None
     assert alarms.texts() == ()
 
 
-def test_exception_is_part_of_the_line() -> None:
-    """A traceback must not break the format."""
-    try:
-        raise ValueError("x\ny")
-    except ValueError as error:
-        record = logging.LogRecord("l", logging.ERROR, "f", 1, "m %s", ("a",), (type(error), error, None))
-    told = json.loads(JsonFormatter().format(record))
-    assert "ValueError" in told["exception"]
+def test_flood_of_one_caller_is_bounded_and_hides_nobody_else(lines: io.StringIO) -> None:
+    """A million refusals a second must neither fill the disk nor push another caller's refusal out."""
+    journal = LogJournal(Alarms())
+    for number in range(1000):
+        journal.notable(attempt(), Decision(f"b-{number}", False, Reason.NO_POLICY_PERMITS, 4, 7))
+    journal.notable(attempt(principal=None), Decision("b-other", False, Reason.CALLER_UNIDENTIFIED, 4, 7))
+    told = [json.loads(line) for line in lines.getvalue().splitlines()]
+    assert len(told) == 51
+    assert told[-1]["decision_id"] == "b-other"
