@@ -28,7 +28,7 @@ from tuf.api.metadata import (
 
 from trust import limits
 from trust.errors import CapacityError, EvidenceError, InputError, Reason
-from trust.keys import check_distinct, check_public_key, key_material, key_name
+from trust.keys import check_distinct, check_ids, check_public_key, key_material, key_name
 from trust.metadata import (
     DEVELOPMENT_FIELD,
     TRUST_DOMAIN_FIELD,
@@ -122,10 +122,11 @@ def new_root(
         "snapshot": Holders([snapshot], 1),
         "timestamp": Holders([timestamp], 1),
     }
+    check_ids(key for holders in roles.values() for key in _checked(holders.keys))
     signed = Root(
         version=1,
         expires=_time(now_ms + lifetime_s * 1000),
-        keys={key.keyid: key for holders in roles.values() for key in _checked(holders.keys)},
+        keys={key.keyid: key for holders in roles.values() for key in holders.keys},
         roles={name: Role([k.keyid for k in h.keys], h.threshold) for name, h in roles.items()},
         consistent_snapshot=True,
         unrecognized_fields=fields,
@@ -167,7 +168,8 @@ def next_root(
             signed.revoke_key(key_id, role)
         except ValueError:
             raise InputError(Reason.INPUT_INVALID, f"{role} has no key {key_id[:64]}") from None
-    for key in _checked(add):
+    check_ids([*signed.keys.values(), *_checked(add)])
+    for key in add:
         signed.add_key(key, role)
     if threshold is not None:
         signed.roles[role].threshold = threshold
@@ -350,6 +352,8 @@ def _set_delegation(signed: Targets, name: str, holders: Holders | None) -> None
     if holders is not None:
         check_name(name)
         checked = _checked(holders.keys)
+        used = {key_id for role in roles.values() for key_id in role.keyids}
+        check_ids([*(key for key_id, key in keys.items() if key_id in used), *checked])
         keys |= {key.keyid: key for key in checked}
         key_ids = [key.keyid for key in checked]
         try:

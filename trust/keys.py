@@ -53,7 +53,8 @@ def key_material(key: Key) -> bytes:
     """Return what identifies a public key, the same for every key id and encoding of it.
 
     Returns:
-        The algorithm, a colon, and 32 raw bytes (Ed25519) or the DER SubjectPublicKeyInfo.
+        The algorithm, a colon, and 32 raw bytes (Ed25519), the modulus (RSA: who can sign under one public
+        exponent can sign under each) or the DER SubjectPublicKeyInfo.
 
     Raises:
         EvidenceError: KEY_UNSAFE, if the key cannot be parsed.
@@ -67,6 +68,9 @@ def key_material(key: Key) -> bytes:
         parsed = load_pem_public_key(public.encode())
     except (ValueError, TypeError, UnsupportedAlgorithm):
         raise _unsafe(key, "is not a PEM public key") from None
+    if isinstance(parsed, rsa.RSAPublicKey):
+        modulus = parsed.public_numbers().n
+        return b"rsa:" + modulus.to_bytes((modulus.bit_length() + 7) // 8, "big")
     der = parsed.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     return b"spki:" + der
 
@@ -108,6 +112,23 @@ def check_distinct(keys: Iterable[Key]) -> None:
             raise EvidenceError(
                 Reason.KEY_UNSAFE,
                 f"{key_name(other)} and {key_name(key)} are the same key; every holder needs their own",
+            )
+
+
+def check_ids(keys: Iterable[Key]) -> None:
+    """Refuse a set in which one key id stands for two keys: metadata would keep one, in every role of either.
+
+    Raises:
+        EvidenceError: KEY_UNSAFE, naming both.
+    """
+    seen: dict[str, Key] = {}
+    for key in keys:
+        other = seen.setdefault(key.keyid, key)
+        if key_material(other) != key_material(key):
+            raise EvidenceError(
+                Reason.KEY_UNSAFE,
+                f"{key_name(other)} and {key_name(key)} are different keys with one id, {key.keyid[:12]}; "
+                "somebody has edited a public key file",
             )
 
 

@@ -118,3 +118,23 @@ def test_display_name_falls_back_to_the_key_id_when_it_could_mislead() -> None:
     for bad in ("", "a\nb", "x" * 65, 7):
         key.unrecognized_fields["x-egm-name"] = bad
         assert key_name(key) == key.keyid[:12]
+
+
+def test_one_rsa_modulus_under_two_exponents_is_one_key() -> None:
+    """Whoever knows the factors signs under every exponent, so a second exponent is no second holder."""
+    modulus = rsa.generate_private_key(65537, 3072).public_key().public_numbers().n
+    keys = [
+        SSlibKey(
+            f"{exponent:064}",
+            "rsa",
+            "rsassa-pss-sha256",
+            {"public": _pem(rsa.RSAPublicNumbers(exponent, modulus).public_key())},
+        )
+        for exponent in (3, 65537)
+    ]
+    with pytest.raises(EvidenceError):
+        check_distinct(keys)
+
+
+def _pem(key: rsa.RSAPublicKey) -> str:
+    return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()

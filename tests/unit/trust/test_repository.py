@@ -1,6 +1,7 @@
 """What may be published: quorum, versions, digests, rotation; on real metadata with real signatures."""
 
 import pytest
+from securesystemslib.signer import Key
 from tuf.api.metadata import Metadata, Root, Targets
 
 from tests.support.tuf_world import World, public, sign_raw, signer, twin
@@ -390,3 +391,56 @@ def test_publish_does_not_change_the_state_it_is_given() -> None:
         before, {"targets": data}, {"base.tar.gz": BASE}, world.online, now_ms=world.now_ms, lease_ttl_s=60
     )
     assert before.timestamp is None and not before.roles
+
+
+def _impostor(victim: Key) -> Key:
+    """Return a fresh key whose public key file claims the id of `victim`."""
+    made = signer("impostor").public_key
+    return type(made)(victim.keyid, made.keytype, made.scheme, dict(made.keyval), {})
+
+
+def test_a_new_approver_whose_key_file_claims_a_root_holders_id_cannot_take_that_place() -> None:
+    """Root keeps one key per id for all roles: the impostor would silently become the root holder."""
+    world = World()
+    impostor = _impostor(world.roots[2].public_key)
+    with pytest.raises(EvidenceError) as added:
+        next_root(world.state.root_metadata(), now_ms=world.now_ms, add=[impostor])
+    with pytest.raises(EvidenceError) as made:
+        new_root(
+            trust_domain="mesh.local",
+            root=Holders(public(world.roots), 2),
+            approvers=Holders([*public(world.approvers), impostor], 2),
+            snapshot=world.online.snapshot.public_key,
+            timestamp=world.online.timestamp.public_key,
+            now_ms=world.now_ms,
+        )
+    assert added.value.reason is made.value.reason is Reason.KEY_UNSAFE
+
+
+def test_a_namespace_approver_cannot_take_the_place_of_another_namespaces() -> None:
+    """Delegations keep one key per id for all namespaces."""
+    world = World()
+    world.release(b"bundle")
+    payers = [signer("pay-1"), signer("pay-2")]
+    world.delegate("payments", Holders(public(payers), 2))
+    impostors = [_impostor(payers[0].public_key), signer("second").public_key]
+    with pytest.raises(EvidenceError) as caught:
+        world.proposal(None, delegate={"shop": Holders(impostors, 2)})
+    assert caught.value.reason is Reason.KEY_UNSAFE
+    fresh = [signer("pay-3").public_key, _impostor(payers[0].public_key)]
+    world.proposal(None, delegate={"payments": Holders(fresh, 2)})  # in its own place: replaced, and shown so
+
+
+def test_two_keys_with_one_id_in_one_role_are_refused_with_a_reason() -> None:
+    """python-tuf would answer with a bare ValueError."""
+    world = World()
+    twice = [world.approvers[0].public_key, _impostor(world.approvers[0].public_key)]
+    with pytest.raises(EvidenceError):
+        new_root(
+            trust_domain="mesh.local",
+            root=Holders(public(world.roots), 2),
+            approvers=Holders(twice, 2),
+            snapshot=world.online.snapshot.public_key,
+            timestamp=world.online.timestamp.public_key,
+            now_ms=world.now_ms,
+        )
