@@ -1,25 +1,21 @@
 """How one control plane is set up: a YAML file, overridden by `EGM_CP_…` variables; anything unknown is an error."""
 
-import difflib
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from trust.errors import InputError, MeshError, Reason
+from trust.address import split_address
+from trust.edge.config_file import parse_model, read_config
 from trust.spiffe import check_name, check_trust_domain
 
 ENV_PREFIX: Final = "EGM_CP_"
 EMBEDDED_BROKER: Final = "embedded"
 NO_BROKER: Final = "none"
-MAX_CONFIG_BYTES: Final = 1024 * 1024
 _BROKER_SCHEMES: Final = frozenset({"embedded", "mqtt", "mqtts"})
-_HOST_PORT = re.compile(r"(\[[0-9a-fA-F:]+\]|[^\[\]:/\s]+):([0-9]{1,5})\Z")
 _STORE_DRIVERS: Final = {
     "sqlite": "sqlite+aiosqlite",
     "sqlite+aiosqlite": "sqlite+aiosqlite",
@@ -27,18 +23,6 @@ _STORE_DRIVERS: Final = {
     "postgresql": "postgresql+asyncpg",
     "postgresql+asyncpg": "postgresql+asyncpg",
 }
-
-
-def split_address(text: str) -> tuple[str, int]:
-    """Return (host, port) of "host:port"; port 0 asks the system for a free one.
-
-    Raises:
-        ValueError: not of that form.
-    """
-    match = _HOST_PORT.match(text)
-    if match is None or int(match[2]) > 65535:
-        raise ValueError(f"{text!r} is not HOST:PORT, for example 127.0.0.1:7400 (port 0: any free one)")
-    return match[1].strip("[]"), int(match[2])
 
 
 class _Strict(BaseModel):
@@ -164,24 +148,7 @@ def parse_config(
     Raises:
         InputError: CONFIG_INVALID, naming every key that is wrong and what to write instead.
     """
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(Reason.CONFIG_INVALID, f"{where}: not YAML: {error}") from None
-    if data is None:
-        data = {}
-    if not isinstance(data, dict):
-        raise InputError(Reason.CONFIG_INVALID, f"{where}: must be a mapping of keys to values")
-    for variable, value in sorted(env.items()):
-        if variable.startswith(ENV_PREFIX):
-            _overlay(data, variable.removeprefix(ENV_PREFIX).lower().split("__"), value, variable)
-    try:
-        config = ControlPlaneConfig.model_validate(data)
-    except ValidationError as error:
-        raise InputError(Reason.CONFIG_INVALID, f"{where}: {_explain(error)}") from None
-    except MeshError as error:  # a name or trust domain that is not one
-        raise InputError(Reason.CONFIG_INVALID, f"{where}: {error.detail}") from None
-    return _absolute(config, base)
+    return _absolute(parse_model(ControlPlaneConfig, text, env=env, prefix=ENV_PREFIX, where=where), base)
 
 
 def load_config(path: Path) -> ControlPlaneConfig:
@@ -190,46 +157,12 @@ def load_config(path: Path) -> ControlPlaneConfig:
     Raises:
         InputError: CONFIG_INVALID, also when the file cannot be read.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(Reason.CONFIG_INVALID, f"{path}: cannot be read: {error}") from None
-    if len(text) > MAX_CONFIG_BYTES:
-        raise InputError(Reason.CONFIG_INVALID, f"{path}: larger than {MAX_CONFIG_BYTES} bytes")
-    return parse_config(text, base=path.resolve().parent, env=os.environ, where=str(path))
+    return read_config(path, parse_config)
 
 
 def json_schema() -> dict[str, Any]:
     """Return the JSON Schema of the configuration file."""
     return ControlPlaneConfig.model_json_schema()
-
-
-def _overlay(data: dict[str, Any], keys: list[str], value: str, variable: str) -> None:
-    for key in keys[:-1]:
-        inner = data.setdefault(key, {})
-        if not isinstance(inner, dict):
-            raise InputError(Reason.CONFIG_INVALID, f"{variable}: {key!r} has no keys below it")
-        data = inner
-    data[keys[-1]] = yaml.safe_load(value) if value[:1] in {"[", "{"} else value
-
-
-def _explain(error: ValidationError) -> str:
-    problems = []
-    for item in error.errors():
-        where = ".".join(str(part) for part in item["loc"])
-        if item["type"] == "extra_forbidden":
-            known = (
-                OnlineKeys.model_fields
-                if item["loc"][0] == "online_keys"
-                else ControlPlaneConfig.model_fields
-            )
-            near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
-            problems.append(f"{where}: unknown key" + (f"; did you mean {near[0]!r}?" if near else ""))
-        elif item["type"] == "missing":
-            problems.append(f"{where}: is required")
-        else:
-            problems.append(f"{where}: {item['msg'].removeprefix('Value error, ')}")
-    return "; ".join(problems)
 
 
 def _absolute(config: ControlPlaneConfig, base: Path) -> ControlPlaneConfig:

@@ -5,7 +5,6 @@ Nothing here can loosen what the approvers signed: `level` only raises, and rout
 
 import difflib
 import ipaddress
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, Literal
@@ -13,11 +12,11 @@ from typing import Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from trust import limits
+from trust.address import split_address
 from trust.mesh import SUPPORTED_LEVELS
 from trust.spiffe import SpiffeId, check_name, check_trust_domain
 
 UNIX: Final = "unix://"
-_HOST_PORT = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\[\]:/\s]+):([0-9]{1,5})\Z")
 
 
 def check_address(text: str, *, may_be_unix: bool = True) -> str:
@@ -28,10 +27,10 @@ def check_address(text: str, *, may_be_unix: bool = True) -> str:
         if not text.startswith(f"{UNIX}/") or len(text.removeprefix(UNIX).encode()) > 100:
             raise ValueError(f"{text!r} must be unix:///ABSOLUTE/PATH of at most 100 bytes")
         return text
-    match = _HOST_PORT.match(text)
-    if match is None or int(match[2]) > 65535:
-        unix = " or unix:///PATH" if may_be_unix else ""
-        raise ValueError(f"{text!r} is not HOST:PORT{unix}, for example 127.0.0.1:9000")
+    try:
+        split_address(text)
+    except ValueError as error:
+        raise ValueError(f"{error}{', or unix:///PATH' if may_be_unix else ''}") from None
     return text
 
 

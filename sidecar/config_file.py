@@ -1,21 +1,13 @@
 """Reads the configuration: a YAML file, overridden by `EGM_SIDECAR_…` variables; anything unknown is an error."""
 
-import difflib
-import inspect
-import os
-import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
-from pydantic import BaseModel, ValidationError
-
 from sidecar.config import Inbound, SidecarConfig
-from trust.errors import InputError, MeshError, Reason
+from trust.edge.config_file import parse_model, read_config
 
 ENV_PREFIX: Final = "EGM_SIDECAR_"
-MAX_CONFIG_BYTES: Final = 1024 * 1024
 
 
 def parse_config(
@@ -26,22 +18,7 @@ def parse_config(
     Raises:
         InputError: CONFIG_INVALID, naming every key that is wrong and what to write instead.
     """
-    try:
-        data = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none is a ValueError
-        raise InputError(Reason.CONFIG_INVALID, f"{where}: not YAML: {error}") from None
-    data = {} if data is None else data
-    if not isinstance(data, dict):
-        raise InputError(Reason.CONFIG_INVALID, f"{where}: must be a mapping of keys to values")
-    for variable, value in sorted(env.items()):
-        if variable.startswith(ENV_PREFIX):
-            _overlay(data, variable.removeprefix(ENV_PREFIX).lower().split("__"), value, variable)
-    try:
-        return _absolute(SidecarConfig.model_validate(data), base)
-    except ValidationError as error:
-        raise InputError(Reason.CONFIG_INVALID, f"{where}: {_explain(error)}") from None
-    except MeshError as error:  # a name that is not one
-        raise InputError(Reason.CONFIG_INVALID, f"{where}: {error.detail}") from None
+    return _absolute(parse_model(SidecarConfig, text, env=env, prefix=ENV_PREFIX, where=where), base)
 
 
 def load_config(path: Path) -> SidecarConfig:
@@ -50,63 +27,12 @@ def load_config(path: Path) -> SidecarConfig:
     Raises:
         InputError: CONFIG_INVALID, also when the file cannot be read.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(Reason.CONFIG_INVALID, f"{path}: cannot be read: {error}") from None
-    if len(text) > MAX_CONFIG_BYTES:
-        raise InputError(Reason.CONFIG_INVALID, f"{path}: larger than {MAX_CONFIG_BYTES} bytes")
-    return parse_config(text, base=path.resolve().parent, env=os.environ, where=str(path))
+    return read_config(path, parse_config)
 
 
 def json_schema() -> dict[str, Any]:
     """Return the JSON Schema of the configuration file."""
     return SidecarConfig.model_json_schema()
-
-
-def _overlay(data: dict[str, Any], keys: list[str], value: str, variable: str) -> None:
-    for key in keys[:-1]:
-        inner = data.setdefault(key, {})
-        if not isinstance(inner, dict):
-            raise InputError(Reason.CONFIG_INVALID, f"{variable}: {key!r} has no keys below it")
-        data = inner
-    try:
-        data[keys[-1]] = yaml.safe_load(value) if value[:1] in {"[", "{"} else value
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none is a ValueError
-        raise InputError(Reason.CONFIG_INVALID, f"{variable}: not YAML: {error}") from None
-
-
-def _explain(error: ValidationError) -> str:
-    problems = []
-    for item in error.errors():
-        where = ".".join(str(part) for part in item["loc"])
-        if item["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(str(item["loc"][-1]), _keys_at(item["loc"][:-1]), n=1)
-            problems.append(f"{where}: unknown key" + (f"; did you mean {near[0]!r}?" if near else ""))
-        elif item["type"] == "missing":
-            problems.append(f"{where}: is required")
-        else:
-            message = item["msg"].removeprefix("Value error, ")
-            problems.append(f"{where}: {message}" if where else message)
-    return "; ".join(problems)
-
-
-def _keys_at(location: tuple[int | str, ...]) -> list[str]:
-    """Return the keys that the model at `location` knows, for a suggestion."""
-    model: type[BaseModel] = SidecarConfig
-    for part in location:
-        field = model.model_fields.get(part) if isinstance(part, str) else None
-        inner = _model_of(field.annotation) if field is not None else None
-        if inner is not None:
-            model = inner
-    return list(model.model_fields)
-
-
-def _model_of(annotation: object) -> type[BaseModel] | None:
-    """Return the model inside `Model`, `Model | None`, `tuple[Model, ...]` or `dict[str, Model]`."""
-    if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((found for arg in typing.get_args(annotation) if (found := _model_of(arg))), None)
 
 
 def _absolute(config: SidecarConfig, base: Path) -> SidecarConfig:

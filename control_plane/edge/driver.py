@@ -15,7 +15,7 @@ import grpc.aio
 from grpc_health.v1 import health_pb2_grpc
 from tuf.api.metadata import Root
 
-from control_plane.config import EMBEDDED_BROKER, ControlPlaneConfig, split_address
+from control_plane.config import EMBEDDED_BROKER, ControlPlaneConfig
 from control_plane.core.bundle_checks import check_bundles
 from control_plane.edge.broker import EmbeddedBroker
 from control_plane.edge.ca import CertificateAuthority
@@ -34,6 +34,7 @@ from control_plane.edge.store.database import Database
 from control_plane.edge.tokens import StoredTokens
 from egm.v1 import distribution_pb2_grpc, join_pb2_grpc, node_pb2_grpc, operator_pb2_grpc
 from trust import limits
+from trust.address import split_address
 from trust.edge.clock import SystemClock
 from trust.edge.grpc_errors import FixedInternalErrors
 from trust.edge.mqtt import BrokerUrl, MqttAnnouncer
