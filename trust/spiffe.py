@@ -29,8 +29,12 @@ class SpiffeId:
         Raises:
             EvidenceError: IDENTITY_INVALID.
         """
-        if len(text.encode()) > MAX_SPIFFE_ID_BYTES or not text.startswith("spiffe://"):
+        if not text.startswith("spiffe://"):
             raise EvidenceError(Reason.IDENTITY_INVALID, "not a SPIFFE ID: it must start with spiffe://")
+        if len(text) > MAX_SPIFFE_ID_BYTES:  # in characters: what passes below is ASCII
+            raise EvidenceError(
+                Reason.IDENTITY_INVALID, f"SPIFFE ID is longer than {MAX_SPIFFE_ID_BYTES} bytes"
+            )
         domain, _, path = text.removeprefix("spiffe://").partition("/")
         check_trust_domain(domain)
         segments = path.split("/")

@@ -29,7 +29,7 @@ from trust.chain import (
 from trust.edge.clock import SystemClock
 from trust.edge.policy_cache import PolicyCache, VersionFloor
 from trust.errors import CapacityError, EvidenceError, MeshError, Reason, StateError
-from trust.metadata import check_targets
+from trust.metadata import check_root, check_targets
 from trust.ports import Clock, FileSource
 from trust.verified import BASE_ROLE, VerifiedPolicy, target_path
 
@@ -163,6 +163,8 @@ class PolicyClient:
         root = parse_metadata((scratch / "root.json").read_bytes(), Root).signed
         base = parse_metadata((scratch / "targets.json").read_bytes(), Targets).signed
         snapshot = parse_metadata((scratch / "snapshot.json").read_bytes(), Snapshot).signed
+        if not root.consistent_snapshot:
+            check_root(root)  # here, or it would look like a source that lacks files
         check_targets(BASE_ROLE, base, root)  # before its delegations and lengths are followed
         for role in (BASE_ROLE, *published_namespaces(base, snapshot)):
             info = updater.get_targetinfo(target_path(role))
