@@ -10,7 +10,7 @@ from typing import Final
 import typer
 
 from control_plane.cli.output import Exit, console, errors, fail
-from trust.errors import InputError, MeshError, Reason
+from trust.errors import InputError, MeshError, Reason, StateError
 
 # verb or noun -> (module:attribute, help); other packages add theirs by the entry point group "egm.commands"
 _COMMANDS: Final[dict[str, tuple[str, str]]] = {
@@ -29,6 +29,7 @@ _COMMANDS: Final[dict[str, tuple[str, str]]] = {
 }
 # gRPC's fork handlers only print warnings here: children are started before they use gRPC, by exec.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+_TRACEBACK: Final = "EGM_TRACEBACK"
 _GROUP: Final = "egm.commands"
 _HELP: Final = {"sidecar": "Run or check a sidecar."}
 
@@ -85,6 +86,14 @@ def main() -> None:
     except OSError as error:
         fail(InputError(Reason.INPUT_INVALID, str(error)), as_json=as_json)
         sys.exit(Exit.USAGE)
+    except Exception as error:
+        if os.environ.get(_TRACEBACK):
+            raise
+        detail = (
+            f"{type(error).__name__}: {error}; this is a defect of egm: report it with {_TRACEBACK}=1 set"
+        )
+        fail(StateError(Reason.INTERNAL, detail), as_json=as_json)
+        sys.exit(Exit.UNKNOWN)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import enum
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final, TextIO
 
 import typer
 from rich.console import Console
@@ -34,8 +34,16 @@ class _Plain(Console):
         super().print(*shown, **{"markup": False, "emoji": False, **options})
 
 
-console = _Plain(highlight=False, markup=False, emoji=False)
-errors = _Plain(stderr=True, highlight=False, markup=False, emoji=False)
+# A pipe or a file has no width: what is wrapped or shortened there is lost to `grep` and to whoever reads it later.
+_PIPE_WIDTH: Final = 10_000
+
+
+def _width(stream: TextIO) -> int | None:
+    return None if stream.isatty() else _PIPE_WIDTH
+
+
+console = _Plain(highlight=False, markup=False, emoji=False, width=_width(sys.stdout))
+errors = _Plain(stderr=True, highlight=False, markup=False, emoji=False, width=_width(sys.stderr))
 
 
 class Exit(enum.IntEnum):
@@ -64,7 +72,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print rows under aligned headings, without borders."""
     grid = Table(box=None, pad_edge=False, show_edge=False, header_style="bold")
     for column in columns:
-        grid.add_column(column)
+        grid.add_column(column, overflow="fold")
     for row in rows:
         grid.add_row(*(Text(visible(str(cell)).replace("\n", "\\n")) for cell in row))
     console.print(grid)

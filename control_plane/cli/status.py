@@ -38,9 +38,7 @@ def _print(view: FleetView) -> None:
                 node.state,
                 node.policy_version or "none",
                 node.lease,
-                f"{node.lease_remaining_s:.0f} s"
-                if node.lease == "FRESH"
-                else f"grace {node.grace_remaining_s:.0f} s",
+                _left(node),
                 " ".join(f"{service}={level}" for service, level in sorted(node.levels.items())) or "-",
                 f"{node.seen_s_ago:.0f} s ago",
             )

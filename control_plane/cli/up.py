@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import fcntl
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +14,7 @@ from control_plane.cli.context import JsonFlag, run
 from control_plane.cli.output import Exit, console, emit, errors, table
 from control_plane.lab.bootstrap import Say, bring_up, prepare, trust_domain_of_folder
 from control_plane.lab.mesh import DevelopmentMesh, Plan
-from trust.errors import InputError, Reason
+from trust.errors import InputError, Reason, StateError
 
 app = typer.Typer(add_completion=False)
 
@@ -47,10 +49,29 @@ def up(
     """
     directory = directory.resolve()
     services = _services(service or [])
-    domain = prepare(directory, trust_domain or trust_domain_of_folder(policy))
-    plan = Plan(domain, services, tuple(workload or ()), broker=broker)
-    (directory / "mesh.json").unlink(missing_ok=True)
-    raise typer.Exit(run(_stay_up(directory, plan, policy, level, as_json=as_json)))
+    wanted = trust_domain or trust_domain_of_folder(policy)
+    with _alone(directory):
+        plan = Plan(prepare(directory, wanted), services, tuple(workload or ()), broker=broker)
+        (directory / "mesh.json").unlink(missing_ok=True)
+        raise typer.Exit(run(_stay_up(directory, plan, policy, level, as_json=as_json)))
+
+
+@contextlib.contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Hold the mesh directory for one `egm up`; the kernel lets go of it however this process ends.
+
+    Raises:
+        StateError: CONFLICT, when another one runs the mesh; nothing of it was touched.
+    """
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with (directory / "up.lock").open("ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StateError(
+                Reason.CONFLICT, f"another 'egm up' runs {directory}; stop it first, or use another --dir"
+            ) from None
+        yield
 
 
 def _services(options: list[str]) -> dict[str, str]:
@@ -119,6 +140,8 @@ def _print(mesh: DevelopmentMesh) -> None:
     if rows:
         console.print()
         table(("workload", "calls", "at (plaintext gRPC)"), rows)
+    else:
+        console.print("no caller has an address yet: name one with --workload NAME", markup=False)
     console.print(
         f"\nOther terminals: export EGM_MESH={mesh.directory}   Ctrl-C stops the mesh.", markup=False
     )

@@ -98,7 +98,12 @@ def _time(facts: Facts) -> list[Finding]:
 
 def _expiries(facts: Facts) -> list[Finding]:
     looked = (
-        ("operator certificate", facts.operator_not_after_ms, CERTIFICATE_WARNING_MS, "issue a new one"),
+        (
+            "operator certificate",
+            facts.operator_not_after_ms,
+            CERTIFICATE_WARNING_MS,
+            "issue a new one: egm node operator NAME --domain DOMAIN --out DIR",
+        ),
         ("root metadata", facts.root_expires_ms, METADATA_WARNING_MS, "egm keys rotate, sign, publish"),
         (
             "policy metadata",

@@ -6,14 +6,15 @@ from typing import Any, Final
 
 import yaml
 from cryptography import x509
-from tuf.api.metadata import Metadata, Root
+from tuf.api.metadata import Root
 
 from control_plane.core.diagnosis import Facts, Listener
 from control_plane.edge import operator_client
 from control_plane.edge.fleet_view import fleet_view
 from control_plane.edge.mesh_file import MeshFile
+from trust.authoring import parse_metadata
 from trust.edge.clock import SystemClock
-from trust.errors import MeshError
+from trust.errors import InputError, MeshError
 from trust.metadata import is_development
 
 _PRIVATE_MODE: Final = 0o077
@@ -71,7 +72,10 @@ async def _ask_nodes(mesh: MeshFile, directory: Path) -> dict[str, str]:
 
 
 def _root(path: Path) -> Root | None:
-    return Metadata[Root].from_bytes(path.read_bytes()).signed if path.is_file() else None
+    try:
+        return parse_metadata(path.read_bytes(), Root).signed if path.is_file() else None
+    except MeshError as error:
+        raise InputError(error.reason, f"{path}: {error.detail}") from None
 
 
 def _not_after_ms(path: Path) -> int:
@@ -89,7 +93,10 @@ def _listeners(node: str, config: str) -> Iterator[Listener]:
     path = Path(config)
     if not config or not path.is_file():
         return
-    data: dict[str, Any] = yaml.safe_load(path.read_text()) or {}
+    try:
+        data: dict[str, Any] = yaml.safe_load(path.read_text()) or {}
+    except (yaml.YAMLError, ValueError, OSError):
+        return  # the node's own check names the fault; it does not run on such a file
     for route in data.get("outbound") or ():
         yield Listener(node, "outbound", str(route.get("listen")), str(route.get("identify", "loopback")))
     for route in data.get("inbound") or ():

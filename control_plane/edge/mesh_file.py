@@ -61,7 +61,7 @@ class MeshFile(_Entry):
         """
         path = directory / FILE_NAME
         try:
-            return cls.model_validate_json(path.read_bytes())
+            return cls.model_validate_json(path.read_bytes())._below(directory)
         except FileNotFoundError:
             raise InputError(
                 Reason.NOT_FOUND,
@@ -71,6 +71,24 @@ class MeshFile(_Entry):
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
             raise InputError(Reason.INPUT_INVALID, f"{path}: {where}: {first['msg']}") from None
+
+    def _below(self, directory: Path) -> Self:
+        """Return a copy whose paths no longer depend on where a verb is run."""
+        nodes = {
+            name: entry.model_copy(update={"config": str(directory / entry.config)})
+            if entry.config
+            else entry
+            for name, entry in self.nodes.items()
+        }
+        return self.model_copy(
+            update={
+                "root": str(directory / self.root),
+                "operator": str(directory / self.operator),
+                "domain": None if self.domain is None else str(directory / self.domain),
+                "approvers": {name: str(directory / path) for name, path in self.approvers.items()},
+                "nodes": nodes,
+            }
+        )
 
     def save(self, directory: Path) -> None:
         """Write DIR/mesh.json at once, so that a reader never sees half of it."""

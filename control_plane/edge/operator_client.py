@@ -19,6 +19,7 @@ from trust.spiffe import SpiffeId
 
 CALL_TIMEOUT_S: Final = 15.0
 TRANSFER_TIMEOUT_S: Final = 120.0
+_CREDENTIALS: Final = "whoever holds the CA makes them: egm node operator NAME --domain DOMAIN --out DIR"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +37,15 @@ class Credentials:
         Raises:
             InputError: KEY_UNREADABLE, saying which file and what to do.
         """
+        if not (directory / "svid.key.pem").is_file():
+            raise InputError(
+                Reason.KEY_UNREADABLE, f"{directory} holds no operator credentials; {_CREDENTIALS}"
+            )
         check_private(directory / "svid.key.pem")
         try:
             return cls(*((directory / name).read_bytes() for name in ("svid.pem", "svid.key.pem", "ca.pem")))
         except OSError as error:
-            raise InputError(
-                Reason.KEY_UNREADABLE, f"{error}; ask who runs the control plane for operator credentials"
-            ) from None
+            raise InputError(Reason.KEY_UNREADABLE, f"{error}; {_CREDENTIALS}") from None
 
     def channel(self, address: str, server_dns: str) -> grpc.aio.Channel:
         """Return an mTLS channel that accepts only the server with the DNS SAN `server_dns`."""

@@ -20,6 +20,7 @@ from trust.spiffe import SpiffeId
 from trust.verified import BASE_ROLE
 
 OPERATOR: Final = "local"
+OPERATOR_TTL_S: Final = 30 * 24 * 3600  # as `egm node operator` gives; `egm up` issues a new one each time
 DENY_ALL: Final = "Nothing is allowed yet"
 
 Say = Callable[[str], None]
@@ -42,7 +43,8 @@ def prepare(directory: Path, trust_domain: str | None) -> str:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         create_development(domain, trust_domain=existing)
     ca = CertificateAuthority.open(domain / "ca")
-    issue_to_directory(ca, SpiffeId.of(existing, "operator", OPERATOR), directory / "operator")
+    me = SpiffeId.of(existing, "operator", OPERATOR)
+    issue_to_directory(ca, me, directory / "operator", ttl_s=OPERATOR_TTL_S)
     return existing
 
 

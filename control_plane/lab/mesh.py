@@ -13,7 +13,7 @@ from control_plane.edge.mesh_file import MeshFile, NodeEntry, WorkloadEntry
 from control_plane.lab.ports import free_port
 from control_plane.lab.processes import Process
 from trust.edge.files import write_atomic
-from trust.errors import InputError, Reason, StateError
+from trust.errors import InputError, MeshError, Reason, StateError
 from trust.spiffe import check_name
 
 WORKLOADS_NODE: Final = "workloads"  # the sidecar of every workload that is not itself a service
@@ -207,8 +207,14 @@ class DevelopmentMesh:
         waiting = dict.fromkeys(self.mesh.nodes, "no answer yet")
         while waiting and loop.time() < deadline:
             for name in list(waiting):
-                async with operator_client.node(self.mesh, self.directory, name) as client:
-                    status = await client.status()
+                try:
+                    async with operator_client.node(self.mesh, self.directory, name) as client:
+                        status = await client.status()
+                except MeshError as error:
+                    if not self.processes[name].running:
+                        raise _not_ready({name: "it ended"}, self.directory / "logs") from error
+                    waiting[name] = error.detail
+                    continue
                 if status.state == "READY" and status.policy_version >= version:
                     del waiting[name]
                 else:

@@ -69,15 +69,20 @@ class Process:
             )
         try:
             self.ready = await asyncio.wait_for(_first_line(self._process), START_TIMEOUT_S)
-        except (TimeoutError, ValueError) as error:
+        except BaseException as error:
             await self.kill()
-            why = (
-                "did not get ready in time"
-                if isinstance(error, TimeoutError)
-                else "ended before it was ready"
-            )
+            if isinstance(error, TimeoutError):
+                why = "did not get ready in time"
+            elif isinstance(error, ValueError):
+                why = "ended before it was ready"
+            else:
+                raise
             detail = f"{self.name} {why}; the end of {self.log}:\n{self.log_tail()}"
             raise StateError(Reason.SOURCE_UNAVAILABLE, detail) from None
+        if "error" in self.ready:
+            await self.kill()
+            detail = f"{self.name} cannot run: {self.ready.get('detail')}; its log is {self.log}"
+            raise StateError(Reason.SOURCE_UNAVAILABLE, detail)
         self._drain = asyncio.create_task(_discard(self._process))
         return self.ready
 

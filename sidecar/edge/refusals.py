@@ -17,7 +17,8 @@ Context = grpc.aio.ServicerContext[bytes, bytes]
 MAX_TEXT_CHARS: Final = 1_000
 
 UPSTREAM_UNAVAILABLE_TEXT: Final = (
-    "the service behind this sidecar cannot be reached; is it running, is its address right?"
+    "what this sidecar forwards to (its service, or the service's sidecar) cannot be reached; "
+    "is it running, is its address right?"
 )
 UPSTREAM_BROKE_OFF_TEXT: Final = "the connection to the service behind this sidecar broke during the call"
 INTERNAL_TEXT: Final = "the sidecar failed to handle this call; its log says why"
