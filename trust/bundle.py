@@ -38,6 +38,7 @@ MAX_DESCRIPTION_CHARS: Final = 2000
 
 _BLOCK: Final = 512
 _END: Final = bytes(2 * _BLOCK)
+_PIECE: Final = 16 * 1024  # of the archive, handed to zlib at one time
 _ONE_FILE: Final = frozenset({MANIFEST, SCHEMA, ENTITIES, DESCRIPTORS, MESH, REFERENCE_VALUES})
 _SEGMENT = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 _SAFE_PATH = re.compile(rf"{_SEGMENT}(/{_SEGMENT})*\Z")
@@ -191,7 +192,9 @@ class _Unpacker:
 
     def __init__(self, archive: bytes) -> None:
         self._zlib = zlib.decompressobj(31)
-        self._pending = archive
+        self._archive = memoryview(archive)
+        self._fed = 0  # bytes of the archive that zlib was given
+        self._pending = b""  # given, and not consumed yet
         self._total = 0
 
     def read(self, count: int) -> bytes:
@@ -211,15 +214,26 @@ class _Unpacker:
 
     def finish(self) -> None:
         """Check that the stream ended exactly here, with a good checksum and nothing behind it."""
-        if self._inflate(1) or not self._zlib.eof or self._zlib.unused_data:
+        left = self._fed < len(self._archive)
+        if self._inflate(1) or not self._zlib.eof or self._zlib.unused_data or left:
             raise _malformed("there is data after the end of the archive")
 
     def _inflate(self, at_most: int) -> bytes:
-        try:
-            part = self._zlib.decompress(self._pending, at_most)
-        except zlib.error as error:
-            raise _malformed(f"not a gzip archive, or damaged ({error})") from None
-        self._pending = self._zlib.unconsumed_tail
+        # In small pieces: zlib copies what it does not consume, each time, so that many small members before a large
+        # one would cost their product.
+        part = b""
+        while not part and not self._zlib.eof:
+            if not self._pending:
+                self._pending = bytes(self._archive[self._fed : self._fed + _PIECE])
+                self._fed += len(self._pending)
+            fed = bool(self._pending)
+            try:
+                part = self._zlib.decompress(self._pending, at_most)
+            except zlib.error as error:
+                raise _malformed(f"not a gzip archive, or damaged ({error})") from None
+            self._pending = self._zlib.unconsumed_tail
+            if not fed:  # and nothing came: the archive ends too early
+                break
         return part
 
 

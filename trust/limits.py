@@ -36,6 +36,7 @@ MAX_CLOCK_SKEW_MS: Final = 5_000
 MAX_MESSAGE_DEPTH: Final = 4  # nesting of messages represented in `context.request`
 MAX_DECISION_CACHE_ENTRIES: Final = 16_384
 MAX_SLICE_CACHE_ENTRIES: Final = 16_384
+MAX_CACHED_KEY_CHARS: Final = 4 * 1024  # of what a verdict is kept under; a longer call is decided each time
 MAX_METADATA_VALUE_BYTES: Final = 1024  # a metadata value shown to policies
 MAX_REQUEST_JSON_BYTES: Final = 1024 * 1024
 
@@ -115,3 +116,15 @@ MAX_SHIP_STREAMS: Final = 20_000  # open at one control plane
 MAX_EXECUTIONS_PAGE: Final = 1_000
 MAX_TREE_ENTRIES: Final = 10_000
 MAX_TREE_BYTES: Final = 16 * 1024 * 1024  # of records in one answer, for a list too
+
+# ledger
+MAX_NOTE_BYTES: Final = 64 * 1024
+MAX_NOTE_SIGNATURES: Final = 100
+MAX_NOTE_NAME_CHARS: Final = 255
+MAX_LEDGER_RECORD_BYTES: Final = 1024 * 1024
+MAX_LEDGER_QUEUE_RECORDS: Final = 16_384  # appended and not yet durable; full means wait or refuse
+MAX_LEDGER_QUEUE_BYTES: Final = 64 * 1024 * 1024
+MAX_LEDGER_TILE_BACKLOG: Final = 2_048  # full tiles not yet written; full holds the writer back
+LEDGER_SEGMENT_RECORDS: Final = 65_536  # records in one segment file: one full tile of level 1
+LEDGER_CHECKPOINT_RECORDS: Final = 16_384  # at most so many durable records without a checkpoint
+LEDGER_CHECKPOINT_PERIOD_S: Final = 1.0

@@ -120,7 +120,8 @@ class Engine:
                 return self._decide_reading(prepared, call, now_ms)
             context = self._context(prepared, call, now_ms)
             verdict = evaluate(prepared.question, prepared.policies, context, _encode(context))
-            self._verdicts.put(key, verdict)
+            if len(call.principal) + len(call.method) <= limits.MAX_CACHED_KEY_CHARS:
+                self._verdicts.put(key, verdict)
             return verdict
         except Exception:  # noqa: BLE001
             # total by contract: whatever goes wrong in here must refuse the call, not leave it without an answer
@@ -231,7 +232,8 @@ class Engine:
             limit = limits.MAX_REQUEST_JSON_BYTES
             detail = f"what policies read of the request is larger than {limit} bytes"
             return Verdict(False, Reason.REQUEST_UNREPRESENTABLE, (), detail=detail)
-        if not prepared.timeless:
+        # callers choose what is in the key: kept large ones would add up to gigabytes
+        if not prepared.timeless or len(text) > limits.MAX_CACHED_KEY_CHARS:
             return evaluate(prepared.question, prepared.policies, context, text)
         key = (call.principal, prepared.action, call.service, text)
         verdict = self._verdicts.get(key)

@@ -3,8 +3,11 @@
 import gzip
 import hashlib
 import io
+import random
 import tarfile
 import zlib
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -239,3 +242,40 @@ def test_writer_refuses_what_the_reader_would() -> None:
     for path in ("../x", "notes.txt", "policies/a.txt", MANIFEST):
         with pytest.raises(EvidenceError):
             write_bundle("x", {**BASE_FILES, path: b""})
+
+
+class _CountingZlib:
+    """zlib's decompressor, counting the bytes that each call copies."""
+
+    def __init__(self, real: Callable[[int], Any], counted: list[int]) -> None:
+        self._inner, self._counted = real(31), counted
+
+    def decompress(self, data: bytes, at_most: int) -> bytes:
+        self._counted.append(len(data))
+        return bytes(self._inner.decompress(data, at_most))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
+def test_many_small_members_before_a_large_one_do_not_cost_their_product(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """zlib copies what it leaves: 20,000 members before 60 MB would be terabytes of copying, for one upload."""
+    noise = random.Random(1).randbytes(2 * 1024 * 1024).hex().encode()
+    small = {f"policies/p{number:04}.cedar": b"// x\n" for number in range(300)}
+    archive = archive_of({**BASE_FILES, **small, "tests/z.yaml": noise})
+    counted: list[int] = []
+    real = zlib.decompressobj
+    monkeypatch.setattr(zlib, "decompressobj", lambda _bits: _CountingZlib(real, counted))
+    assert len(read_bundle(archive, role="targets").policies) == 301
+    assert sum(counted) < 10 * len(archive)  # it was hundreds of times the archive
+
+
+def test_data_in_a_later_piece_than_the_end_is_found() -> None:
+    """A second gzip stream far behind the end is still data after the end."""
+    archive = archive_of(BASE_FILES)
+    for tail in (b"\0", gzip.compress(b"x"), bytes(100_000)):
+        assert refused(archive + tail).reason == Reason.BUNDLE_MALFORMED
+    for cut in (1, 4, 8, 20, len(archive) // 2):
+        assert refused(archive[:-cut]).reason == Reason.BUNDLE_MALFORMED

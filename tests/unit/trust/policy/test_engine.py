@@ -429,3 +429,24 @@ def test_a_bundle_with_a_broken_part_is_refused(more: dict[str, Any], reason: Re
         engine(PLAIN, **more)
     assert caught.value.reason == reason
     assert word in caught.value.detail
+
+
+def test_large_requests_are_decided_without_being_kept() -> None:
+    """Callers choose the text that a verdict is kept under: 16,384 requests of a megabyte must not fill the memory."""
+    made = engine(
+        '@id("a")\npermit(principal, action, resource)\n'
+        'when { context has request && context.request has note && context.request.note == "x" };\n'
+    )
+    large = call(request=order(note="y" * limits.MAX_CACHED_KEY_CHARS))
+    assert made.decide(large, now_ms=0) == made.decide_unsliced(large, now_ms=0)
+    assert len(made._verdicts) == 0
+    made.decide(call(request=order(note="x")), now_ms=0)
+    assert len(made._verdicts) == 1
+
+
+def test_long_made_up_methods_are_not_kept() -> None:
+    """A path of many kilobytes is no cache entry either."""
+    open_to_all = engine('@id("a")\npermit(principal, action, resource);\n')
+    odd = call(method="x.Y/" + "z" * limits.MAX_CACHED_KEY_CHARS)
+    assert open_to_all.decide(odd, now_ms=0).allowed
+    assert len(open_to_all._verdicts) == 0
