@@ -15,7 +15,12 @@ from google.protobuf import (
     wrappers_pb2,
 )
 from google.protobuf.descriptor import Descriptor, MethodDescriptor
-from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorProto, FileDescriptorSet
+from google.protobuf.descriptor_pb2 import (
+    DescriptorProto,
+    FieldDescriptorProto,
+    FileDescriptorProto,
+    FileDescriptorSet,
+)
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import DecodeError, Message
 
@@ -119,6 +124,35 @@ class MethodTable:
         if info is None:
             raise EvidenceError(Reason.REQUEST_UNREPRESENTABLE, f"the bundle does not describe {method}")
         return info.decode(data)
+
+
+def fields_on_the_wire(data: bytes | None) -> dict[str, str]:
+    """Return how each message and method of a readable FileDescriptorSet is encoded, as text by name.
+
+    By this a policy's `context.request.amount` is bound to bytes: with another field number it reads another value.
+    """
+    shown: dict[str, str] = {}
+    for file in FileDescriptorSet.FromString(data or b"").file:
+        scope = f"{file.package}." if file.package else ""
+        shown |= _message_fields(scope, file.message_type)
+        for service in file.service:
+            for method in service.method:
+                streams = ("stream " if method.client_streaming else "", method.input_type.lstrip("."))
+                name = f"rpc {scope}{service.name}/{method.name}"
+                shown[name] = "".join(streams) + (" returns a stream" if method.server_streaming else "")
+    return shown
+
+
+def _message_fields(scope: str, messages: Iterable[DescriptorProto]) -> dict[str, str]:
+    shown: dict[str, str] = {}
+    for message in messages:
+        shown[f"message {scope}{message.name}"] = ", ".join(
+            f"{f.name}={f.number}:{f.type_name.lstrip('.') or FieldDescriptorProto.Type.Name(f.type)[5:].lower()}"
+            + ("[]" if f.label == FieldDescriptorProto.LABEL_REPEATED else "")
+            for f in sorted(message.field, key=lambda f: f.number)
+        )
+        shown |= _message_fields(f"{scope}{message.name}.", message.nested_type)
+    return shown
 
 
 def _info(method: MethodDescriptor) -> MethodInfo:

@@ -14,14 +14,15 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from trust import limits
-from trust.bundle import Bundle
+from trust.bundle import DESCRIPTORS, REFERENCE_VALUES, SCHEMA, Bundle
 from trust.policy.casetests import DEFAULT_TIME, NODE, engine_of, parse_time, read_cases
 from trust.policy.cedar_text import Statement, parse_files
-from trust.policy.descriptors import MethodTable
+from trust.policy.descriptors import MethodTable, fields_on_the_wire
 from trust.policy.engine import Engine
 from trust.policy.entities_text import parse_entities
 from trust.policy.source import principal
 from trust.policy.types import Authn, Call
+from trust.policy.worlds import ACTION, parse_bundle
 from trust.spiffe import SpiffeId
 
 # Stand for everything that no bundle names, so that a rule for everybody shows up as such.
@@ -170,6 +171,11 @@ def _setting_changes(old: Bundle | None, new: Bundle) -> Iterator[SettingChange]
     """Yield what differs in mesh.json and in the members of roles and groups."""
     before = {} if old is None else {**_flat(_mesh_json(old)), **_members(old), **_methods_shown(old)}
     after = {**_flat(_mesh_json(new)), **_members(new), **_methods_shown(new)}
+    before |= {} if old is None else _unread(old)
+    after |= _unread(new)
+    if old is not None and old.descriptors is not None:  # of a first bundle they would be hundreds of lines
+        before |= fields_on_the_wire(old.descriptors)
+        after |= fields_on_the_wire(new.descriptors)
     for name in sorted(before.keys() | after.keys()):
         if before.get(name, "") != after.get(name, ""):
             yield SettingChange(name, before.get(name, ""), after.get(name, ""))
@@ -206,6 +212,16 @@ def _methods_shown(bundle: Bundle) -> dict[str, str]:
         else:
             shown[f"type {match['type']}"] = match["body"]
     return shown
+
+
+def _unread(bundle: Bundle) -> dict[str, str]:
+    """Return the digest of each file of which not everything is shown otherwise, so that no change goes unseen."""
+    files = [name for name in (DESCRIPTORS, REFERENCE_VALUES) if name in bundle.manifest.files]
+    records = parse_bundle(bundle, "").records.values()
+    declared = {record["uid"]["id"] for record in records if record["uid"]["type"] == ACTION}
+    if declared != {match["action"] for match in _DECLARATION.finditer(bundle.schema) if match["action"]}:
+        files.append(SCHEMA)  # not written by `egm policy schema`: Cedar reads more of it than is shown here
+    return {f"file {name}": f"sha256 {bundle.manifest.files[name]}" for name in files}
 
 
 def _reach(old: Bundle | None, new: Bundle, base: Bundle | None) -> tuple[tuple[Reach, ...], int, bool]:

@@ -1,10 +1,12 @@
 """A reviewer sees every difference, and what it means for who may call what."""
 
 import json
+from dataclasses import replace
 
 import pytest
+from google.protobuf.descriptor_pb2 import FileDescriptorSet
 
-from tests.support.engines import workload
+from tests.support.engines import descriptors, workload
 from tests.support.folders import POLICIES, SETTINGS, folder, namespace_folder
 from trust import limits
 from trust.bundle import Bundle, read_bundle
@@ -158,3 +160,33 @@ def test_method_that_joins_a_risk_group_is_shown() -> None:
         for s in diff(bundle(), bundle(settings=settings)).settings
     }
     assert names == {("action shop.Stock/Take", False, True)}
+
+
+def _renumbered() -> bytes:
+    """Return the descriptors with `Order.amount` read from another field of the request."""
+    files = FileDescriptorSet.FromString(descriptors())
+    (shop,) = (file for file in files.file if file.package == "shop")
+    (order,) = (message for message in shop.message_type if message.name == "Order")
+    (amount,) = (field for field in order.field if field.name == "amount")
+    amount.number = 500
+    return files.SerializeToString()
+
+
+def test_a_field_that_policies_read_from_other_bytes_is_shown() -> None:
+    """With another field number `context.request.amount` is always 0, though no policy and no schema changes."""
+    found = diff(
+        bundle(), read_bundle(build({**folder(), "descriptors.binpb": _renumbered()}), role="targets")
+    )
+    (message,) = (setting for setting in found.settings if setting.name == "message shop.Order")
+    assert "amount=7:int64" in message.before
+    assert "amount=500:int64" in message.after
+    assert any(setting.name == "file descriptors.binpb" for setting in found.settings)
+
+
+def test_a_schema_that_is_shown_in_part_only_is_shown_as_a_changed_file() -> None:
+    """An action declared in another layout than ours is still an action to Cedar."""
+    plain = bundle()
+    assert not any(s.name == "file schema.cedarschema" for s in diff(None, plain).settings)
+    odd = plain.schema + '\naction\n  "hidden"\n;\n'
+    changed = replace(plain, schema=odd)
+    assert any(s.name == "file schema.cedarschema" for s in diff(plain, changed).settings)
