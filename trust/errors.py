@@ -76,6 +76,10 @@ class Reason(enum.StrEnum):
     PERMIT_EXPIRED = "PERMIT_EXPIRED"  # outside its time, or older than this boot
     PERMIT_REPLAYED = "PERMIT_REPLAYED"
     PERMIT_UNVERIFIABLE = "PERMIT_UNVERIFIABLE"  # we lack the key or the room to verify it
+    # ledger
+    PROOF_INVALID = "PROOF_INVALID"  # a proof, note, checkpoint or tile is malformed or does not hold
+    LEDGER_UNAVAILABLE = "LEDGER_UNAVAILABLE"  # the disk failed or is full: nothing more is acknowledged
+    LEDGER_CONTRADICTED = "LEDGER_CONTRADICTED"  # what is on disk is not what was signed
     # capacity
     LIMIT_EXCEEDED = "LIMIT_EXCEEDED"
 

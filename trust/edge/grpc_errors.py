@@ -82,6 +82,9 @@ STATUS_OF: Final[Mapping[Reason, grpc.StatusCode]] = MappingProxyType(
         Reason.PERMIT_EXPIRED: _Code.PERMISSION_DENIED,
         Reason.PERMIT_REPLAYED: _Code.ALREADY_EXISTS,
         Reason.PERMIT_UNVERIFIABLE: _Code.UNAVAILABLE,
+        Reason.PROOF_INVALID: _Code.INVALID_ARGUMENT,
+        Reason.LEDGER_UNAVAILABLE: _Code.UNAVAILABLE,
+        Reason.LEDGER_CONTRADICTED: _Code.FAILED_PRECONDITION,
         Reason.LIMIT_EXCEEDED: _Code.RESOURCE_EXHAUSTED,
     }
 )
