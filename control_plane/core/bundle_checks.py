@@ -8,6 +8,7 @@ from trust.policy.casetests import run_tests
 from trust.policy.engine import Engine
 from trust.policy.lint import lint
 from trust.policy.problems import errors_of
+from trust.policy.self_test import check_forbidden
 from trust.verified import BASE_ROLE
 
 _MAX_SHOWN = 20
@@ -48,7 +49,7 @@ def check_bundles(role: str, archive: bytes, others: Mapping[str, bytes], *, tru
     ]
     _refuse(problems)
     try:
-        Engine.build(base, namespaces)
+        check_forbidden(Engine.build(base, namespaces))
     except MeshError as error:
         if namespaces and role == BASE_ROLE:
             raise EvidenceError(

@@ -4,19 +4,19 @@ import asyncio
 import hashlib
 from typing import Final
 
+from sidecar.edge import collector
 from trust import limits
 from trust.bundle import Bundle, read_bundle
 from trust.errors import EvidenceError, Reason
 from trust.policy.engine import Engine
 from trust.policy.self_test import check_forbidden
-from trust.ports import Clock
 from trust.verified import VerifiedPolicy, VerifiedTarget
 
 # A flipped bit in the middle of the archive: gzip's own checksum must not be what catches it, the digest is.
 _TAMPERED_BIT: Final = 0x01
 
 
-def compile_policy(policy: VerifiedPolicy, *, trust_domain: str, node: str, clock: Clock) -> Engine:
+def compile_policy(policy: VerifiedPolicy, *, trust_domain: str) -> Engine:
     """Return the engine of `policy`, after it has passed its self-test. CPU heavy: call it in a thread.
 
     Raises:
@@ -30,14 +30,15 @@ def compile_policy(policy: VerifiedPolicy, *, trust_domain: str, node: str, cloc
             Reason.BUNDLE_MALFORMED,
             f"mesh.json is for trust domain {engine.mesh.trust_domain}, this node belongs to {trust_domain}",
         )
-    check_forbidden(engine, node=node, now_ms=clock.now_ms())
+    check_forbidden(engine)
     check_tampered_refused(policy.base)
     return engine
 
 
-async def activate(policy: VerifiedPolicy, *, trust_domain: str, node: str, clock: Clock) -> Engine:
+async def activate(policy: VerifiedPolicy, *, trust_domain: str) -> Engine:
     """Run `compile_policy` in a thread, so that calls go on under the old policy meanwhile."""
-    return await asyncio.to_thread(compile_policy, policy, trust_domain=trust_domain, node=node, clock=clock)
+    with collector.young_only():
+        return await asyncio.to_thread(compile_policy, policy, trust_domain=trust_domain)
 
 
 def read_target(target: VerifiedTarget) -> Bundle:

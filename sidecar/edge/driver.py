@@ -127,7 +127,6 @@ class Sidecar:
             record_path=self._record_path,
             alarms=alarms,
             trust_domain=config.trust_domain,
-            node=config.node,
             local_level=config.level,
             changed=self._changed.set,
             doubtful=doubtful,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from sidecar.core.bundle_state import BundleState, Effect, Lease, Persist, Swap, Turned
+from sidecar.core.bundle_state import BundleState, Effect, InForce, Lease, Persist, Swap, Turned
 from sidecar.core.decider import Decider
 from sidecar.core.feed_state import poll_interval_ms
 from sidecar.core.levels import check_local_level
@@ -48,7 +48,6 @@ class PolicyKeeper:
         record_path: Path,
         alarms: Alarms,
         trust_domain: str,
-        node: str,
         local_level: int | None,
         changed: Callable[[], None],
         doubtful: asyncio.Event,
@@ -64,14 +63,13 @@ class PolicyKeeper:
             record_path: where the lease is remembered.
             alarms: where problems are shown.
             trust_domain: mesh.json must be for it.
-            node: this node's name.
             local_level: from the configuration.
             changed: called after policy or lease changed.
             doubtful: set when open streams wait to be decided again.
         """
         self._client, self._source, self._state, self._pipeline = client, source, state, pipeline
         self._clock, self._record_path, self._alarms = clock, record_path, alarms
-        self._trust_domain, self._node, self._local_level = trust_domain, node, local_level
+        self._trust_domain, self._local_level = trust_domain, local_level
         self._changed, self._doubtful = changed, doubtful
         self._one_at_a_time = asyncio.Lock()
         self._seen_timestamp = 0
@@ -178,17 +176,29 @@ class PolicyKeeper:
         if self._refused == policy.digest:
             return None
         try:
-            engine = await activate(
-                policy, trust_domain=self._trust_domain, node=self._node, clock=self._clock
-            )
+            engine = await activate(policy, trust_domain=self._trust_domain)
         except EvidenceError as error:
-            self._refused = policy.digest
-            kept = "nothing is in force" if held is None else f"version {held.version} stays in force"
-            self._alarm("activation", f"policy version {policy.base.version} not activated, {kept}: {error}")
+            self._not_activated(policy, held, str(error))
+            return None
+        except Exception:  # whatever a signed bundle breaks in here must not end the process at every start
+            logger.exception("activating policy version %d failed", policy.base.version)
+            self._not_activated(policy, held, f"{Reason.INTERNAL}: this node's log says why")
             return None
         self._refused = None
         self._alarms.clear("activation")
         return engine
+
+    def _not_activated(self, policy: VerifiedPolicy, held: InForce | None, why: str) -> None:
+        """Raise the alarm; what is in force stays so, but its lease is not renewed (docs/adr/0008)."""
+        self._refused = policy.digest
+        kept = "nothing is in force"
+        if held is not None:
+            kept = f"version {held.version} stays in force until its lease and grace are over"
+        self._alarm(
+            "activation",
+            f"policy version {policy.base.version} not activated, {kept}; the approvers must sign a version that "
+            f"nodes can enforce: {why}",
+        )
 
     def _check_level(self, engine: Decider) -> None:
         """A policy that arrives later may be above the configured level; it wins, and a person should know."""

@@ -21,6 +21,7 @@ from trust.policy.engine import Engine
 from trust.policy.problems import Problem, Severity, errors_of
 from trust.policy.reads import reads
 from trust.policy.rules import OBLIGATIONS
+from trust.policy.self_test import HINT, permits_everything
 from trust.policy.validation import ACTION, ATTRIBUTE, at, near, schema_problems
 from trust.spiffe import SpiffeId
 from trust.verified import BASE_ROLE
@@ -317,12 +318,20 @@ def _engine_problems(bundle: Bundle, base: Bundle | None) -> list[Problem]:
     namespace = bundle.manifest.namespace
     try:
         if namespace is None:
-            Engine.build(bundle, {})
+            engine = Engine.build(bundle, {})
         elif base is not None:
-            Engine.build(base, {namespace: bundle})
+            engine = Engine.build(base, {namespace: bundle})
+        else:
+            return []
     except EvidenceError as error:
         return [_from_engine(error)]
-    return []
+    return [_allows_anything(engine, policy) for policy in permits_everything(engine)]
+
+
+def _allows_anything(engine: Engine, policy: str) -> Problem:
+    file, _, line = (engine.source(policy) or source.SETTINGS).rpartition(":")
+    what = f"policy {policy!r} permits everything, even to call what does not exist; no node would enforce it"
+    return Problem(file or source.SETTINGS, int(line) if line.isdecimal() else 0, what, HINT)
 
 
 def _from_engine(error: EvidenceError) -> Problem:

@@ -9,26 +9,37 @@ from trust.policy.types import Authn, Call
 SELF_TEST_CALLER: Final = "egm-self-test"  # spiffe://TD/egm-self-test: no certificate can carry it
 SELF_TEST_METHOD: Final = "egm.selftest/Forbidden"
 SELF_TEST_SERVICE: Final = "egm-self-test"
+SELF_TEST_NODE: Final = "egm-self-test"
+SELF_TEST_TIME_MS: Final = 1_767_614_400_000  # 2026-01-05 12:00 UTC, a Monday
+HINT: Final = 'name an action or a service in its scope (for all methods: `action in Action::"any"`)'
 
 
-def check_forbidden(engine: Engine, *, node: str, now_ms: int) -> None:
-    """Ask for a call that nobody can make, of a method that does not exist, on a service that is not there.
+def permits_everything(engine: Engine) -> tuple[str, ...]:
+    """Return the policies that allow a call that nobody can make; none, when it is denied as it must be.
 
-    Raises:
-        EvidenceError: BUNDLE_SELF_TEST_FAILED, naming the policies that allowed it and what to write instead.
+    The method does not exist, nor does the service, nor the node; and the time is fixed: the answer must be the same
+    on every node and at every start, and where the policy is proposed, or a quorum could sign what nodes refuse.
     """
     call = Call(
         principal=f"spiffe://{engine.mesh.trust_domain}/{SELF_TEST_CALLER}",
         method=SELF_TEST_METHOD,
         service=SELF_TEST_SERVICE,
         authn=Authn.MTLS,
-        node=node,
+        node=SELF_TEST_NODE,
         level=4,
     )
-    verdict = engine.decide(call, now_ms=now_ms)
-    if verdict.allowed:
+    verdict = engine.decide(call, now_ms=SELF_TEST_TIME_MS)
+    return verdict.policies if verdict.allowed else ()
+
+
+def check_forbidden(engine: Engine) -> None:
+    """Refuse policies that allow a known-forbidden call.
+
+    Raises:
+        EvidenceError: BUNDLE_SELF_TEST_FAILED, naming the policies that allowed it and what to write instead.
+    """
+    if found := permits_everything(engine):
         raise EvidenceError(
             Reason.BUNDLE_SELF_TEST_FAILED,
-            f"{', '.join(verdict.policies)} permits everything, even {SELF_TEST_METHOD} by nobody; "
-            'name an action or a service in its scope (for all methods: `action in Action::"any"`)',
+            f"{', '.join(found)} permits everything, even {SELF_TEST_METHOD} by nobody; {HINT}",
         )

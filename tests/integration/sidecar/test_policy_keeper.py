@@ -19,7 +19,7 @@ from tests.support.tuf_world import World
 from trust.edge.clock import SystemClock
 from trust.edge.tuf_client import PolicyClient
 from trust.errors import EvidenceError, InputError, MeshError, Reason, StateError
-from trust.policy.source import build
+from trust.policy.source import archive_of, build, load
 
 UNCONDITIONAL = b'@id("everything")\npermit(principal, action, resource);\n'
 
@@ -31,7 +31,14 @@ def bundle(version: int = 1, *, trust_domain: str = "mesh.local", ttl_s: int = 6
 
 def permits_everything() -> bytes:
     """Return a bundle that fails the self-test."""
-    return build({**policy_folder(trust_domain="mesh.local"), "policies/all.cedar": UNCONDITIONAL})
+    return unlinted({**policy_folder(trust_domain="mesh.local"), "policies/all.cedar": UNCONDITIONAL})
+
+
+def unlinted(folder: dict[str, bytes]) -> bytes:
+    """Return a bundle that `build` would refuse, as somebody's own tool might make it."""
+    parsed, _ = load(folder)
+    assert parsed is not None
+    return archive_of(parsed)
 
 
 class Node:
@@ -56,7 +63,6 @@ class Node:
             record_path=self.record_path,
             alarms=self.alarms,
             trust_domain="mesh.local",
-            node="n",
             local_level=local_level,
             changed=self._changed,
             doubtful=asyncio.Event(),
@@ -132,6 +138,48 @@ async def test_bad_bundle_leaves_the_old_one_in_force_and_alarms(
     world.release(bundle(3))
     await node.refresh()
     assert (node.version, node.alarms.texts()) == (3, ())
+
+
+async def test_bad_bundle_does_not_keep_the_old_policy_alive_beyond_its_lease(
+    world: World, tmp_path: Path
+) -> None:
+    """The version that does not activate may withdraw rights: they must end within the signed bound all the same."""
+    node = Node(world, tmp_path)
+    world.release(bundle())
+    await node.refresh()
+    now_ms, mono_ms = node.clock.now_ms(), node.clock.monotonic_ms()
+    before = node.state.remaining_ms(now_ms, mono_ms)
+    world.release(permits_everything())
+    for _ in range(3):
+        await node.refresh()
+        world.renew()
+    assert node.state.remaining_ms(now_ms, mono_ms) == before, "a timestamp of the new version is no renewal"
+    after_grace_ms = before[1]
+    assert node.state.lease(now_ms, mono_ms + after_grace_ms - 1) is Lease.STALE
+    assert node.state.lease(now_ms, mono_ms + after_grace_ms) is Lease.SEALED
+    assert any("until its lease and grace are over" in text for text in node.alarms.texts())
+
+
+async def test_bundle_that_breaks_activation_itself_is_an_alarm_and_no_crash_loop(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a quorum signed must not end the process now, nor at every start from disk."""
+
+    def broken(*_: object, **__: object) -> object:
+        raise RuntimeError("secret detail")
+
+    world.release(bundle())
+    node = Node(world, tmp_path)
+    await node.refresh()
+    world.release(bundle(2))
+    monkeypatch.setattr(activation, "compile_policy", broken)
+    await node.refresh()
+    assert (node.version, node.reason()) == (1, Reason.ALLOWED)
+    (alarm,) = node.alarms.texts()
+    assert "INTERNAL" in alarm and "secret" not in alarm
+    again = Node(world, tmp_path)
+    await again.keeper.resume()
+    assert again.reason() is Reason.POLICY_MISSING
 
 
 async def test_bad_bundle_is_not_compiled_again_at_every_look(
@@ -277,4 +325,4 @@ async def test_target_with_other_bytes_than_signed_is_refused(world: World, tmp_
     policy = PolicyClient(tmp_path / "tuf", world.root).refresh(world.source())
     forged = replace(policy, base=replace(policy.base, data=bundle(9)))
     with pytest.raises(EvidenceError, match="DIGEST_MISMATCH"):
-        await activation.activate(forged, trust_domain="mesh.local", node="n", clock=SystemClock())
+        await activation.activate(forged, trust_domain="mesh.local")

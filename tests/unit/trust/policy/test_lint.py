@@ -74,6 +74,12 @@ def test_good_folder_has_no_problem_but_untested_policies() -> None:
             2,
             "no ServiceGroup 'mony'",
         ),
+        ('@id("a")\npermit(principal, action, resource);', 1, "permits everything"),
+        (
+            '@id("a")\npermit(principal is Workload, action, resource is Service)\nwhen { context.node.level == 4 };',
+            1,
+            "permits everything",
+        ),
         ('@id("a")\n@rate("100/m")\npermit(principal, action, resource);', 2, "cannot enforce"),
         (
             '@id("a")\n@require_approval("2 of ops")\npermit(principal, action, resource);',
@@ -116,7 +122,6 @@ def test_mistakes_in_several_policies_are_all_reported() -> None:
 @pytest.mark.parametrize(
     ("policies", "words"),
     [
-        ('@id("a") permit(principal, action, resource);', "permits every caller"),
         (
             '@id("a") permit(principal is Workload, action in Action::"any", resource is Service);',
             "permits every",
