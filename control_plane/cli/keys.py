@@ -1,6 +1,7 @@
 """`egm keys`: make, show and list keys, sign root metadata, replace keys."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,7 @@ from tuf.api.metadata import Metadata, Root
 from control_plane.cli.context import JsonFlag
 from control_plane.cli.output import console, emit, table
 from control_plane.edge.domain import describe_root, open_domain
-from trust.authoring import find_key, next_root, parse_metadata, sign
+from trust.authoring import digest_of, find_key, next_root, parse_metadata, sign
 from trust.edge.clock import SystemClock
 from trust.edge.files import write_atomic
 from trust.edge.keyfiles import (
@@ -26,7 +27,8 @@ from trust.edge.keyfiles import (
 )
 from trust.errors import InputError, Reason
 from trust.keys import key_name
-from trust.metadata import ONLINE_ROLES
+from trust.metadata import ONLINE_ROLES, check, check_root, lint_rotation
+from trust.metadata_diff import HolderChange, holder_changes
 from trust.quorum import Quorum, keys_of, quorum_of
 from trust.verified import BASE_ROLE
 
@@ -101,7 +103,12 @@ def list_keys(domain: DomainOption, as_json: JsonFlag = False) -> None:
 @app.command("sign-root")
 def sign_root(
     root: Annotated[Path, typer.Argument(help="Root metadata to sign; the signature is added to it.")],
-    key: Annotated[str, typer.Option(help="Your private key: a file, or a signer URI (hsm:, awskms:, ...).")],
+    key: Annotated[
+        str, typer.Option(help="Your private key: a file, or a signer URI (hsm:, awskms:, ...).")
+    ] = "",
+    check_only: Annotated[
+        bool, typer.Option("--check", help="Show what the root says and do not sign it.")
+    ] = False,
     domain: Annotated[
         Path | None, typer.Option(help="Trust domain whose root this one replaces (rotation).")
     ] = None,
@@ -110,9 +117,20 @@ def sign_root(
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Sign root metadata with your key, after checking what it is. Names who has not signed yet."""
+    """Sign root metadata with your key. Shows first who may sign what under it, then who has not signed yet."""
+    if not key and not check_only:
+        raise InputError(Reason.INPUT_INVALID, "give --key NAME.pem to sign, or --check to look only")
     metadata = parse_metadata(_read(root), Root)
     before = _previous(metadata, domain, previous)
+    if before is not None:
+        check(lint_rotation(before, metadata.signed))
+    check_root(metadata.signed, now_ms=SystemClock().now_ms())
+    changes = holder_changes(before, metadata.signed)
+    if not as_json:
+        _show_changes(root, metadata, changes)
+    if check_only:
+        emit(_changes_record(root, metadata, changes), as_json=as_json, text=lambda: None)
+        return
     delegators = [d for d in (before, metadata.signed) if d is not None]
     signer = load_signer(key, passphrase_for(key))
     metadata = sign(metadata, signer, delegators)
@@ -175,6 +193,25 @@ def adopt_root(
     metadata = open_domain(domain).adopt_root(_read(root))
     version = metadata.signed.version
     emit(describe_root(metadata.signed), as_json=as_json, text=f"trust anchor is now root version {version}")
+
+
+def _show_changes(path: Path, metadata: Metadata[Root], changes: list[HolderChange]) -> None:
+    console.print(
+        f"root version {metadata.signed.version} in {path}, digest {digest_of(metadata)}", soft_wrap=True
+    )
+    for change in changes:
+        console.print(
+            f"  {change.what}: {change.before or '(none)'} -> {change.after or '(none)'}", soft_wrap=True
+        )
+
+
+def _changes_record(path: Path, metadata: Metadata[Root], changes: list[HolderChange]) -> dict[str, object]:
+    return {
+        "root": str(path),
+        "version": metadata.signed.version,
+        "digest": digest_of(metadata),
+        "holders": [asdict(change) for change in changes],
+    }
 
 
 def _previous(metadata: Metadata[Root], domain: Path | None, previous: Path | None) -> Root | None:

@@ -2,6 +2,7 @@
 
 import os
 import stat
+import tempfile
 from pathlib import Path
 
 from trust.errors import InputError, Reason
@@ -14,8 +15,10 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
         OSError: nothing was changed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    # A new file (O_EXCL, mode 0600) under a name that nobody can guess: in a directory that others may write to,
+    # a file or link prepared under a known name would receive a private key.
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    temporary = Path(name)
     try:
         os.fchmod(descriptor, mode)
         with os.fdopen(descriptor, "wb") as file:

@@ -128,3 +128,31 @@ def test_text_output_names_the_next_step(tmp_path: Path) -> None:
         arguments += ["--root-key", path, "--approver-key", path]
     result = CliRunner().invoke(init.app, arguments)
     assert result.exit_code == 1
+
+
+def test_a_root_holder_sees_who_may_sign_before_signing_and_an_unsafe_root_is_never_signed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The file comes from somebody else: its keys are shown with their material, a weak threshold is refused."""
+    k, domain = tmp_path / "k", tmp_path / "domain"
+    make_keys(k, ["root-1", "root-2", "alice", "bob"])
+    arguments: list[object] = [domain, "--trust-domain", "acme.test"]
+    for name in ("root-1", "root-2"):
+        arguments += ["--root-key", k / f"{name}.pub.json"]
+    for name in ("alice", "bob"):
+        arguments += ["--approver-key", k / f"{name}.pub.json"]
+    unsigned = Path(run(init.app, *arguments, code=1)["unsigned_root"])
+    before = unsigned.read_bytes()
+    seen = run(keys.app, "sign-root", unsigned, "--check")
+    assert unsigned.read_bytes() == before
+    alice = json.loads((k / "alice.pub.json").read_bytes())
+    told = {change["what"]: change["after"] for change in seen["holders"]}
+    assert alice["keyval"]["public"] in told[f"role targets: key {alice['keyid']}"]
+    assert told["development domain"] == "no"
+    weak = json.loads(before)
+    weak["signed"]["roles"]["targets"]["threshold"] = 1
+    unsigned.write_text(json.dumps(weak))
+    with pytest.raises(MeshError) as caught:
+        run(keys.app, "sign-root", unsigned, "--key", k / "root-1.pem")
+    assert caught.value.reason is Reason.METADATA_UNSAFE
+    assert json.loads(unsigned.read_bytes())["signatures"] == []

@@ -1,0 +1,56 @@
+"""Files with secrets in them are never readable by others, not even for a moment or under another name."""
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from trust.edge.files import check_private, write_atomic
+from trust.errors import InputError
+
+
+def test_a_file_or_link_prepared_under_a_temporary_name_never_receives_the_secret(tmp_path: Path) -> None:
+    """Whoever may write to the directory could otherwise guess the name and keep the file open."""
+    trap = tmp_path / "trap"
+    trap.write_bytes(b"")
+    (tmp_path / f".key.pem.{os.getpid()}.tmp").symlink_to(trap)
+    write_atomic(tmp_path / "key.pem", b"secret", mode=0o600)
+    assert trap.read_bytes() == b""
+    assert (tmp_path / "key.pem").read_bytes() == b"secret"
+    assert stat.S_IMODE((tmp_path / "key.pem").stat().st_mode) == 0o600
+
+
+def test_a_link_in_the_place_of_the_file_is_replaced_and_not_followed(tmp_path: Path) -> None:
+    """The target of the link keeps its content."""
+    other = tmp_path / "other"
+    other.write_bytes(b"theirs")
+    (tmp_path / "key.pem").symlink_to(other)
+    write_atomic(tmp_path / "key.pem", b"secret", mode=0o600)
+    assert other.read_bytes() == b"theirs"
+    assert not (tmp_path / "key.pem").is_symlink()
+
+
+def test_the_mode_does_not_depend_on_the_umask_and_a_failure_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A public file is readable by others, a private one never; a full disk leaves no half file."""
+    before = os.umask(0)
+    try:
+        write_atomic(tmp_path / "public", b"x")
+        write_atomic(tmp_path / "private", b"x", mode=0o600)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "public").stat().st_mode) == 0o644
+    check_private(tmp_path / "private")
+    with pytest.raises(InputError):
+        check_private(tmp_path / "public")
+
+    def full(_descriptor: int) -> None:
+        raise OSError(28, "no space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="no space"):
+        write_atomic(tmp_path / "private", b"new")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["private", "public"]
+    assert (tmp_path / "private").read_bytes() == b"x"
