@@ -28,7 +28,7 @@ def run(config: ConfigOption, as_json: JsonFlag = False) -> None:
     """Run a sidecar in the foreground until SIGTERM; then drain."""
     import uvloop
 
-    from sidecar.edge import driver
+    from sidecar.edge import collector, driver
     from trust.edge import logs
 
     logs.configure()
@@ -41,6 +41,7 @@ def run(config: ConfigOption, as_json: JsonFlag = False) -> None:
         if as_json:
             _print_json(event)
 
+    collector.keep_what_is_loaded()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(driver.run(loaded, ready=ready))
 

@@ -67,8 +67,7 @@ def _collect(node: object, found: set[Path], named: set[pst.EntityUid]) -> None:
     stack: list[Any] = [node]
     while stack:
         value = stack.pop()
-        path = _context_path(value)
-        if path is not None:
+        if isinstance(value, _PATH_NODES) and (path := _context_path(value)) is not None:
             found.add(path)
         elif isinstance(value, pst.HasAttr) and (base := _context_path(value.base)) is not None:
             found.add((*base, *value.attrs, EXISTS))
@@ -79,7 +78,8 @@ def _collect(node: object, found: set[Path], named: set[pst.EntityUid]) -> None:
         elif isinstance(value, dict):  # pst.FrozenMap is one
             stack.extend(value.values())
         else:
-            stack.extend(getattr(value, name) for name in _children(type(value)))
+            for name in _children(type(value)):
+                stack.append(getattr(value, name))
 
 
 def _children(kind: type) -> tuple[str, ...]:
@@ -91,6 +91,7 @@ def _children(kind: type) -> tuple[str, ...]:
 
 
 _CHILDREN: Final[dict[type, tuple[str, ...]]] = {}
+_PATH_NODES: Final = (pst.GetAttr, pst.Var)  # what `_context_path` can say anything about
 
 
 def _context_path(node: object) -> Path | None:
