@@ -10,6 +10,7 @@ EdDSA (which Envoy needs) and because a header of fixed bytes leaves no room for
 critical extension. Tests hold both directions equal to joserfc's.
 """
 
+import functools
 import hashlib
 import re
 from collections.abc import Callable
@@ -59,7 +60,7 @@ _REQUIRED: Final = frozenset({"iss", "sub", "aud", "iat", "exp", "jti", "txn", "
 _KNOWN: Final = _REQUIRED | {"parent", "req"}
 _BUNDLE: Final = frozenset({"v", "d"})
 _CONFIRMATION: Final = frozenset({"x5t#S256"})
-_MAX_SECONDS: Final = 2**40
+_MAX_NUMBER: Final = 2**40  # of seconds and versions
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +123,7 @@ def mint(claims: PermitClaims, sign: Callable[[bytes], bytes], kid: str) -> str:
     Raises:
         EvidenceError: PERMIT_INVALID, naming the claim that is out of bounds.
     """
+    _check_mintable(claims)
     payload: dict[str, Any] = {
         "iss": claims.issuer,
         "sub": claims.subject,
@@ -139,11 +141,7 @@ def mint(claims: PermitClaims, sign: Callable[[bytes], bytes], kid: str) -> str:
         payload["parent"] = to_base64url(claims.parent_sha256)
     if claims.request_sha256 is not None:
         payload["req"] = to_base64url(claims.request_sha256)
-    _claims(payload)
-    tail = f'{kid}"}}'
-    if _KEY_ID.match(tail) is None:
-        _refuse("its key id is not a SHA-256 in base64url")
-    signed = f"{_HEADER_START}{to_base64url(tail.encode())}.{to_base64url(write_object(payload))}"
+    signed = f"{_header(kid)}.{to_base64url(write_object(payload))}"
     token = f"{signed}.{to_base64url(sign(signed.encode('ascii')))}"
     if len(token) > limits.MAX_PERMIT_BYTES:
         _refuse(f"it is larger than {limits.MAX_PERMIT_BYTES} bytes")
@@ -266,6 +264,15 @@ def _split(token: str) -> tuple[str, str, str]:
     return header, body, signature
 
 
+@functools.lru_cache(maxsize=64)
+def _header(kid: str) -> str:
+    tail = f'{kid}"}}'
+    if _KEY_ID.match(tail) is None:
+        _refuse("its key id is not a SHA-256 in base64url")
+    return _HEADER_START + to_base64url(tail.encode())
+
+
+@functools.lru_cache(maxsize=1024)
 def _key_id(header: str) -> str:
     if not header.startswith(_HEADER_START) or len(header) != _HEADER_CHARS:
         _refuse(f'its header is not exactly {{"alg":"{ALGORITHM}","typ":"{PERMIT_TYPE}","kid":"..."}}')
@@ -313,11 +320,39 @@ def _claims(payload: dict[str, Any]) -> PermitClaims:
         request_sha256=_bytes(payload["req"], _DIGEST_BYTES, "req") if "req" in names else None,
         parent_sha256=_bytes(payload["parent"], _DIGEST_BYTES, "parent") if "parent" in names else None,
     )
+    _check_sense(claims)
+    return claims
+
+
+def _check_sense(claims: PermitClaims) -> None:
+    """Refuse what no reader accepts although every claim has its shape."""
     if not 0 < claims.expires_s - claims.issued_s <= limits.MAX_PERMIT_LIFETIME_S:
         _refuse(f"it lives not between 1 and {limits.MAX_PERMIT_LIFETIME_S} s (iat, exp)")
     if (claims.parent_sha256 is None) != (claims.root_id == claims.execution_id):
         _refuse("a root, and only a root, is its own transaction (txn, eid, parent)")
-    return claims
+
+
+def _check_mintable(claims: PermitClaims) -> None:
+    """Refuse claims that `_claims` would refuse to read."""
+    if not (claims.issuer and claims.subject and claims.audience and claims.method):
+        _refuse("its iss, sub, aud or mth is empty")
+    for number in (claims.issued_s, claims.expires_s, claims.policy_version):
+        if not 0 <= number < _MAX_NUMBER:
+            _refuse("its iat, exp or bnd.v is out of bounds")
+    for digest in (
+        claims.policy_digest,
+        claims.certificate_sha256,
+        claims.request_sha256,
+        claims.parent_sha256,
+    ):
+        if digest is not None and len(digest) != _DIGEST_BYTES:
+            _refuse("one of its digests is no SHA-256")
+    if len(claims.permit_id) != _ID_BYTES:
+        _refuse(f"its jti is not {_ID_BYTES} bytes")
+    for uuid in (claims.root_id, claims.execution_id):
+        if len(uuid) != _ID_BYTES or uuid[6] >> 4 != 7 or uuid[8] >> 6 != 2:
+            _refuse("its txn or eid is not a UUIDv7")
+    _check_sense(claims)
 
 
 def _check_time(claims: PermitClaims, now_ms: int) -> None:
@@ -337,7 +372,7 @@ def _text(payload: dict[str, Any], name: str) -> str:
 
 
 def _number(value: object, name: str) -> int:
-    if type(value) is not int or not 0 <= value < _MAX_SECONDS:
+    if type(value) is not int or not 0 <= value < _MAX_NUMBER:
         _refuse(f"its {name} is not a whole number in bounds")
     return value
 

@@ -1,0 +1,295 @@
+"""Which permit goes with an outgoing call, and whether the one that came with an incoming call is good, once.
+
+The caller's sidecar holds a `Minter`, the callee's a `Verifier`. A verified permit does not allow a call: the callee's
+sidecar decides again itself.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from sidecar.core.call import Attempt, Decision, Direction
+from sidecar.core.replay import ReplayCache
+from trust import limits
+from trust.errors import EvidenceError, Reason, StateError
+from trust.node_key import ENDORSEMENT_KEY, NodeKey, endorsement_digest, verify_endorsement
+from trust.permit import (
+    PERMIT_KEY,
+    Permit,
+    PermitClaims,
+    authenticate,
+    check_binding,
+    mint,
+    permit_sha256,
+    read_claims,
+)
+from trust.spiffe import SpiffeId
+
+LIFETIME_S: Final = limits.MAX_PERMIT_LIFETIME_S
+
+
+def presented(sent: Iterable[tuple[str, str | bytes]]) -> tuple[str | None, bytes | None]:
+    """Return the permit and the endorsement among a call's metadata; None for what is not there.
+
+    Raises:
+        EvidenceError: PERMIT_INVALID, if there are several of one, or of the wrong type.
+    """
+    permit: str | None = None
+    endorsement: bytes | None = None
+    for key, value in sent:
+        if key == PERMIT_KEY:
+            if permit is not None or not isinstance(value, str):
+                raise EvidenceError(
+                    Reason.PERMIT_INVALID, f"{PERMIT_KEY} must be in the metadata once, as text"
+                )
+            permit = value
+        elif key == ENDORSEMENT_KEY:
+            if endorsement is not None or not isinstance(value, bytes):
+                raise EvidenceError(
+                    Reason.PERMIT_INVALID, f"{ENDORSEMENT_KEY} must be in the metadata once, as bytes"
+                )
+            endorsement = value
+    return permit, endorsement
+
+
+def binds_request(token: str) -> bool:
+    """Return whether a permit says that it binds a request, so that the door must read one first. Proves nothing.
+
+    Raises:
+        EvidenceError: PERMIT_INVALID, if it has not the shape of a permit.
+    """
+    return read_claims(token).request_sha256 is not None
+
+
+class Endorsements:
+    """Keys of other nodes that were verified, by key id; bounded, the oldest leaves. Not thread-safe."""
+
+    def __init__(
+        self, anchors_pem: Callable[[], bytes], trust_domain: str, *, capacity: int = limits.MAX_NODE_KEYS
+    ) -> None:
+        """Start empty.
+
+        Args:
+            anchors_pem: returns the CA certificates to trust now; call `forget_all` when they change.
+            trust_domain: which nodes must belong to.
+            capacity: keys held at most.
+        """
+        self._anchors_pem, self._trust_domain, self._capacity = anchors_pem, trust_domain, capacity
+        self._held: dict[str, NodeKey] = {}
+
+    def __len__(self) -> int:
+        """Return how many keys are held."""
+        return len(self._held)
+
+    def key_of(self, kid: str, endorsement: bytes | None, *, now_ms: int) -> NodeKey:
+        """Return the key that `kid` names: a held one, or the one that `endorsement` proves.
+
+        Raises:
+            EvidenceError: PERMIT_INVALID, if the endorsement does not verify or is another than `kid` names.
+            StateError: PERMIT_UNVERIFIABLE, if there is none, or it has ended.
+        """
+        held = self._held.get(kid)
+        if held is not None and now_ms < held.not_after_ms:
+            return held
+        if endorsement is None:
+            raise StateError(
+                Reason.PERMIT_UNVERIFIABLE,
+                f"the key that signed the permit is not known here and came without endorsement ({ENDORSEMENT_KEY})",
+            )
+        if endorsement_digest(endorsement) != kid:
+            raise EvidenceError(
+                Reason.PERMIT_INVALID, "permit refused: the endorsement is not that of its key (kid)"
+            )
+        key = verify_endorsement(endorsement, self._anchors_pem(), self._trust_domain, now_ms)
+        self.hold(key)
+        return key
+
+    def hold(self, key: NodeKey) -> None:
+        """Keep a verified key."""
+        if key.digest not in self._held and len(self._held) >= self._capacity:
+            del self._held[next(iter(self._held))]
+        self._held[key.digest] = key
+
+    def forget_all(self) -> None:
+        """Verify every endorsement again at its next use: the trust anchors or the revocations changed."""
+        self._held.clear()
+
+
+class Minter:
+    """Mints the permits of one node."""
+
+    def __init__(
+        self,
+        node: SpiffeId,
+        key_id: Callable[[], str],
+        sign: Callable[[bytes], bytes],
+        ids: Callable[[], bytes],
+        *,
+        lifetime_s: int = LIFETIME_S,
+    ) -> None:
+        """Take the node's key.
+
+        Args:
+            node: whose permits they are.
+            key_id: returns the digest of the endorsement in force, or raises StateError when there is none.
+            sign: makes the node key's Ed25519 signature.
+            ids: draws 128 random bits (16 bytes).
+            lifetime_s: 1..MAX_PERMIT_LIFETIME_S.
+        """
+        self._node, self._key_id, self._sign, self._ids = str(node), key_id, sign, ids
+        self._lifetime_s = lifetime_s
+
+    def mint_for(  # noqa: PLR0917  # every one binds the permit to something else
+        self,
+        attempt: Attempt,
+        decision: Decision,
+        request_sha256: bytes | None,
+        parent: Permit | None,
+        root_id: bytes,
+        client_cert_sha256: bytes,
+        now_ms: int,
+        *,
+        execution_id: bytes,
+        callee: str,
+        policy_sha256: bytes,
+    ) -> str:
+        """Return the permit of one outgoing call that was allowed.
+
+        Args:
+            attempt: the outgoing call; its principal is the permit's subject.
+            decision: that allowed it.
+            request_sha256: of the request as received from the caller; None binds the method alone.
+            parent: permit of the execution that makes this call (`Verifier.parent_of`); None for a root.
+            root_id: of the chain: the parent's root, or `execution_id` for a root.
+            client_cert_sha256: of the certificate that the connection to the callee shows.
+            now_ms: Unix time, ms.
+            execution_id: UUIDv7, 16 bytes.
+            callee: SPIFFE ID of the workload that may execute it.
+            policy_sha256: SHA-256 of the digest of the policy that was decided under.
+
+        Raises:
+            EvidenceError: CALLER_UNIDENTIFIED; PERMIT_INVALID, if the call does not fit into a permit.
+            StateError: the node's key is not endorsed at the moment.
+            ValueError: the call was not allowed, or `parent` is not its parent.
+        """
+        if not decision.allowed or attempt.direction is not Direction.OUTBOUND:
+            raise ValueError("only an outgoing call that was allowed gets a permit")
+        caller = _caller(attempt)
+        if parent is not None and (parent.claims.audience, parent.claims.root_id) != (caller, root_id):
+            raise ValueError("the parent permit is of another workload or another chain")
+        issued_s = now_ms // 1000
+        claims = PermitClaims(
+            issuer=self._node,
+            subject=caller,
+            audience=callee,
+            issued_s=issued_s,
+            expires_s=issued_s + self._lifetime_s,
+            permit_id=self._ids(),
+            root_id=root_id,
+            execution_id=execution_id,
+            method=attempt.method,
+            policy_version=decision.policy_version,
+            policy_digest=policy_sha256,
+            certificate_sha256=client_cert_sha256,
+            request_sha256=request_sha256,
+            parent_sha256=None if parent is None else parent.sha256,
+        )
+        return mint(claims, self._sign, self._key_id())
+
+
+class Verifier:
+    """Accepts each permit once, and knows the permits of executions that are open here. Not thread-safe."""
+
+    def __init__(
+        self, endorsements: Endorsements, replay: ReplayCache, *, max_open: int = limits.MAX_PARENT_PERMITS
+    ) -> None:
+        """Start with what was verified and spent so far.
+
+        Args:
+            endorsements: keys of the nodes that call.
+            replay: permits that were spent; it refuses those minted before this boot.
+            max_open: open executions whose calls can be linked to them; beyond, the oldest cannot.
+        """
+        self._endorsements, self._replay, self._max_open = endorsements, replay, max_open
+        self._open: dict[bytes, Permit] = {}
+
+    def accept(
+        self,
+        token: str | None,
+        endorsement: bytes | None,
+        attempt: Attempt,
+        *,
+        audience: str,
+        request_sha256: bytes | None,
+        client_cert_sha256: bytes,
+        now_ms: int,
+    ) -> Permit:
+        """Return the permit of an incoming call, spent. Call before deciding, and `closed` when the call ends.
+
+        A genuine permit is spent as soon as it is shown to its audience, also when it then turns out to be for
+        another call: there is no second attempt with it.
+
+        Args:
+            token: as received; None when the call carries none.
+            endorsement: as received; needed for a key that is not known yet.
+            attempt: the incoming call; its principal is proved by the connection.
+            audience: SPIFFE ID of the workload that serves it here.
+            request_sha256: of the request as received; None where a permit bound by method alone is enough.
+            client_cert_sha256: of the connection's client certificate.
+            now_ms: Unix time, ms.
+
+        Raises:
+            EvidenceError: PERMIT_MISSING, PERMIT_INVALID, PERMIT_MISMATCH, CALLER_UNIDENTIFIED.
+            StateError: PERMIT_EXPIRED, PERMIT_REPLAYED, PERMIT_UNVERIFIABLE.
+            CapacityError: PERMIT_UNVERIFIABLE.
+        """
+        if token is None:
+            raise EvidenceError(
+                Reason.PERMIT_MISSING,
+                f"the call carries no permit ({PERMIT_KEY}); the caller's sidecar adds one",
+            )
+        caller = _caller(attempt)
+        permit = authenticate(
+            token,
+            key_of=lambda kid: self._endorsements.key_of(kid, endorsement, now_ms=now_ms),
+            audience=audience,
+            now_ms=now_ms,
+        )
+        claims = permit.claims
+        self._replay.spend(
+            f"{claims.issuer} {claims.permit_id.hex()}",
+            iat_ms=claims.issued_s * 1000,
+            exp_ms=claims.expires_s * 1000,
+            now_ms=now_ms,
+        )
+        check_binding(
+            permit,
+            caller=caller,
+            method=attempt.method,
+            request_sha256=request_sha256,
+            client_cert_sha256=client_cert_sha256,
+        )
+        if len(self._open) >= self._max_open:
+            del self._open[next(iter(self._open))]
+        self._open[permit.sha256] = permit
+        return permit
+
+    def closed(self, permit: Permit) -> None:
+        """Forget an execution that has ended: it makes no more calls."""
+        self._open.pop(permit.sha256, None)
+
+    def parent_of(self, token: str, caller: str) -> Permit | None:
+        """Return the permit of the open execution that makes an outgoing call, None when `token` proves none.
+
+        Args:
+            token: the permit that the local workload copied into its call.
+            caller: SPIFFE ID of that workload, as its connection proves it.
+        """
+        permit = self._open.get(permit_sha256(token))
+        return permit if permit is not None and permit.claims.audience == caller else None
+
+
+def _caller(attempt: Attempt) -> str:
+    if attempt.principal is None:
+        reason = attempt.unidentified or Reason.CALLER_UNIDENTIFIED
+        raise EvidenceError(reason, "the caller has no verified identity, which a permit needs")
+    return attempt.principal
