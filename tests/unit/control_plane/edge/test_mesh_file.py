@@ -17,9 +17,23 @@ FILE = MeshFile(
 
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
-    """Round trip."""
+    """Round trip, but for the paths."""
     FILE.save(tmp_path)
-    assert MeshFile.load(tmp_path) == FILE
+    paths = {"root", "operator"}
+    assert MeshFile.load(tmp_path).model_dump(exclude=paths) == FILE.model_dump(exclude=paths)
+
+
+def test_paths_are_relative_to_the_file_wherever_a_verb_is_run(tmp_path: Path) -> None:
+    """As a person writes them by hand; absolute ones stay."""
+    entry = NodeEntry(admin="127.0.0.1:1", config="sidecar.yaml")
+    update = {"domain": "/etc/domain", "approvers": {"ann": "ann.pem"}, "nodes": {"a": entry}}
+    FILE.model_copy(update=update).save(tmp_path)
+    found = MeshFile.load(tmp_path)
+    assert found.root == str(tmp_path / "root.json")
+    assert found.operator == str(tmp_path / "operator")
+    assert found.domain == "/etc/domain"
+    assert found.approvers == {"ann": str(tmp_path / "ann.pem")}
+    assert found.nodes["a"].config == str(tmp_path / "sidecar.yaml")
 
 
 def test_a_missing_file_says_how_to_make_one(tmp_path: Path) -> None:
