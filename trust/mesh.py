@@ -1,6 +1,6 @@
 """`mesh.json`: the signed settings of the mesh (levels, lease, services); part of the base bundle alone."""
 
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -43,6 +43,8 @@ class MeshSettings(_Strict):
     level: Level = DEFAULT_LEVEL
     lease: LeaseSettings = LeaseSettings()
     services: dict[str, ServiceSettings] = Field(default_factory=dict)
+    # whether levels 1 to 4 wait for the record of a call to be durable; level 5 always does
+    ledger: Literal["durable", "async"] = "async"
     # request metadata keys that policies may read as `context.metadata`
     metadata_keys: tuple[str, ...] = Field(default=(), strict=False)
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from sidecar.core.call import Attempt, Decision, Permitted
+from trust.errors import MeshError
 
 # gRPC metadata as it travels: repeated keys allowed, `-bin` keys carry bytes.
 Metadata = Sequence[tuple[str, str | bytes]]
@@ -48,6 +49,10 @@ class Gate(Protocol):
         Raises:
             RefusedError: the call must not be forwarded; carries the decision.
         """
+        ...
+
+    def decline(self, attempt: Attempt, error: MeshError) -> Decision:
+        """Return (and count) the decision not to forward `attempt` for a reason found outside the policies."""
         ...
 
     def opened(self, permitted: Permitted, cut: Callable[[Decision], None]) -> int:

@@ -16,6 +16,7 @@ from trust.errors import InputError, Reason
 from trust.mesh import SUPPORTED_LEVELS, MeshSettings
 from trust.policy.types import Verdict
 
+CRYPTOGRAPHIC: Final = 5  # decides as level 4, and adds permits and a durable record (sidecar.edge.notary)
 GOVERNED: Final = 4  # the level without any policy, and the level that `would_deny` speaks of
 POLICY_AWARE: Final = 3
 OBSERVABLE: Final = 1

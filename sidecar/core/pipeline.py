@@ -1,6 +1,7 @@
 """Whether one execution may go on: trust gate, decide, level. The only place that mints `Permitted`."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final, Protocol
 
 from sidecar.core.bundle_state import BundleState, InForce, Lease
@@ -10,7 +11,7 @@ from sidecar.core.gate import Shape
 from sidecar.core.levels import GOVERNED, Effect, Finding, effect_of, finding_of, level_in_force
 from sidecar.core.streams import Cut, Streams
 from trust import limits
-from trust.errors import Reason
+from trust.errors import MeshError, Reason
 from trust.policy.types import Authn, Call, Verdict
 from trust.ports import Clock
 
@@ -119,6 +120,16 @@ class Pipeline:
         if unary or request is None or len(request) > limits.MAX_STREAM_REQUEST_KEPT_BYTES:
             return permitted(attempt, decision, None, self._epoch)
         return permitted(attempt, decision, request, self._epoch)
+
+    def decline(self, attempt: Attempt, error: MeshError) -> Decision:
+        """Return the decision not to forward `attempt`, because its permit or our ledger does not allow it."""
+        effect = Effect(allow=False, reason=error.reason)
+        made = self._decision(effect, attempt, self.level(attempt.service))
+        decision = replace(made, detail=error.detail)
+        self.counters.decided(attempt.direction, decision)
+        if self._journal is not None:
+            self._journal.notable(attempt, decision)
+        return decision
 
     def opened(self, permit: Permitted, cut: Cut) -> int:
         """Register an open stream; `cut` is called once if its right is withdrawn."""

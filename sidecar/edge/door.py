@@ -1,5 +1,7 @@
 """What every call through a listener goes through: who asks, may it go on, where to, how did it end."""
 
+import contextlib
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +14,7 @@ from sidecar.core.call import Attempt, Decision, Direction, Permitted, RefusedEr
 from sidecar.core.gate import Gate, Observer
 from sidecar.edge import metadata as md
 from sidecar.edge.identify import Identifier
+from sidecar.edge.notary import Case, Notary
 from sidecar.edge.refusals import (
     UPSTREAM_BROKE_OFF_TEXT,
     UPSTREAM_UNAVAILABLE_TEXT,
@@ -44,6 +47,7 @@ class Door:
     clock: Clock
     observer: Observer | None = None
     max_message_bytes: int = limits.MAX_MESSAGE_BYTES
+    notary: Notary | None = None
 
 
 class Execution:
@@ -54,6 +58,7 @@ class Execution:
         "_handle",
         "_started",
         "attempt",
+        "case",
         "context",
         "max_message_bytes",
         "metadata",
@@ -76,9 +81,17 @@ class Execution:
         self.permitted: Permitted | None = None
         self.status = "CANCELLED"  # unless something better becomes known
         self._handle: object = None
+        self.case: Case | None = None
+        if door.notary is not None:
+            self.case = door.notary.arrived(self.attempt, sent, caller.certificate_sha256)
         if door.observer is not None:
             self._handle, forwarded = door.observer.begin(self.attempt, self.metadata)
             self.metadata = tuple(forwarded)
+
+    @property
+    def reads_request(self) -> bool:
+        """Whether the call's permit binds a request, so that one must be read before it can be admitted."""
+        return self.case is not None and self.case.reads_request
 
     async def authorize(self, request: bytes | None) -> Permitted:
         """Return the right to forward; ends the call when there is none.
@@ -89,18 +102,38 @@ class Execution:
         door = self._door
         if request is not None and len(request) > self.max_message_bytes:
             await self.too_large(len(request))
+        now_ms = door.clock.now_ms()
+        case, notary = self.case, door.notary
         try:
-            permitted = door.gate.authorize(self.attempt, request, now_ms=door.clock.now_ms())
+            if case is not None and notary is not None:
+                try:
+                    notary.admit(case, request, now_ms=now_ms)
+                except MeshError as error:
+                    raise RefusedError(door.gate.decline(self.attempt, error)) from None
+            permitted = door.gate.authorize(self.attempt, request, now_ms=now_ms)
+            if case is not None and notary is not None:
+                try:
+                    self.metadata += await notary.opened(case, permitted.decision, now_ms=now_ms)
+                except MeshError as error:
+                    raise RefusedError(door.gate.decline(self.attempt, error)) from None
         except RefusedError as refused:
-            decision = refused.decision
-            if door.observer is not None:
-                door.observer.decided(self._handle, decision)
-            self.status = STATUS_OF[decision.reason].name
-            await refuse(self.context, self.attempt, decision)
+            await self._refused(refused.decision)
         if door.observer is not None:
             door.observer.decided(self._handle, permitted.decision)
         self.permitted = permitted
         return permitted
+
+    async def _refused(self, decision: Decision) -> NoReturn:
+        door = self._door
+        if door.observer is not None:
+            door.observer.decided(self._handle, decision)
+        if self.case is not None and self.case.opened:
+            self.case.cut = decision.reason
+        elif self.case is not None and door.notary is not None:
+            with contextlib.suppress(MeshError):  # it is refused either way; the notary has told a person
+                door.notary.refused(self.case, decision)
+        self.status = STATUS_OF[decision.reason].name
+        await refuse(self.context, self.attempt, decision)
 
     async def dial(self, path: bytes) -> UpstreamCall:
         """Return the call to the upstream, not yet started; ends the caller's call when there is none to make."""
@@ -119,6 +152,16 @@ class Execution:
             return self._door.route(attempt.service, attempt.method, metadata).call(path, remaining)
         except MeshError as error:
             await self.failed(error)
+
+    def exchanged(self, request: bytes, response: bytes | None) -> None:
+        """Note the messages of a unary call, for its outcome."""
+        case = self.case
+        if case is None:
+            return
+        case.request_messages, case.request_bytes = 1, len(request)
+        if response is not None:
+            case.response_messages, case.response_bytes = 1, len(response)
+            case.response_sha256 = hashlib.sha256(response).digest()
 
     async def relay(self, code: grpc.StatusCode, details: str, trailing: tuple[md.Pair, ...]) -> None:
         """End the call the way the upstream ended it, verbatim; or say that its connection failed.
@@ -154,12 +197,16 @@ class Execution:
 
     async def failed(self, error: MeshError) -> NoReturn:
         """End the call with a failure of the proxy itself."""
+        if self.case is not None:
+            self.case.cut = error.reason
         self.status = STATUS_OF[error.reason].name
         decision = None if self.permitted is None else self.permitted.decision
         await fail(self.context, self.attempt, decision, error)
 
     async def withdrawn(self, decision: Decision) -> NoReturn:
         """End an open stream whose right is gone."""
+        if self.case is not None:
+            self.case.cut = decision.reason
         self.status = STATUS_OF[decision.reason].name
         await refuse(self.context, self.attempt, decision)
 
@@ -168,5 +215,7 @@ class Execution:
         door = self._door
         if self.permitted is not None:
             door.gate.forwarded(self.permitted, self.status, time.perf_counter() - self._started)
+        if self.case is not None and door.notary is not None:
+            door.notary.closed(self.case, self.status)
         if door.observer is not None:
             door.observer.end(self._handle, self.status)

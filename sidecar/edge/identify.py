@@ -13,6 +13,7 @@ import grpc.aio
 from sidecar.edge.metadata import Pair
 from trust import limits, x509
 from trust.errors import EvidenceError, Reason
+from trust.permit import certificate_sha256
 from trust.policy.types import Authn
 from trust.spiffe import SpiffeId
 
@@ -30,6 +31,7 @@ class Caller:
     principal: str | None
     authn: Authn | None
     unidentified: Reason | None = None
+    certificate_sha256: bytes = b""  # of the peer's certificate (DER), by which a permit is bound to it
 
 
 class Identifier(Protocol):
@@ -84,7 +86,7 @@ class Mtls:
             return Caller(None, None, error.reason if ambiguous else Reason.CALLER_UNIDENTIFIED), 0
         if spiffe_id.trust_domain != self._trust_domain:
             return _NOBODY, 0
-        return Caller(str(spiffe_id), Authn.MTLS), not_after_ms
+        return Caller(str(spiffe_id), Authn.MTLS, None, certificate_sha256(pem)), not_after_ms
 
 
 class Fixed:

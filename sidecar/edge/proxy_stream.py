@@ -26,7 +26,7 @@ async def serve_stream(door: Door, path: bytes, method: str, context: Context) -
     execution = Execution(door, method, context)
     try:
         first: Any = None
-        if door.gate.needs_request(execution.attempt):
+        if door.gate.needs_request(execution.attempt) or execution.reads_request:
             first = await context.read()
         permitted = await execution.authorize(first if isinstance(first, bytes) else None)
         call = await execution.dial(path)
@@ -47,6 +47,8 @@ async def serve_server_stream(door: Door, path: bytes, method: str, request: byt
         permitted = await execution.authorize(request)
         call = await execution.dial(path)
         call.open_server_stream(asyncio.get_running_loop(), request, execution.metadata)
+        if execution.case is not None:
+            execution.case.request_messages, execution.case.request_bytes = 1, len(request)
         await _Carrier(door, execution, call, permitted).carry(None, requests=False)
     finally:
         execution.close()
@@ -132,6 +134,7 @@ class _Carrier:
 
     async def _carry_each_request(self, first: Any) -> None:
         context, call, limit = self._context, self._call, self._execution.max_message_bytes
+        case = self._execution.case
         await call.sendable()
         message = await context.read() if first is None else first
         while message is not EOF:
@@ -141,6 +144,9 @@ class _Carrier:
                 return
             if not await call.send(message):
                 return  # the call has ended; the response side knows how
+            if case is not None:
+                case.request_messages += 1
+                case.request_bytes += len(message)
             message = await context.read()
         # grpc.aio reports a cancelled call as the end of its requests first, and cancels this task a moment later.
         # Half-closing at once would tell the upstream that an aborted upload was complete (measured: 2 in 3).
@@ -151,6 +157,7 @@ class _Carrier:
 
     async def _carry_responses(self) -> None:
         context, call, limit = self._context, self._call, self._execution.max_message_bytes
+        case = self._execution.case
         initial = await call.initial_metadata()
         if initial or not call.done():
             # At once, even when empty: a caller may wait for it before it sends its first message.
@@ -160,4 +167,7 @@ class _Carrier:
                 call.cancel()
                 await self._execution.too_large(len(message))
             await context.write(message)
+            if case is not None:
+                case.response_messages += 1
+                case.response_bytes += len(message)
         await self._execution.relay(*await call.status())

@@ -34,6 +34,7 @@ async def _forward(permitted: Permitted, execution: Execution, path: bytes, requ
     response = await call.unary(request, execution.metadata)
     if response is not None and len(response) > execution.max_message_bytes:
         await execution.too_large(len(response))
+    execution.exchanged(request, response)
     initial = await call.initial_metadata()
     if initial:
         await execution.context.send_initial_metadata(cast("Any", from_upstream(initial)))

@@ -1,11 +1,11 @@
 """A second implementation of the gate: allows all except what a test refuses; remembers what it was asked."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from sidecar.core.call import Attempt, Decision, Permitted, RefusedError, permitted
 from sidecar.core.gate import Shape
-from trust.errors import Reason
+from trust.errors import MeshError, Reason
 
 
 @dataclass
@@ -42,6 +42,10 @@ class OpenGate:
         if reason is not None:
             raise RefusedError(self.decision(reason))
         return permitted(attempt, self.decision(Reason.ALLOWED, allowed=True))
+
+    def decline(self, attempt: Attempt, error: MeshError) -> Decision:
+        """Return the refusal for a reason found outside the policies."""
+        return replace(self.decision(error.reason), detail=error.detail)
 
     def opened(self, permitted: Permitted, cut: Callable[[Decision], None]) -> int:
         """Keep the stream until it closes."""

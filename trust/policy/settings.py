@@ -1,7 +1,7 @@
 """What `bundle.yaml` may say."""
 
 import re
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -106,6 +106,7 @@ class BundleSettings(_Strict):
     trust_domain: TrustDomain = "mesh.local"
     level: Level = DEFAULT_LEVEL
     lease: LeaseSettings = LeaseSettings()
+    ledger: Literal["durable", "async"] = "async"
     services: dict[Name, ServiceSource] = Field(default_factory=dict)
     roles: dict[str, list[Member]] = Field(default_factory=dict)
     action_groups: dict[Group, list[GrpcName]] = Field(default_factory=dict)

@@ -29,7 +29,7 @@ from trust.spiffe import SpiffeId
 
 SETTINGS: Final = "bundle.yaml"
 # Settings of the whole mesh, which a namespace's approvers may not change.
-_BASE_ONLY: Final = ("level", "lease")
+_BASE_ONLY: Final = ("level", "lease", "ledger")
 _SERVICE_BASE_ONLY: Final = ("level", "workload")
 
 
@@ -67,6 +67,7 @@ class Source:
             trust_domain=settings.trust_domain,
             level=settings.level,
             lease=settings.lease,
+            ledger=settings.ledger,
             services=services,
             metadata_keys=tuple(sorted(set(settings.metadata_keys))),
         )

@@ -1,0 +1,341 @@
+"""Makes every execution provable: verifies and mints permits, and writes down what was decided and how it ended.
+
+One per node, shared by its doors. Below level 5 it only writes; at level 5 nothing is forwarded without a permit,
+nor before its intent is durable.
+"""
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from sidecar.core.bundle_state import InForce
+from sidecar.core.call import Attempt, Decision, Direction
+from sidecar.core.levels import CRYPTOGRAPHIC, OBSERVABLE
+from sidecar.core.permits import Minter, Verifier, binds_request, presented
+from sidecar.edge.metadata import Pair
+from trust.errors import MeshError, Reason, StateError
+from trust.permit import ENDORSEMENT_KEY, PERMIT_KEY, Permit, permit_sha256
+from trust.ports import Clock
+from trust.record import Ending, Intent, Link, Outcome, Side, build_record
+
+logger = logging.getLogger(__name__)
+
+_TRACEPARENT: Final = "traceparent"
+_SIDE: Final = {Direction.OUTBOUND: Side.OUTBOUND, Direction.INBOUND: Side.INBOUND}
+DURABLE: Final = "durable"
+
+
+class Journal(Protocol):
+    """Where records go: the node's ledger."""
+
+    def append(self, record: bytes) -> object:
+        """Take one record; returns what `durable` waits for.
+
+        Raises:
+            CapacityError: LIMIT_EXCEEDED, StateError: LEDGER_UNAVAILABLE.
+        """
+        ...
+
+    async def durable(self, pending: object) -> None:
+        """Wait until the record, and all before it, survive a crash.
+
+        Raises:
+            StateError: LEDGER_UNAVAILABLE.
+        """
+        ...
+
+
+@dataclass(slots=True)
+class Case:
+    """One execution on its way through a door: what came with it, and what was found out."""
+
+    attempt: Attempt
+    level: int
+    token: str | None = None
+    endorsement: bytes | None = None
+    malformed: MeshError | None = None  # what came in place of a permit
+    certificate_sha256: bytes = b""
+    traceparent: str = ""
+    execution_id: bytes = b""
+    root_id: bytes = b""
+    link: Link = Link.NONE
+    parent: Permit | None = None
+    permit: Permit | None = None  # accepted (inbound)
+    permit_sha256: bytes = b""
+    request_sha256: bytes = b""
+    opened: bool = False
+    request_messages: int = 0
+    request_bytes: int = 0
+    response_messages: int = 0
+    response_bytes: int = 0
+    response_sha256: bytes = b""
+    cut: Reason | None = None
+    started_ms: int = field(default=0)
+
+    @property
+    def reads_request(self) -> bool:
+        """Whether the door must read a request before this call can be admitted: the permit binds one."""
+        if self.attempt.direction is Direction.OUTBOUND or self.token is None or self.level < CRYPTOGRAPHIC:
+            return False
+        try:
+            return binds_request(self.token)
+        except MeshError:
+            return False  # refused when it is verified
+
+
+@dataclass(frozen=True, slots=True)
+class Signing:
+    """What a node needs to mint and to verify; see `sidecar.edge.node_signer`."""
+
+    minter: Minter
+    verifier: Verifier
+    endorsement: Callable[[], bytes]
+    client_certificate_sha256: Callable[[str], bytes]  # caller's SPIFFE ID -> digest of the one it dials with
+
+
+class Notary:
+    """Follows executions. Not thread-safe: owned by the event loop."""
+
+    def __init__(
+        self,
+        *,
+        node: str,
+        boot_id: str,
+        clock: Clock,
+        ids: Callable[[], bytes],
+        level: Callable[[str], int],
+        in_force: Callable[[], InForce | None],
+        callee: Callable[[str], str],
+        journal: Journal,
+        signing: Signing,
+        alarm: Callable[[str], None],
+    ) -> None:
+        """Take the parts.
+
+        Args:
+            node: this node's name.
+            boot_id: unique per start.
+            clock: wall and monotonic time.
+            ids: draws execution ids (UUIDv7, 16 bytes).
+            level: of a service, in force.
+            in_force: the policy that decides.
+            callee: service -> SPIFFE ID of the workload that serves it.
+            journal: the ledger.
+            signing: the node's key, and those of others.
+            alarm: told when a record cannot be written at a level that goes on without.
+        """
+        self._node, self._boot_id, self._clock, self._ids = node, boot_id, clock, ids
+        self._level, self._in_force, self._callee = level, in_force, callee
+        self._journal, self._signing, self._alarm = journal, signing, alarm
+
+    def arrived(self, attempt: Attempt, sent: Iterable[Pair], certificate_sha256: bytes) -> Case | None:
+        """Start following a call; None at level 0, which decides and records nothing.
+
+        Args:
+            attempt: as the door saw it.
+            sent: all metadata as received, the mesh's own keys included.
+            certificate_sha256: of the peer's certificate (DER); empty when it showed none.
+        """
+        level = self._level(attempt.service)
+        if level < OBSERVABLE:
+            return None
+        pairs = list(sent)
+        case = Case(
+            attempt, level, certificate_sha256=certificate_sha256, started_ms=self._clock.monotonic_ms()
+        )
+        try:
+            case.token, case.endorsement = presented(pairs)
+        except MeshError as error:
+            case.malformed = error
+        traces = [value for key, value in pairs if key == _TRACEPARENT]
+        case.traceparent = traces[0] if len(traces) == 1 and isinstance(traces[0], str) else ""
+        return case
+
+    def admit(self, case: Case, request: bytes | None, *, now_ms: int) -> None:
+        """Verify the permit of an incoming call and spend it; link an outgoing call to the one that makes it.
+
+        Raises:
+            MeshError: at level 5, the permit is missing or not good for this call.
+        """
+        case.request_sha256 = b"" if request is None else hashlib.sha256(request).digest()
+        if case.attempt.direction is Direction.INBOUND:
+            self._accept(case, now_ms)
+        else:
+            self._link(case)
+
+    def _accept(self, case: Case, now_ms: int) -> None:
+        attempt = case.attempt
+        try:
+            if case.malformed is not None:
+                raise case.malformed
+            permit = self._signing.verifier.accept(
+                case.token,
+                case.endorsement,
+                attempt,
+                audience=self._callee(attempt.service),
+                request_sha256=case.request_sha256 or None,
+                client_cert_sha256=case.certificate_sha256,
+                now_ms=now_ms,
+            )
+        except MeshError:
+            if case.level >= CRYPTOGRAPHIC:
+                raise
+            self._unlinked(case)
+            return
+        claims = permit.claims
+        case.permit, case.permit_sha256 = permit, permit.sha256
+        case.execution_id, case.root_id = claims.execution_id, claims.root_id
+        case.link = Link.NONE if claims.parent_sha256 is None else Link.VERIFIED
+
+    def _link(self, case: Case) -> None:
+        caller = case.attempt.principal
+        if case.token is not None and caller is not None:
+            case.parent = self._signing.verifier.parent_of(case.token, caller)
+        self._unlinked(case)
+        if case.parent is not None:
+            case.link, case.root_id = Link.VERIFIED, case.parent.claims.root_id
+
+    def _unlinked(self, case: Case) -> None:
+        case.execution_id = case.root_id = self._ids()
+        case.link = Link.UNVERIFIED if case.traceparent else Link.NONE
+
+    async def opened(self, case: Case, decision: Decision, *, now_ms: int) -> tuple[Pair, ...]:
+        """Write down an allowed call before it is forwarded; return the metadata to add.
+
+        Raises:
+            StateError: LEDGER_UNAVAILABLE at level 5, or the node's key is not endorsed: nothing may be forwarded.
+        """
+        extra: tuple[Pair, ...] = ()
+        if case.level >= CRYPTOGRAPHIC and case.attempt.direction is Direction.OUTBOUND:
+            extra = self._mint(case, decision, now_ms)
+        elif case.permit is not None and case.token is not None:
+            # The service carries its permit on by copying this one key to the calls that it makes.
+            extra = ((PERMIT_KEY, case.token),)
+        pending = self._write(case, self._intent(case, decision))
+        case.opened = True
+        if pending is not None and self._must_be_durable(case.level):
+            try:
+                await self._journal.durable(pending)
+            except MeshError as error:
+                self._not_written(case, error)
+        return extra
+
+    def _mint(self, case: Case, decision: Decision, now_ms: int) -> tuple[Pair, ...]:
+        attempt = case.attempt
+        held = self._in_force()
+        if held is None or attempt.principal is None:
+            raise StateError(
+                Reason.PERMIT_UNVERIFIABLE, "a permit needs a policy in force and an identified caller"
+            )
+        signing = self._signing
+        token = signing.minter.mint_for(
+            attempt,
+            decision,
+            case.request_sha256 or None,
+            case.parent,
+            case.root_id,
+            signing.client_certificate_sha256(attempt.principal),
+            now_ms,
+            execution_id=case.execution_id,
+            callee=self._callee(attempt.service),
+            policy_sha256=hashlib.sha256(held.policy.digest.encode()).digest(),
+        )
+        case.permit_sha256 = permit_sha256(token)
+        return (PERMIT_KEY, token), (ENDORSEMENT_KEY, signing.endorsement())
+
+    def refused(self, case: Case, decision: Decision) -> None:
+        """Write down a call that is not forwarded. A refusal needs no durable record: nothing was executed."""
+        if not case.execution_id:
+            self._unlinked(case)
+        self._write(case, self._intent(case, decision))
+
+    def closed(self, case: Case, status: str) -> None:
+        """Write down how a call that was opened ended; call exactly once per `opened`."""
+        if case.permit is not None:
+            self._signing.verifier.closed(case.permit)
+        if not case.opened:
+            return
+        now = self._clock.monotonic_ms()
+        outcome = Outcome(
+            execution_id=case.execution_id,
+            side=_SIDE[case.attempt.direction],
+            ending=Ending.COMPLETED if case.cut is None else Ending.CUT,
+            node=self._node,
+            boot_id=self._boot_id,
+            wall_ms=self._clock.now_ms(),
+            monotonic_ms=now,
+            status=status,
+            reason="" if case.cut is None else case.cut.value,
+            response_sha256=case.response_sha256,
+            request_messages=case.request_messages,
+            request_bytes=case.request_bytes,
+            response_messages=case.response_messages,
+            response_bytes=case.response_bytes,
+            duration_us=max(0, now - case.started_ms) * 1000,
+        )
+        try:
+            self._journal.append(build_record(outcome))
+        except MeshError as error:
+            # The call is over; its intent stays open in the ledger, and is closed as interrupted at the next start.
+            self._alarm(f"an outcome was not written: {error}")
+
+    def _intent(self, case: Case, decision: Decision) -> Intent:
+        attempt = case.attempt
+        held = self._in_force()
+        parent = case.parent
+        return Intent(
+            execution_id=case.execution_id,
+            root_id=case.root_id,
+            parent_id=b"" if parent is None else parent.claims.execution_id,
+            parent_permit_sha256=self._parent_permit(case),
+            link=case.link,
+            side=_SIDE[attempt.direction],
+            caller=attempt.principal or "",
+            authn="" if attempt.authn is None else attempt.authn.value,
+            service=attempt.service,
+            callee=self._callee(attempt.service),
+            method=attempt.method,
+            request_sha256=case.request_sha256,
+            policy_version=decision.policy_version,
+            policy_sha256=b"" if held is None else bytes.fromhex(held.policy.base.sha256),
+            policies=decision.policies,
+            allowed=decision.allowed,
+            reason=decision.reason.value,
+            would_deny="" if decision.would_deny is None else decision.would_deny.value,
+            level=decision.level,
+            permit_sha256=case.permit_sha256,
+            node=self._node,
+            boot_id=self._boot_id,
+            wall_ms=self._clock.now_ms(),
+            monotonic_ms=self._clock.monotonic_ms(),
+            traceparent=case.traceparent,
+            decision_id=decision.id,
+        )
+
+    def _parent_permit(self, case: Case) -> bytes:
+        if case.parent is not None:
+            return case.parent.sha256
+        if case.permit is not None and case.permit.claims.parent_sha256 is not None:
+            return case.permit.claims.parent_sha256
+        return b""
+
+    def _write(self, case: Case, intent: Intent) -> object | None:
+        try:
+            return self._journal.append(build_record(intent))
+        except MeshError as error:
+            self._not_written(case, error)
+            return None
+
+    def _not_written(self, case: Case, error: MeshError) -> None:
+        """Level 5 refuses what it cannot write down; below, a person is told."""
+        if case.level >= CRYPTOGRAPHIC:
+            raise StateError(
+                Reason.LEDGER_UNAVAILABLE, "the ledger of this node cannot be written"
+            ) from error
+        self._alarm(f"executions go on unrecorded: {error}")
+
+    def _must_be_durable(self, level: int) -> bool:
+        held = self._in_force()
+        return level >= CRYPTOGRAPHIC or (held is not None and held.engine.mesh.ledger == DURABLE)
