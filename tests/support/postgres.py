@@ -7,7 +7,8 @@ import shutil
 import subprocess
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -41,9 +42,25 @@ def _as_user() -> list[str]:
     return ["runuser", "-u", "postgres" if "postgres" in names else "nobody", "--"]
 
 
+@dataclass(frozen=True)
+class Server:
+    """A running server that can be stopped and started again."""
+
+    url: str  # of its maintenance database
+    stop: Callable[[], None]  # at once, as a crash would
+    start: Callable[[], None]
+
+
 @contextlib.contextmanager
 def server() -> Iterator[str]:
-    """Run a server and yield the URL of its maintenance database.
+    """Run a server and yield the URL of its maintenance database."""
+    with restartable() as running:
+        yield running.url
+
+
+@contextlib.contextmanager
+def restartable() -> Iterator[Server]:
+    """Run a server.
 
     The directory is short and under /tmp because a Unix socket's path may have at most 107 bytes.
     """
@@ -62,11 +79,19 @@ def server() -> Iterator[str]:
         run(programs / "initdb", "-D", data, *settings)
         options = f"-k {directory} -c listen_addresses='' -c fsync=off -c max_connections=50"
         control = (programs / "pg_ctl", "-D", data, "-w", "-l", directory / "log")
-        run(*control, "-o", options, "start")
+
+        def start() -> None:
+            run(*control, "-o", options, "start")
+
+        def stop() -> None:
+            if (data / "postmaster.pid").exists():
+                run(*control, "-m", "immediate", "stop")
+
+        start()
         try:
-            yield f"postgresql://egm@/postgres?host={directory}"
+            yield Server(f"postgresql://egm@/postgres?host={directory}", stop, start)
         finally:
-            run(*control, "-m", "immediate", "stop")
+            stop()
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 

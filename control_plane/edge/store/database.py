@@ -82,13 +82,14 @@ class Database:
         Raises:
             StateError: SOURCE_UNAVAILABLE, when the database fails.
         """
-        async with self._engine.connect() as connection:
-            if not self._sqlite:
-                await connection.execution_options(
-                    isolation_level="REPEATABLE READ", postgresql_readonly=True
-                )
-            async with connection.begin():
-                yield connection
+        with self._failures():
+            async with self._engine.connect() as connection:
+                if not self._sqlite:
+                    await connection.execution_options(
+                        isolation_level="REPEATABLE READ", postgresql_readonly=True
+                    )
+                async with connection.begin():
+                    yield connection
 
     @contextlib.asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncConnection]:
