@@ -7,14 +7,27 @@ Cedar's grammar for strings and comments. Counting too much is harmless: Cedar's
 """
 
 import re
+from collections.abc import Iterator
 from typing import Final
 
 from trust import limits
 
-_TOKEN: Final = re.compile(r'"(?:\\.|[^"\\])*"|//[^\n\r]*|[()\[\]{}<>,;.+*-]|&&|\|\||\bif\b')
+_BARE: Final = re.compile(r"[()\[\]{}<>,;.+*-]|&&|\|\||\bif\b")
+# Possessive (`*+`), and an unclosed string is a token too: a text of quotes and backslashes, tried anew from each
+# quote, would take the square of its length, and backtracking over a long string gigabytes.
+_TOKEN: Final = re.compile(rf'"(?:\\.|[^"\\]++)*+(?P<closed>")?|//[^\n\r]*+|{_BARE.pattern}')
 _FIRST: Final = ("(", "[", "{", "<", "if", ".", "+", "*", "-", "&&", "||")
 _CHAINING: Final = frozenset({"if", ".", "+", "*", "-", "&&", "||"})
 _SEPARATING: Final = frozenset({",", ";"})
+
+
+def _tokens(text: str) -> Iterator[re.Match[str]]:
+    """Yield what counts, and strings and comments; behind a quote that is never closed, everything counts."""
+    for match in _TOKEN.finditer(text):
+        if text[match.start()] == '"' and match["closed"] is None:
+            yield from _BARE.finditer(text, match.start())
+            return
+        yield match
 
 
 def line_too_deep(text: str, *, schema: bool = False) -> int | None:
@@ -32,7 +45,7 @@ def line_too_deep(text: str, *, schema: bool = False) -> int | None:
     closing = frozenset(")]}>" if schema else ")]}")
     chains = [0]  # per open bracket: operators since the last separator; a closed bracket counts as one
     chained = 0
-    for match in _TOKEN.finditer(text):
+    for match in _tokens(text):
         found = match.group()
         if found in opening:
             chains.append(0)

@@ -35,7 +35,7 @@ _QUIET: Final = {
     "tuf": logging.WARNING,
 }
 _SECRETS: Final = (
-    (re.compile(r"(?<=://)[^/@\s\"]*:[^/@\s\"]*(?=@)"), "***"),  # credentials in a URL
+    (re.compile(r"(?<=://)[^/@\s\":]*:[^/@\s\"]*(?=@)"), "***"),  # credentials in a URL
     (re.compile(r"egm-join\.v1\.[A-Za-z0-9_-]+"), "egm-join.v1.***"),
     (re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.S), "***"),
 )

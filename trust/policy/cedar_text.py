@@ -16,7 +16,8 @@ from trust.nesting import line_too_deep
 from trust.policy.problems import Problem
 
 _TOKEN = re.compile(
-    r"""(?P<skip>\s+|//[^\n\r]*)|"(?:\\.|[^"\\])*"|[A-Za-z_][A-Za-z0-9_]*|[0-9]+|::|&&|\|\||[=!<>]=|.""",
+    # possessive, and an unclosed string is one token: linear in time, constant in memory
+    r"""(?P<skip>\s++|//[^\n\r]*+)|"(?:\\.|[^"\\]++)*+"?|[A-Za-z_][A-Za-z0-9_]*|[0-9]+|::|&&|\|\||[=!<>]=|.""",
     re.DOTALL,
 )
 _END_OF_INPUT = "unexpected end of input"
