@@ -27,18 +27,19 @@ from control_plane.edge.join import JoinServicer
 from control_plane.edge.operator import OperatorServicer
 from control_plane.edge.own_identity import OwnIdentity
 from control_plane.edge.publisher import Publisher
+from control_plane.edge.records import RecordsServicer
 from control_plane.edge.repository_files import RepositoryFiles
 from control_plane.edge.signing import OnlineKeyring
 from control_plane.edge.status import StatusSource
 from control_plane.edge.store.database import Database
 from control_plane.edge.tokens import StoredTokens
-from egm.v1 import distribution_pb2_grpc, join_pb2_grpc, node_pb2_grpc, operator_pb2_grpc
+from egm.v1 import distribution_pb2_grpc, join_pb2_grpc, node_pb2_grpc, operator_pb2_grpc, record_pb2_grpc
 from trust import limits
 from trust.address import split_address
 from trust.edge.clock import SystemClock
 from trust.edge.grpc_errors import FixedInternalErrors
 from trust.edge.mqtt import BrokerUrl, MqttAnnouncer
-from trust.edge.serving import SteadyServer
+from trust.edge.serving import SteadyServer, new_server
 from trust.edge.tls import server_credentials, server_options
 from trust.errors import InputError, Reason, StateError
 from trust.repository import RepositoryState, parse_metadata
@@ -92,6 +93,9 @@ class _Plane:
     ) -> None:
         self._config, self._status, self._reports = status.config, status, reports
         self._announcements, self._files, self._broker_url = announcements, files, broker_url
+        self._records = RecordsServicer(
+            status.database, status.clock, trust_domain=status.config.trust_domain
+        )
         self._health = Health()
         self._servers: list[grpc.aio.Server] = []
 
@@ -109,6 +113,7 @@ class _Plane:
             operator_pb2_grpc.add_OperatorServicer_to_server(operators, server)
             distribution_pb2_grpc.add_DistributionServicer_to_server(distribution, server)
             node_pb2_grpc.add_FleetServicer_to_server(fleet, server)
+            record_pb2_grpc.add_RecordsServicer_to_server(self._records, server)
             join_pb2_grpc.add_JoinServicer_to_server(joining, server)
             health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
 
@@ -146,6 +151,7 @@ class _Plane:
         logger.info("draining")
         self._health.drain()
         self._announcements.close()
+        self._records.close()
         await asyncio.gather(*(server.stop(limits.DRAIN_GRACE_S) for server in self._servers))
 
     async def _watch_health(self) -> None:
@@ -176,7 +182,7 @@ class _Plane:
             )
 
         def build(at: str) -> tuple[grpc.aio.Server, int]:
-            server = grpc.aio.server(interceptors=interceptors, options=list(options.items()))
+            server = new_server(interceptors=interceptors, options=list(options.items()))
             add(server)
             return server, server.add_secure_port(at, credentials)
 

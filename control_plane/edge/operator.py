@@ -29,10 +29,11 @@ from control_plane.edge.fleet import NodeReports
 from control_plane.edge.join import create_token
 from control_plane.edge.operator_client import chunks
 from control_plane.edge.publisher import required
+from control_plane.edge.records import ExecutionQueries
 from control_plane.edge.status import StatusSource
 from control_plane.edge.store import audit, proposals, repository
 from control_plane.edge.tokens import StoredTokens
-from egm.v1 import operator_pb2, operator_pb2_grpc
+from egm.v1 import operator_pb2, operator_pb2_grpc, record_pb2
 from trust import limits
 from trust.errors import CapacityError, InputError, MeshError, Reason
 from trust.repository import RepositoryState, target_file_path
@@ -81,6 +82,7 @@ class OperatorServicer(operator_pb2_grpc.OperatorServicer):
     def __init__(self, status: StatusSource, *, reports: NodeReports, tokens: StoredTokens) -> None:
         self._status, self._reports, self._tokens = status, reports, tokens
         self._database, self._publisher, self._clock = status.database, status.publisher, status.clock
+        self._executions = ExecutionQueries(status.database)
         self._uploads = 0
 
     async def Propose(
@@ -252,6 +254,24 @@ class OperatorServicer(operator_pb2_grpc.OperatorServicer):
                 for e in entries
             ]
         )
+
+    async def GetExecution(
+        self, request: record_pb2.GetExecutionRequest, context: Context
+    ) -> record_pb2.GetExecutionResponse:
+        """Return every side of one execution that a node recorded."""
+        return await self._executions.get(request)
+
+    async def ListExecutions(
+        self, request: record_pb2.ListExecutionsRequest, context: Context
+    ) -> record_pb2.ListExecutionsResponse:
+        """Return one page of executions, newest first."""
+        return await self._executions.page(request)
+
+    async def GetTree(
+        self, request: record_pb2.GetTreeRequest, context: Context
+    ) -> record_pb2.GetTreeResponse:
+        """Return the records of one chain of executions, over all nodes."""
+        return await self._executions.tree(request)
 
     async def _receive_in_time(
         self, parts: AsyncIterator[operator_pb2.ProposeRequest], who: SpiffeId

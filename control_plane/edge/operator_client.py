@@ -10,7 +10,7 @@ import grpc
 import grpc.aio
 
 from control_plane.edge.mesh_file import MeshFile
-from egm.v1 import node_pb2, node_pb2_grpc, operator_pb2, operator_pb2_grpc
+from egm.v1 import node_pb2, node_pb2_grpc, operator_pb2, operator_pb2_grpc, record_pb2
 from trust import limits
 from trust.edge.files import check_private
 from trust.edge.grpc_errors import error_from_rpc
@@ -161,6 +161,25 @@ class OperatorClient:
         async with _errors():
             request = operator_pb2.ListAuditRequest(limit=limit)
             return (await self._stub.ListAudit(request, timeout=CALL_TIMEOUT_S)).entries
+
+    async def execution(self, execution_id: bytes) -> Sequence[record_pb2.ExecutionEntry]:
+        """Return every side of one execution that was recorded."""
+        async with _errors():
+            request = record_pb2.GetExecutionRequest(execution_id=execution_id)
+            return (await self._stub.GetExecution(request, timeout=CALL_TIMEOUT_S)).entries
+
+    async def executions(
+        self, request: record_pb2.ListExecutionsRequest
+    ) -> record_pb2.ListExecutionsResponse:
+        """Return one page of executions, newest first."""
+        async with _errors():
+            return await self._stub.ListExecutions(request, timeout=TRANSFER_TIMEOUT_S)
+
+    async def tree(self, root_id: bytes) -> record_pb2.GetTreeResponse:
+        """Return the records of the chain that starts with, or contains, an execution."""
+        async with _errors():
+            request = record_pb2.GetTreeRequest(root_id=root_id)
+            return await self._stub.GetTree(request, timeout=TRANSFER_TIMEOUT_S)
 
 
 class NodeClient:

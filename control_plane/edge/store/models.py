@@ -103,3 +103,61 @@ audit: Final = sa.Table(
     sa.Column("proposal_id", sa.String(16), nullable=False),
     sa.Column("detail", sa.Text, nullable=False),
 )
+
+# How far the index of each ledger of each node reaches.
+record_ledgers: Final = sa.Table(
+    "record_ledgers",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("node", sa.String(63), nullable=False),
+    sa.Column("ledger", sa.String(255), nullable=False),
+    sa.Column("next_index", sa.BigInteger, nullable=False),  # every record below is here
+    sa.Column("missing", sa.BigInteger, nullable=False),  # that the node no longer held
+    sa.UniqueConstraint("node", "ledger", name="record_ledgers_node_ledger"),
+)
+
+# The records as the nodes wrote them, never changed.
+records: Final = sa.Table(
+    "records",
+    metadata,
+    sa.Column("ledger_id", sa.Integer, sa.ForeignKey("record_ledgers.id"), primary_key=True),
+    sa.Column("ledger_index", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("record", sa.LargeBinary, nullable=False),
+)
+
+# One row per side of an execution that a node recorded: what filters need, and where its records are.
+executions: Final = sa.Table(
+    "executions",
+    metadata,
+    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
+    sa.Column("node", sa.String(63), nullable=False),
+    sa.Column("execution_id", sa.LargeBinary(16), nullable=False),
+    sa.Column("side", sa.SmallInteger, nullable=False),
+    sa.Column("ledger_id", sa.Integer, sa.ForeignKey("record_ledgers.id"), nullable=False),
+    sa.Column("root_id", sa.LargeBinary(16), nullable=False),
+    sa.Column("trace_id", sa.LargeBinary(16), nullable=True),
+    sa.Column("at_ms", sa.BigInteger, nullable=False),
+    sa.Column("caller", sa.String(2048), nullable=False),
+    sa.Column("service", sa.String(512), nullable=False),
+    sa.Column("method", sa.String(512), nullable=False),
+    sa.Column("allowed", sa.SmallInteger, nullable=False),
+    sa.Column("would_deny", sa.SmallInteger, nullable=False),
+    sa.Column("reason", sa.String(64), nullable=False),
+    sa.Column("intent_index", sa.BigInteger, nullable=False),
+    sa.Column("intent_bytes", sa.Integer, nullable=False),
+    sa.Column("outcome_index", sa.BigInteger, nullable=True),
+    sa.Column("outcome_bytes", sa.Integer, nullable=False),
+    sa.UniqueConstraint("node", "execution_id", "side", name="executions_node_execution_side"),
+    sa.Index("executions_execution", "execution_id", "id"),
+    # Each filter has an index that ends in the order of pages (time, id), so that a page never sorts or scans.
+    sa.Index("executions_time", "at_ms", "id"),
+    sa.Index("executions_root", "root_id", "at_ms", "id"),
+    sa.Index("executions_trace", "trace_id", "at_ms", "id"),
+    sa.Index("executions_caller", "caller", "at_ms", "id"),
+    sa.Index("executions_service", "service", "at_ms", "id"),
+    sa.Index("executions_method", "method", "at_ms", "id"),
+    sa.Index("executions_allowed", "allowed", "at_ms", "id"),
+    sa.Index("executions_would_deny", "would_deny", "at_ms", "id"),
+    sa.Index("executions_reason", "reason", "at_ms", "id"),
+    sa.Index("executions_node", "node", "at_ms", "id"),
+)

@@ -1,0 +1,188 @@
+"""Execution records: taken from the nodes that wrote them, durable before they are acknowledged; and found again."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from typing import Any, Final
+
+import grpc.aio
+
+from control_plane.core.executions import (
+    DEFAULT_PAGE,
+    Batch,
+    Cursor,
+    Query,
+    check_batch,
+    check_ledger,
+    parse_decision,
+)
+from control_plane.edge.callers import current_caller
+from control_plane.edge.store import executions
+from control_plane.edge.store.database import Database
+from egm.v1 import record_pb2, record_pb2_grpc
+from trust import limits
+from trust.edge.tls import peer_of
+from trust.errors import CapacityError, InputError, Reason
+from trust.ports import Clock
+from trust.record_rules import ID_BYTES
+
+logger = logging.getLogger(__name__)
+
+# The share of time that taking records leaves to other writers of the store: the lease must be renewed in time,
+# however many records come in.
+_YIELD: Final = 0.25
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class RecordsServicer(record_pb2_grpc.RecordsServicer):
+    """egm.v1.Records."""
+
+    def __init__(self, database: Database, clock: Clock, *, trust_domain: str) -> None:
+        self._database, self._clock, self._trust_domain = database, clock, trust_domain
+        self._writing = asyncio.Lock()
+        self._closing = asyncio.Event()
+        self._streams = 0
+
+    def close(self) -> None:
+        """End every stream after the batch it is at: the server is draining."""
+        self._closing.set()
+
+    async def Position(
+        self, request: record_pb2.PositionRequest, context: Context
+    ) -> record_pb2.PositionResponse:
+        """Say how far the index of one ledger of the caller reaches."""
+        check_ledger(current_caller(), request.node, request.ledger)
+        async with self._database.read() as connection:
+            found = await executions.position(connection, request.node, request.ledger)
+        return record_pb2.PositionResponse(next_index=found)
+
+    async def Ship(
+        self, request_iterator: AsyncIterator[record_pb2.ShipRequest], context: Context
+    ) -> AsyncIterator[record_pb2.ShipAck]:
+        """Take batches in order; acknowledge each once it is durable."""
+        if self._streams >= limits.MAX_SHIP_STREAMS:
+            raise CapacityError(
+                Reason.LIMIT_EXCEEDED, f"{self._streams} nodes ship records to this control plane; try later"
+            )
+        caller = current_caller()
+        self._streams += 1
+        try:
+            async with aclosing(_until(request_iterator, self._closing)) as requests:
+                async for request in requests:
+                    # a stream lives long: the certificate must still be good now
+                    peer_of(context, trust_domain=self._trust_domain, now_ms=self._clock.now_ms())
+                    batch = check_batch(
+                        caller,
+                        node=request.node,
+                        ledger=request.ledger,
+                        first_index=request.first_index,
+                        records=request.records,
+                        after_gap=request.after_gap,
+                    )
+                    yield record_pb2.ShipAck(next_index=await self._take(batch))
+        finally:
+            self._streams -= 1
+
+    async def _take(self, batch: Batch) -> int:
+        async with self._writing:
+            began = time.monotonic()
+            async with self._database.write() as connection:
+                reached = await executions.add(connection, batch)
+            await asyncio.sleep((time.monotonic() - began) * _YIELD)
+        if batch.after_gap:
+            logger.warning("records of %s before %d are archived: not indexed", batch.node, batch.first_index)
+        return reached
+
+
+async def _until(
+    requests: AsyncIterator[record_pb2.ShipRequest], closing: asyncio.Event
+) -> AsyncGenerator[record_pb2.ShipRequest]:
+    """Yield requests until they end, `closing` is set, or the stream is as old as a connection may be."""
+    stop = asyncio.ensure_future(closing.wait())
+    ends = time.monotonic() + limits.MAX_CONNECTION_AGE_MS / 1000
+    try:
+        while (left := ends - time.monotonic()) > 0:
+            following = asyncio.ensure_future(anext(requests, None))
+            await asyncio.wait({following, stop}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            if not following.done():
+                following.cancel()
+                return
+            request = following.result()
+            if request is None or stop.done():
+                return
+            yield request
+    finally:
+        stop.cancel()
+
+
+class ExecutionQueries:
+    """What operators ask of the index."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def get(self, request: record_pb2.GetExecutionRequest) -> record_pb2.GetExecutionResponse:
+        """Return every side of one execution; INPUT_INVALID or NOT_FOUND."""
+        wanted = _checked_id(request.execution_id)
+        async with self._database.read() as connection:
+            found = await executions.get(connection, wanted)
+        if not found:
+            raise _unknown()
+        return record_pb2.GetExecutionResponse(entries=map(_to_wire, found))
+
+    async def page(self, request: record_pb2.ListExecutionsRequest) -> record_pb2.ListExecutionsResponse:
+        """Return one page, newest first; INPUT_INVALID."""
+        query = Query(
+            limit=request.limit or DEFAULT_PAGE,
+            cursor=Cursor.parse(request.cursor) if request.cursor else None,
+            caller=request.caller,
+            service=request.service,
+            method=request.method,
+            decision=parse_decision(request.decision),
+            reason=request.reason,
+            node=request.node,
+            since_ms=request.since_ms,
+            until_ms=request.until_ms,
+        )
+        async with self._database.read() as connection:
+            found, cursor = await executions.page(connection, query)
+        following = "" if cursor is None else str(cursor)
+        return record_pb2.ListExecutionsResponse(entries=map(_to_wire, found), next_cursor=following)
+
+    async def tree(self, request: record_pb2.GetTreeRequest) -> record_pb2.GetTreeResponse:
+        """Return the chain of an execution, whichever of it is asked for; INPUT_INVALID or NOT_FOUND."""
+        wanted = _checked_id(request.root_id)
+        async with self._database.read() as connection:
+            sides = await executions.get(connection, wanted)
+            root = next((side.root_id for side in sides if side.root_id != wanted), wanted)
+            found, truncated = await executions.tree(connection, root)
+        if not found:
+            raise _unknown()
+        return record_pb2.GetTreeResponse(root_id=root, entries=map(_to_wire, found), truncated=truncated)
+
+
+def _checked_id(value: bytes) -> bytes:
+    if len(value) != ID_BYTES:
+        raise InputError(Reason.INPUT_INVALID, f"an execution id has {ID_BYTES} bytes, not {len(value)}")
+    return value
+
+
+def _unknown() -> InputError:
+    return InputError(
+        Reason.NOT_FOUND,
+        "no node has shipped records of this execution; see 'egm lineage list' "
+        "(a node that cannot reach the control plane ships them later)",
+    )
+
+
+def _to_wire(entry: executions.Entry) -> record_pb2.ExecutionEntry:
+    return record_pb2.ExecutionEntry(
+        node=entry.node,
+        ledger=entry.ledger,
+        intent_index=entry.intent_index,
+        intent=entry.intent,
+        outcome_index=entry.outcome_index or 0,
+        outcome=entry.outcome,
+    )
