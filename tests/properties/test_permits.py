@@ -1,0 +1,167 @@
+"""What holds for every permit: it comes back as it went in, and not one bit of it can be changed."""
+
+import base64
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sidecar.core.replay import ReplayCache
+from tests.support.permits import NOW_MS, Signing, claims, token
+from trust import limits
+from trust.compact import from_base64url, to_base64url
+from trust.errors import MeshError, Reason
+from trust.permit import PermitClaims, mint, verify
+
+SIGNING = Signing()
+quick = settings(max_examples=150, deadline=None)
+TOKEN = token(SIGNING)
+
+digests = st.binary(min_size=32, max_size=32)
+uuids = st.binary(min_size=16, max_size=16).map(
+    lambda raw: raw[:6] + bytes([0x70 | raw[6] & 15, raw[7], 0x80 | raw[8] & 63]) + raw[9:]
+)
+texts = st.text(min_size=1, max_size=80)
+
+
+@st.composite
+def any_claims(draw: st.DrawFn) -> PermitClaims:
+    """Any claims that make sense and are in time."""
+    execution, root = draw(uuids), draw(uuids)
+    parent = draw(st.none() | digests)
+    if parent is None or root == execution:
+        root, parent = execution, None
+    issued = NOW_MS // 1000 + draw(st.integers(-29, 5))
+    return PermitClaims(
+        issuer=str(SIGNING.node),
+        subject=draw(texts),
+        audience=draw(texts),
+        issued_s=issued,
+        expires_s=issued + draw(st.integers(max(1, NOW_MS // 1000 - issued), 30)),
+        permit_id=draw(st.binary(min_size=16, max_size=16)),
+        root_id=root,
+        execution_id=execution,
+        method=draw(texts),
+        policy_version=draw(st.integers(0, 2**40 - 1)),
+        policy_digest=draw(digests),
+        certificate_sha256=draw(digests),
+        request_sha256=draw(st.none() | digests),
+        parent_sha256=parent,
+    )
+
+
+def check(text: str, told: PermitClaims) -> PermitClaims:
+    return verify(
+        text,
+        key_of=SIGNING.key_of,
+        caller=told.subject,
+        audience=told.audience,
+        method=told.method,
+        request_sha256=told.request_sha256,
+        client_cert_sha256=told.certificate_sha256,
+        now_ms=NOW_MS,
+    ).claims
+
+
+@quick
+@given(any_claims())
+def test_what_is_minted_is_verified_unchanged(told: PermitClaims) -> None:
+    """For every claims that a node may mint, verify(mint(x)) == x."""
+    assert check(mint(told, SIGNING.private.sign, SIGNING.kid), told) == told
+
+
+@quick
+@given(st.integers(0, len(TOKEN) - 1), st.integers(0, 127))
+def test_no_character_of_a_permit_can_be_changed(position: int, replacement: int) -> None:
+    """Header, claims and signature, spare bits included."""
+    text = TOKEN[:position] + chr(replacement) + TOKEN[position + 1 :]
+    if text == TOKEN:
+        return
+    with pytest.raises(MeshError) as error:
+        check(text, claims())
+    assert error.value.reason in {Reason.PERMIT_INVALID, Reason.PERMIT_UNVERIFIABLE}
+
+
+def test_no_character_of_a_permit_can_be_left_out_or_doubled() -> None:
+    """Every position, both ways."""
+    for position in range(len(TOKEN)):
+        for text in (
+            TOKEN[:position] + TOKEN[position + 1 :],
+            TOKEN[: position + 1] + TOKEN[position:],
+        ):
+            with pytest.raises(MeshError):
+                check(text, claims())
+
+
+@quick
+@given(st.text(max_size=40) | st.binary(max_size=40).map(lambda raw: base64.b64encode(raw).decode()))
+def test_base64url_has_one_spelling(text: str) -> None:
+    """What is decoded is encoded back to the same text; everything else is a ValueError."""
+    try:
+        data = from_base64url(text)
+    except ValueError:
+        return
+    assert to_base64url(data) == text
+
+
+@quick
+@given(st.binary(max_size=100))
+def test_base64url_decodes_what_it_encodes(data: bytes) -> None:
+    """And agrees with the standard library."""
+    assert from_base64url(to_base64url(data)) == data
+    assert to_base64url(data) == base64.urlsafe_b64encode(data).decode().rstrip("=")
+
+
+steps = st.lists(
+    st.tuples(st.integers(0, 12), st.integers(-40, 10), st.integers(1, 30), st.integers(-50, 50)), max_size=80
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(steps)
+def test_nothing_is_spent_twice_whatever_the_clock_does(script: list[tuple[int, int, int, int]]) -> None:
+    """A model without forgetting: what it has seen is never accepted again by the cache, even as time jumps."""
+    cache = ReplayCache(boot_ms=NOW_MS - 100_000, remember=lambda _ms: None, capacity=8)
+    seen: dict[int, tuple[int, int]] = {}
+    accepted: set[int] = set()
+    now_ms = NOW_MS
+    for jti, age_s, life_s, step_s in script:
+        now_ms += step_s * 1000
+        iat_ms = now_ms + age_s * 1000
+        # a permit is one thing: presented again it has the same dates
+        iat_ms, exp_ms = seen.setdefault(jti, (iat_ms, iat_ms + life_s * 1000))
+        in_time = iat_ms <= now_ms + limits.MAX_CLOCK_SKEW_MS and now_ms < exp_ms + limits.MAX_CLOCK_SKEW_MS
+        if not in_time:
+            continue
+        try:
+            cache.spend(str(jti), iat_ms=iat_ms, exp_ms=exp_ms, now_ms=now_ms)
+        except MeshError:
+            continue
+        assert jti not in accepted
+        accepted.add(jti)
+        assert len(cache) <= 8
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(-5_000, 5_000), st.integers(0, 20_000)), min_size=1, max_size=20),
+    st.integers(0, 20_000),
+)
+def test_nothing_spent_before_a_restart_is_spent_after_it(
+    spent: list[tuple[int, int]], pause_ms: int
+) -> None:
+    """For callers whose clocks differ by up to the skew, and any length of the restart."""
+    stored = [0]
+    cache = ReplayCache(boot_ms=NOW_MS - 60_000, remember=stored.append)
+    now_ms, used = NOW_MS, []
+    for number, (skew_ms, step_ms) in enumerate(spent):
+        now_ms += step_ms
+        iat_ms = now_ms + skew_ms
+        cache.spend(str(number), iat_ms=iat_ms, exp_ms=iat_ms + 30_000, now_ms=now_ms)
+        used.append((str(number), iat_ms))
+    now_ms += pause_ms
+    after = ReplayCache(boot_ms=max(now_ms, *stored), remember=stored.append)
+    for jti, iat_ms in used:
+        for moment_ms in (now_ms, now_ms + 5_000, now_ms + 40_000):
+            with pytest.raises(MeshError):
+                after.spend(jti, iat_ms=iat_ms, exp_ms=iat_ms + 30_000, now_ms=moment_ms)
