@@ -41,6 +41,7 @@ MAX_METADATA_VALUE_BYTES: Final = 1024  # a metadata value shown to policies
 MAX_REQUEST_JSON_BYTES: Final = 1024 * 1024
 
 # authoring
+MAX_TESTS_CHARS: Final = 2 * 1024 * 1024  # of all tests of one bundle
 MAX_DIFF_CALLS: Final = 20_000  # calls that `egm policy diff` decides under each bundle
 MAX_REFLECTION_FILES: Final = 2_000
 MAX_REFLECTION_BYTES: Final = 32 * 1024 * 1024

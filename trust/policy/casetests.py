@@ -22,6 +22,7 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import Message
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
+from trust import limits
 from trust.bundle import Bundle
 from trust.errors import EvidenceError, InputError, Reason
 from trust.policy.descriptors import MethodTable
@@ -98,6 +99,11 @@ def read_cases(tests: Mapping[str, str]) -> tuple[list[ReadCase], list[Problem]]
     """Return the cases of every file, and every mistake in them; total over arbitrary text."""
     cases: list[ReadCase] = []
     problems: list[Problem] = []
+    if (
+        sum(map(len, tests.values())) > limits.MAX_TESTS_CHARS
+    ):  # YAML is slow to read: some 10 s for a million
+        what = f"the tests have more than {limits.MAX_TESTS_CHARS} characters in all"
+        return [], [Problem(min(tests), 1, what, "split the bundle by namespace, or test fewer cases")]
     for file in sorted(tests):
         document = parse_yaml(file, tests[file].encode("utf-8", "surrogatepass"))
         if isinstance(document, Problem):

@@ -3,9 +3,10 @@
 import pytest
 
 from tests.support.folders import TESTS, folder, namespace_folder
+from trust import limits
 from trust.bundle import Bundle, read_bundle
 from trust.errors import InputError, Reason
-from trust.policy.casetests import CaseResult, run_tests
+from trust.policy.casetests import CaseResult, read_cases, run_tests
 from trust.policy.source import build
 
 CASE = """\
@@ -161,3 +162,10 @@ def test_deny_that_is_only_a_failing_policy_fails_the_case() -> None:
     (result,) = run_tests(read_bundle(build(folder(policies=policies, tests=tests)), role="targets"))
     assert not result.passed
     assert "failed to evaluate: over" in result.message
+
+
+def test_tests_too_long_to_be_read_in_time_are_refused_unread() -> None:
+    """A proposal with hundreds of megabytes of YAML would keep the control plane busy for the best part of an hour."""
+    cases, problems = read_cases({"tests/a.yaml": "- [" * limits.MAX_TESTS_CHARS})
+    assert (cases, len(problems)) == ([], 1)
+    assert str(limits.MAX_TESTS_CHARS) in problems[0].message
