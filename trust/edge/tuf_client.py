@@ -86,7 +86,7 @@ class PolicyClient:
 
         Raises:
             StateError: POLICY_MISSING, if there is none; POLICY_ROLLBACK, if the disk holds less than
-                was once accepted.
+                was once accepted; INTERNAL, if the disk fails.
             EvidenceError: METADATA_INVALID, QUORUM_NOT_MET, DIGEST_MISMATCH, METADATA_UNSAFE: the cache
                 is damaged; the next `refresh` replaces it.
         """
@@ -94,8 +94,15 @@ class PolicyClient:
             stored = self._cache.read(self._trusted_version)
             if stored is None:
                 raise StateError(Reason.POLICY_MISSING, "no policy has been received yet")
-            verified, policy = self._verify(stored)
-            self._floor.record(verified)
+            try:
+                verified, policy = self._verify(stored)
+                self._floor.record(verified)
+            except (
+                OSError
+            ) as error:  # without a floor that can be read and written a rollback cannot be excluded
+                raise StateError(
+                    Reason.INTERNAL, f"the policy cache cannot be used: {error.strerror or error}"
+                ) from error
             return policy
 
     def refresh(self, source: FileSource, announced_timestamp: bytes | None = None) -> VerifiedPolicy:

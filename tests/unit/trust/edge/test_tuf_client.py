@@ -554,3 +554,20 @@ def test_unwritable_cache_is_a_clear_error(world: World, tmp_path: Path) -> None
     with pytest.raises(StateError) as caught:
         client.refresh(world.source())
     assert caught.value.reason is Reason.INTERNAL
+
+
+def test_a_floor_that_cannot_be_read_stops_the_policy_and_not_the_node(
+    world: World, client: PolicyClient, tmp_path: Path
+) -> None:
+    """Any failure of the disk has a reason; an exception of another kind would end the sidecar at its start."""
+    client.refresh(world.source())
+    floor = tmp_path / "policy.floor.json"
+    floor.unlink()
+    floor.mkdir()
+    refuses(Reason.INTERNAL, client.load)
+    refuses(Reason.INTERNAL, lambda: client.refresh(world.source()))
+    (archive,) = (tmp_path / "policy" / "targets").iterdir()
+    floor.rmdir()
+    archive.unlink()
+    archive.mkdir()
+    refuses(Reason.INTERNAL, client.load)
