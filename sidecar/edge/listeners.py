@@ -17,10 +17,11 @@ from sidecar.core.gate import Gate, Observer
 from sidecar.edge import identify, upstream
 from sidecar.edge.door import Route
 from sidecar.edge.metadata import Pair
+from sidecar.edge.notary import Notary
 from sidecar.edge.proxy import Proxy, build_server
 from trust.edge.grpc_errors import FixedInternalErrors
 from trust.edge.jwt_bundles import JwtBundles, verifier
-from trust.edge.serving import SteadyServer
+from trust.edge.serving import SteadyServer, new_server
 from trust.edge.tls import Channels, read_ca_file, server_credentials
 from trust.errors import InputError, Reason
 from trust.identity import IdentitySource
@@ -42,6 +43,7 @@ class Parts:
     clock: Clock
     serves: Callable[[str], str | None]  # service -> workload that may serve it, by signed policy
     observer: Observer | None = None
+    notary: Notary | None = None
     jwt: JwtBundles | None = None
 
 
@@ -150,6 +152,7 @@ class Listeners:
             route=route,
             clock=parts.clock,
             observer=parts.observer,
+            notary=parts.notary,
             max_message_bytes=parts.config.limits.max_message_bytes,
         )
 
@@ -229,7 +232,7 @@ def own_server(
     """
 
     def build(at: str) -> tuple[grpc.aio.Server, int]:
-        server = grpc.aio.server(interceptors=[FixedInternalErrors()], options=list(options))
+        server = new_server(interceptors=[FixedInternalErrors()], options=list(options))
         add(server)
         if credentials is None:
             return server, server.add_insecure_port(at)

@@ -13,12 +13,13 @@ from sidecar.core.call import Direction
 from sidecar.core.gate import Gate, Observer, Shape
 from sidecar.edge.door import Door, Route
 from sidecar.edge.identify import Identifier
+from sidecar.edge.notary import Notary
 from sidecar.edge.proxy_stream import serve_server_stream, serve_stream
 from sidecar.edge.proxy_unary import serve_unary
 from sidecar.edge.refusals import Context, fail_internal
 from sidecar.edge.upstream import BOUNDED_WINDOW
 from trust import limits
-from trust.edge.serving import SteadyServer
+from trust.edge.serving import SteadyServer, new_server
 from trust.edge.tls import server_options
 from trust.ports import Clock
 
@@ -54,6 +55,7 @@ class Proxy(GenericHandler):
         route: Route,
         clock: Clock,
         observer: Observer | None = None,
+        notary: Notary | None = None,
         max_message_bytes: int = limits.MAX_MESSAGE_BYTES,
     ) -> None:
         """Take the parts of one listener.
@@ -66,9 +68,12 @@ class Proxy(GenericHandler):
             route: (service, method, metadata) -> Upstream; may raise MeshError (UNKNOWN_SERVICE, ...).
             clock: time for decisions.
             observer: telemetry; None when it is off.
+            notary: verifies and mints permits and writes executions down; None where nothing is recorded.
             max_message_bytes: larger messages are refused (MESSAGE_TOO_LARGE), both ways.
         """
-        self._door = Door(direction, service, gate, identify, route, clock, observer, max_message_bytes)
+        self._door = Door(
+            direction, service, gate, identify, route, clock, observer, max_message_bytes, notary
+        )
         self._methods: dict[str, _Method] = {}
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler:
@@ -168,7 +173,7 @@ def build_server(
     ]
 
     def build(address: str) -> tuple[grpc.aio.Server, int]:
-        server = grpc.aio.server(options=channel_arguments)
+        server = new_server(options=channel_arguments)
         server.add_generic_rpc_handlers(tuple(handlers))
         if credentials is not None:
             return server, server.add_secure_port(address, credentials)

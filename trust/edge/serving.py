@@ -1,25 +1,46 @@
-"""A gRPC server that keeps listening when grpc.aio's own accept loop dies.
+"""A gRPC server that keeps listening when grpc.aio's own accept loop dies, and is not corrupted by its death.
 
 Measured with grpcio 1.85: one request whose :path is not UTF-8 ends `AioServer._server_main_loop`, and with it the
 listener, for good; calls in flight go on. Whoever may connect could so switch a service off. This server notices
 within `CHECK_PERIOD_S` and listens again on the same address. gRPC itself tells open connections to go away, so
 clients connect anew.
+
+Worse, a dying loop frees what it lent to gRPC core for the next call of each *registered* method, and core writes
+there when it shuts the server down: memory corruption by one request. `new_server` registers no method; the generic
+handlers that generated code adds as well serve every call, and the loop lends nothing when it dies.
 """
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NoReturn, cast
 
 import grpc
 import grpc.aio
 
+from trust import limits
+
 logger = logging.getLogger(__name__)
 
 CHECK_PERIOD_S: Final = 0.02
+# Calls that a worn-out server still carries may go on for so long.
+_LAST_CALLS_S: Final = float(limits.SVID_TTL_S)
 
 # Builds a bound server for an address; returns it with its port.
 Build = Callable[[str], tuple[grpc.aio.Server, int]]
+
+
+def new_server(
+    *, interceptors: Sequence[Any] = (), options: Sequence[tuple[str, Any]] = ()
+) -> grpc.aio.Server:
+    """Return a server to add servicers and one port to. The only way to make one: see above."""
+    server = grpc.aio.server(interceptors=interceptors, options=options)
+    cast("Any", server).add_registered_method_handlers = _register_nothing
+    return server
+
+
+def _register_nothing(service_name: str, method_handlers: object) -> None:
+    """Leave the methods to the generic handler that generated code adds for the same service."""
 
 
 class SteadyServer(grpc.aio.Server):
@@ -35,7 +56,7 @@ class SteadyServer(grpc.aio.Server):
         self._server, self.port = build(listen)
         self._listen = listen if listen.startswith("unix:") else f"{listen.rpartition(':')[0]}:{self.port}"
         self._watching: asyncio.Task[None] | None = None
-        self._worn_out: list[grpc.aio.Server] = []  # they still carry calls
+        self._worn_out: dict[grpc.aio.Server, asyncio.Task[None]] = {}  # they still carry calls
 
     async def start(self) -> None:
         """Serve, and see to it that it stays so."""
@@ -46,7 +67,9 @@ class SteadyServer(grpc.aio.Server):
         """Refuse new calls, give those in flight `grace` seconds, then cut them."""
         if self._watching is not None:
             self._watching.cancel()
-        await asyncio.gather(*(self._bury(server, grace) for server in (self._server, *self._worn_out)))
+        for waiting in self._worn_out.values():
+            waiting.cancel()
+        await asyncio.gather(*(_bury(server, grace) for server in (self._server, *self._worn_out)))
 
     async def wait_for_termination(self, timeout: float | None = None) -> bool:
         """Wait until `stop` was called (True: not within `timeout` seconds)."""
@@ -56,28 +79,29 @@ class SteadyServer(grpc.aio.Server):
         return not done
 
     async def _watch(self) -> None:
+        retired: grpc.aio.Server | None = None
         while True:
             await asyncio.sleep(CHECK_PERIOD_S)
             if cast("Any", self._server)._server.is_running():
                 continue
-            logger.error(
-                "the listener %s was knocked out by a malformed request; listening again", self._listen
-            )
-            self._worn_out = [self._server, *self._worn_out][:8]
+            if self._server is not retired:
+                retired = self._server
+                logger.error(
+                    "the listener %s was knocked out by a malformed request; listening again", self._listen
+                )
+                self._retire(retired)
             try:
                 server, _ = self._build(self._listen)
+                self._server = server  # before it starts: `stop` may come meanwhile
                 await server.start()
             except (RuntimeError, grpc.aio.BaseError):
                 logger.exception("cannot listen on %s again; trying on", self._listen)
-                continue
-            self._server = server
 
-    @staticmethod
-    async def _bury(server: grpc.aio.Server, grace: float | None) -> None:
-        try:
-            await server.stop(grace)
-        except UnicodeDecodeError:
-            logger.debug("a listener ended with what had worn it out")
+    def _retire(self, server: grpc.aio.Server) -> None:
+        """Let a worn-out server finish its calls, and free it then."""
+        task = asyncio.get_running_loop().create_task(_bury(server, _LAST_CALLS_S))
+        self._worn_out[server] = task
+        task.add_done_callback(lambda _: self._worn_out.pop(server, None))
 
     # The rest of grpc's interface: what is served was decided by `build`.
 
@@ -96,3 +120,10 @@ class SteadyServer(grpc.aio.Server):
     def add_secure_port(self, address: str, server_credentials: grpc.ServerCredentials) -> NoReturn:
         """Refuse: a steady server has the one address that it was made with."""
         raise TypeError("a steady server has one address")
+
+
+async def _bury(server: grpc.aio.Server, grace: float | None) -> None:
+    try:
+        await server.stop(grace)
+    except UnicodeDecodeError:
+        logger.debug("a listener ended with what had worn it out")

@@ -21,7 +21,7 @@ from control_plane.edge.store.database import Database
 from egm.v1 import distribution_pb2, distribution_pb2_grpc, join_pb2, join_pb2_grpc, operator_pb2
 from tests.support.control_plane import TRUST_DOMAIN, Domain, Running, archive, publish, running, source
 from tests.support.eventually import eventually
-from tests.support.hostile import GRPC_DIES, knock_out
+from tests.support.hostile import GRPC_DIES, Tls, knock_out
 from trust.authoring import Holders, first_targets, next_targets, parse_metadata
 from trust.edge.clock import SystemClock
 from trust.edge.grpc_errors import error_from_rpc
@@ -227,7 +227,8 @@ async def test_draining_ends_watches_and_turns_health_off(domain: Domain) -> Non
 async def test_method_name_that_is_no_text_takes_neither_listener_away(domain: Domain) -> None:
     """One request of a node, or of a stranger at the join listener, must not end the control plane's service."""
     ca_pem = (domain.directory / "ca" / "ca.pem").read_bytes()
-    name = ("grpc.ssl_target_name_override", control_plane_dns(TRUST_DOMAIN))
+    dns = control_plane_dns(TRUST_DOMAIN)
+    name = ("grpc.ssl_target_name_override", dns)
 
     def stranger(plane: Running) -> grpc.aio.Channel:
         return grpc.aio.secure_channel(plane.join_listen, grpc.ssl_channel_credentials(ca_pem), [name])
@@ -238,12 +239,13 @@ async def test_method_name_that_is_no_text_takes_neither_listener_away(domain: D
                 await health_pb2_grpc.HealthStub(node).Check(
                     health_pb2.HealthCheckRequest(), wait_for_ready=True
                 )
-                await knock_out(node)
+            shown = domain.credentials("node", "a")
+            await knock_out(plane.listen, Tls(ca_pem, dns, shown.key, shown.chain))
             async with stranger(plane) as anybody:
                 with pytest.raises(grpc.aio.AioRpcError) as caught:
                     await join_pb2_grpc.JoinStub(anybody).Enrol(join_pb2.EnrolRequest(), wait_for_ready=True)
                 assert error_from_rpc(caught.value).reason is Reason.INPUT_INVALID
-                await knock_out(anybody)
+            await knock_out(plane.join_listen, Tls(ca_pem, dns))
         async with plane.channel() as channel:
             await health_pb2_grpc.HealthStub(channel).Check(
                 health_pb2.HealthCheckRequest(), wait_for_ready=True

@@ -15,7 +15,7 @@ from tests.support import sidecars
 from tests.support.control_plane import TRUST_DOMAIN, Domain
 from tests.support.control_plane import running as control_plane
 from tests.support.eventually import eventually
-from tests.support.hostile import GRPC_DIES, knock_out
+from tests.support.hostile import GRPC_DIES, Tls, knock_out
 from tests.support.interop_service import DUPLEX, SERVICE, UNARY, ask
 from tests.support.sidecar_mesh import Mesh, policy
 from trust.edge.identity_embedded import EmbeddedIdentity
@@ -35,6 +35,12 @@ async def node_status(mesh: Mesh, address: str, node: str, kind: str = "operator
 def as_member(mesh: Mesh, address: str, kind: str, name: str, server: SpiffeId) -> grpc.aio.Channel:
     """Connect as some member to `server`."""
     return mesh.domain.credentials(kind, name).channel(address, server.dns_name)
+
+
+def tls_of(mesh: Mesh, kind: str, name: str, server: SpiffeId) -> Tls:
+    """Return what some member shows to `server`."""
+    shown = mesh.domain.credentials(kind, name)
+    return Tls(shown.anchors, server.dns_name, shown.key, shown.chain)
 
 
 async def overall_health(channel: grpc.aio.Channel) -> None:
@@ -199,28 +205,25 @@ async def test_admin_answers_operators_only(mesh: Mesh, kind: str) -> None:
 async def test_method_name_that_is_no_text_takes_no_listener_of_a_node_away(mesh: Mesh) -> None:
     """One malformed request must end neither health, nor admin, nor the mTLS listener of a service."""
     health = f"unix://{mesh.home / 'health.sock'}"
+    node = SpiffeId.of(TRUST_DOMAIN, "node", "b")
     await mesh.publish(policy())
     async with asyncio.timeout(40), sidecars.running(mesh.callee(health={"listen": health})) as b:
         await b.enforces(1)
         for _ in range(2):
             async with grpc.aio.insecure_channel(health) as channel:
                 await overall_health(channel)
-                await knock_out(channel)
-            async with as_member(
-                mesh, b.admin, "operator", "olga", SpiffeId.of(TRUST_DOMAIN, "node", "b")
-            ) as channel:
+            await knock_out(health)
+            async with as_member(mesh, b.admin, "operator", "olga", node) as channel:
                 await overall_health(channel)
-                await knock_out(channel)
+            await knock_out(b.admin, tls_of(mesh, "operator", "olga", node))
             async with as_member(mesh, b.inbound["echo"], "workload", "alice", ECHO) as channel:
                 assert await channel.unary_unary(UNARY, None, None)(ask(size=1), wait_for_ready=True) == b"\0"
-                await knock_out(channel)
+            await knock_out(b.inbound["echo"], tls_of(mesh, "workload", "alice", ECHO))
         async with grpc.aio.insecure_channel(health) as channel:
             await overall_health(channel)
         async with as_member(mesh, b.inbound["echo"], "workload", "alice", ECHO) as channel:
             assert await channel.unary_unary(UNARY, None, None)(ask(size=1), wait_for_ready=True) == b"\0"
-        async with as_member(
-            mesh, b.admin, "operator", "olga", SpiffeId.of(TRUST_DOMAIN, "node", "b")
-        ) as channel:
+        async with as_member(mesh, b.admin, "operator", "olga", node) as channel:
             await overall_health(channel)
         assert not b.task.done()
 
