@@ -190,6 +190,15 @@ def test_the_endorsement_of_another_node_does_not_help() -> None:
     assert refused(verifier(), SENDER.mint(), Node(OTHER_NODE).endorsement) is Reason.PERMIT_INVALID
 
 
+def test_a_node_cannot_sign_under_the_key_id_of_another_with_its_own_endorsement() -> None:
+    """The key that verifies must be the one that the permit names, or an auditor would look at the wrong one."""
+    liar = Node(OTHER_NODE)
+    liar.minter = Minter(
+        OTHER_NODE, lambda: endorsement_digest(SENDER.endorsement), liar.private.sign, lambda: b"\x01" * 16
+    )
+    assert refused(verifier(), liar.mint(), liar.endorsement) is Reason.PERMIT_INVALID
+
+
 def test_an_endorsement_under_another_ca_is_refused() -> None:
     """The anchors of the mesh decide whose nodes count."""
     assert refused(verifier(anchors=NodeCa().pem), SENDER.mint()) is Reason.PERMIT_INVALID

@@ -1,0 +1,194 @@
+"""What a permit says: every claim has one shape, none is left out, repeated or added (ASCII JSON, in any order).
+
+iss sub aud      SPIFFE IDs: the node that minted it, the calling workload, the workload that may execute
+iat exp          Unix seconds, at most MAX_PERMIT_LIFETIME_S apart
+jti              128 random bits, base64url
+txn eid parent   UUIDv7 of the root execution and of this one; base64url SHA-256 of the parent permit. A root
+                 has no parent and is its own transaction
+mth req          "package.Service/Method"; base64url SHA-256 of the request as received, absent when the
+                 method alone is bound
+bnd cnf          {"v": policy version, "d": base64url digest}; {"x5t#S256": base64url SHA-256 of the client
+                 certificate} (RFC 8705, section 3.1)
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Any, Final, NoReturn
+
+from trust import limits
+from trust.compact import from_base64url, parse_object, to_base64url, write_object
+from trust.errors import EvidenceError, Reason
+
+_DIGEST_BYTES: Final = 32
+_ID_BYTES: Final = 16
+_UUID7: Final = re.compile(
+    r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}\Z"
+)  # RFC 9562, section 5.7
+_REQUIRED: Final = frozenset({"iss", "sub", "aud", "iat", "exp", "jti", "txn", "eid", "mth", "bnd", "cnf"})
+_KNOWN: Final = _REQUIRED | {"parent", "req"}
+_BUNDLE: Final = frozenset({"v", "d"})
+_CONFIRMATION: Final = frozenset({"x5t#S256"})
+_MAX_NUMBER: Final = 2**40  # of seconds and versions
+
+
+@dataclass(frozen=True, slots=True)
+class PermitClaims:
+    """What a permit says. Digests are 32 raw bytes (SHA-256), ids 16."""
+
+    issuer: str  # SPIFFE ID of the node that minted it
+    subject: str  # SPIFFE ID of the calling workload
+    audience: str  # SPIFFE ID of the workload that may execute it
+    issued_s: int  # Unix seconds
+    expires_s: int
+    permit_id: bytes  # jti: 128 random bits
+    root_id: bytes  # txn: execution (UUIDv7) at the start of the chain
+    execution_id: bytes  # eid: this execution (UUIDv7)
+    method: str  # "package.Service/Method"
+    policy_version: int  # of the base bundle that the minting node decided under
+    policy_digest: bytes  # of what it enforced
+    certificate_sha256: bytes  # of the client certificate (DER) that the call comes with
+    request_sha256: bytes | None = None  # of the request as received; None: bound by method alone
+    parent_sha256: bytes | None = None  # of the permit of the execution that makes this call; None: a root
+
+
+def refuse(why: str) -> NoReturn:
+    """Raise EvidenceError PERMIT_INVALID."""
+    raise EvidenceError(Reason.PERMIT_INVALID, f"permit refused: {why}")
+
+
+def format_id(identifier: bytes) -> str:
+    """Return an execution id (16 bytes) in the spelling of RFC 9562."""
+    text = identifier.hex()
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+def write_claims(claims: PermitClaims) -> bytes:
+    """Return the JSON of `claims`.
+
+    Raises:
+        EvidenceError: PERMIT_INVALID, naming the claim that `parse_claims` would refuse to read.
+    """
+    _check_mintable(claims)
+    payload: dict[str, Any] = {
+        "iss": claims.issuer,
+        "sub": claims.subject,
+        "aud": claims.audience,
+        "iat": claims.issued_s,
+        "exp": claims.expires_s,
+        "jti": to_base64url(claims.permit_id),
+        "txn": format_id(claims.root_id),
+        "eid": format_id(claims.execution_id),
+        "mth": claims.method,
+        "bnd": {"v": claims.policy_version, "d": to_base64url(claims.policy_digest)},
+        "cnf": {"x5t#S256": to_base64url(claims.certificate_sha256)},
+    }
+    if claims.parent_sha256 is not None:
+        payload["parent"] = to_base64url(claims.parent_sha256)
+    if claims.request_sha256 is not None:
+        payload["req"] = to_base64url(claims.request_sha256)
+    return write_object(payload)
+
+
+def parse_claims(data: bytes) -> PermitClaims:
+    """Return the claims that `data` spells.
+
+    Raises:
+        EvidenceError: PERMIT_INVALID, naming the claim.
+    """
+    try:
+        payload = parse_object(data)
+    except (ValueError, RecursionError):
+        refuse("its claims are not one JSON object, each claim once")
+    return _claims(payload)
+
+
+def _claims(payload: dict[str, Any]) -> PermitClaims:
+    names = payload.keys()
+    if not names >= _REQUIRED:
+        refuse("it lacks " + ", ".join(sorted(_REQUIRED - names)))
+    if not names <= _KNOWN:
+        refuse("it has claims that this version does not know")
+    bundle, confirmation = payload["bnd"], payload["cnf"]
+    if not isinstance(bundle, dict) or bundle.keys() != _BUNDLE:
+        refuse("its policy (bnd) is not exactly v and d")
+    if not isinstance(confirmation, dict) or confirmation.keys() != _CONFIRMATION:
+        refuse("its certificate (cnf) is not exactly x5t#S256")
+    claims = PermitClaims(
+        issuer=_text(payload, "iss"),
+        subject=_text(payload, "sub"),
+        audience=_text(payload, "aud"),
+        issued_s=_number(payload["iat"], "iat"),
+        expires_s=_number(payload["exp"], "exp"),
+        permit_id=_bytes(payload["jti"], _ID_BYTES, "jti"),
+        root_id=_id(payload["txn"], "txn"),
+        execution_id=_id(payload["eid"], "eid"),
+        method=_text(payload, "mth"),
+        policy_version=_number(bundle["v"], "bnd.v"),
+        policy_digest=_bytes(bundle["d"], _DIGEST_BYTES, "bnd.d"),
+        certificate_sha256=_bytes(confirmation["x5t#S256"], _DIGEST_BYTES, "cnf"),
+        request_sha256=_bytes(payload["req"], _DIGEST_BYTES, "req") if "req" in names else None,
+        parent_sha256=_bytes(payload["parent"], _DIGEST_BYTES, "parent") if "parent" in names else None,
+    )
+    _check_sense(claims)
+    return claims
+
+
+def _check_sense(claims: PermitClaims) -> None:
+    """Refuse what no reader accepts although every claim has its shape."""
+    if not 0 < claims.expires_s - claims.issued_s <= limits.MAX_PERMIT_LIFETIME_S:
+        refuse(f"it lives not between 1 and {limits.MAX_PERMIT_LIFETIME_S} s (iat, exp)")
+    if (claims.parent_sha256 is None) != (claims.root_id == claims.execution_id):
+        refuse("a root, and only a root, is its own transaction (txn, eid, parent)")
+
+
+def _check_mintable(claims: PermitClaims) -> None:
+    """Refuse claims that `_claims` would refuse to read."""
+    if not (claims.issuer and claims.subject and claims.audience and claims.method):
+        refuse("its iss, sub, aud or mth is empty")
+    for number in (claims.issued_s, claims.expires_s, claims.policy_version):
+        if not 0 <= number < _MAX_NUMBER:
+            refuse("its iat, exp or bnd.v is out of bounds")
+    for digest in (
+        claims.policy_digest,
+        claims.certificate_sha256,
+        claims.request_sha256,
+        claims.parent_sha256,
+    ):
+        if digest is not None and len(digest) != _DIGEST_BYTES:
+            refuse("one of its digests is no SHA-256")
+    if len(claims.permit_id) != _ID_BYTES:
+        refuse(f"its jti is not {_ID_BYTES} bytes")
+    for uuid in (claims.root_id, claims.execution_id):
+        if len(uuid) != _ID_BYTES or uuid[6] >> 4 != 7 or uuid[8] >> 6 != 2:
+            refuse("its txn or eid is not a UUIDv7")
+    _check_sense(claims)
+
+
+def _text(payload: dict[str, Any], name: str) -> str:
+    value = payload[name]
+    if not isinstance(value, str) or not value:
+        refuse(f"its {name} is not a text")
+    return value
+
+
+def _number(value: object, name: str) -> int:
+    if type(value) is not int or not 0 <= value < _MAX_NUMBER:
+        refuse(f"its {name} is not a whole number in bounds")
+    return value
+
+
+def _bytes(value: object, size: int, name: str) -> bytes:
+    if isinstance(value, str):
+        try:
+            data = from_base64url(value)
+        except ValueError:
+            data = b""
+        if len(data) == size:
+            return data
+    refuse(f"its {name} is not {size} bytes in base64url")
+
+
+def _id(value: object, name: str) -> bytes:
+    if not isinstance(value, str) or _UUID7.match(value) is None:
+        refuse(f"its {name} is not a UUIDv7")
+    return bytes.fromhex(value.replace("-", ""))
