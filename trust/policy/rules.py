@@ -20,7 +20,7 @@ from trust.policy.reads import Path, inspect
 
 # Annotations of permits that bind the node which allows a call.
 OBLIGATIONS: Final = frozenset({"require_approval", "lease", "rate", "budget", "audit"})
-PARSE_CHUNK_POLICIES: Final = 32  # building syntax trees holds the GIL: about 5 ms at a time
+PARSE_CHUNK_POLICIES: Final = 8  # building syntax trees holds the GIL: about 1 ms at a time
 VALIDATE_CHUNK_POLICIES: Final = 1000
 
 # Cedar's lexical grammar, as far as a policy's end needs it: strings, comments, and the semicolon.
