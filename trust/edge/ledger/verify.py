@@ -1,0 +1,216 @@
+"""Whether a whole ledger is what its checkpoint says: every byte is read once, every problem is named."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from trust.checkpoint import open_checkpoint
+from trust.edge.ledger import layout, segments
+from trust.edge.ledger.reader import Reader
+from trust.edge.ledger.segments import DamageError
+from trust.errors import EvidenceError, MeshError
+from trust.note import Verifier
+from trust.tiles import ENTRIES, Tile, TileBuilder, parse_tile_path
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is wrong: the file, or the record in it, and what is wrong with it."""
+
+    where: str
+    what: str
+
+
+@dataclass(slots=True)
+class Verification:
+    """What was found. `signer`: the key that the checkpoint's signature was checked with, or None.
+
+    `known_key`: whether that key was given by the caller; if not, it is the one that the ledger itself names, and a
+    forger could have named another.
+    """
+
+    origin: str = ""
+    size: int = 0
+    root: bytes = b""
+    records: int = 0
+    signer: str | None = None
+    known_key: bool = False
+    findings: list[Finding] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.findings
+
+
+def verify(directory: Path, *, key: Verifier | None = None, archives: Sequence[Path] = ()) -> Verification:
+    """Read the whole ledger and hold records, tiles and checkpoint against each other.
+
+    Memory does not grow with the ledger. A running ledger may be verified; what it appends meanwhile is not looked at.
+
+    Args:
+        key: the log's key, if known from elsewhere.
+
+    Raises:
+        InputError: NOT_FOUND, if there is no ledger.
+    """
+    found = Verification()
+    try:
+        reader = Reader(directory, archives=archives)
+    except EvidenceError as error:
+        found.findings.append(Finding(layout.CHECKPOINT, error.detail))
+        return found
+    head = reader.checkpoint
+    found.origin, found.size, found.root = head.origin, head.size, head.root
+    _check_signature(found, reader, key)
+    _Walk(reader, [directory, *archives], found).run()
+    return found
+
+
+def _check_signature(found: Verification, reader: Reader, key: Verifier | None) -> None:
+    found.known_key = key is not None
+    try:
+        own = key or Verifier.parse((reader.directory / layout.KEY).read_text("utf-8").removesuffix("\n"))
+        open_checkpoint(reader.checkpoint_note, own)
+        found.signer = own.encode()
+    except (EvidenceError, UnicodeDecodeError) as error:
+        detail = error.detail if isinstance(error, MeshError) else "not a verifier key"
+        found.findings.append(Finding(f"{layout.CHECKPOINT}, {layout.KEY}", detail))
+    except FileNotFoundError:
+        found.findings.append(Finding(layout.KEY, "it is missing; give the log's key to check the signature"))
+
+
+class _Walk:
+    """One pass over records and tiles."""
+
+    def __init__(self, reader: Reader, roots: Sequence[Path], found: Verification) -> None:
+        self._reader, self._roots, self._found = reader, roots, found
+        self._builder = TileBuilder.empty()
+        self._signed_partial: dict[Tile, bytes] = {}
+
+    def run(self) -> None:
+        self._at_size()
+        complete = all(self._segment(first) for first in self._firsts())
+        if complete and self._builder.size < self._found.size:
+            self._add(
+                layout.RECORDS, f"{self._found.size} records were signed, only {self._builder.size} are here"
+            )
+        self._found.records = self._builder.size
+        self._list_tiles()
+
+    def _firsts(self) -> list[int]:
+        firsts: set[int] = set()
+        for root in self._roots:
+            try:
+                firsts |= set(layout.list_segments(root))
+            except MeshError as error:
+                self._add(layout.RECORDS, error.detail)
+        return sorted(firsts)
+
+    def _segment(self, first: int) -> bool:
+        """Read one segment; return whether the next one can be read, too."""
+        name = layout.segment_path(Path(), first).as_posix()
+        if first != self._builder.size:
+            self._add(name, f"record {self._builder.size} is missing: the segment before is not complete")
+            return False
+        path = next(p for root in self._roots if (p := layout.segment_path(root, first)).exists())
+        with path.open("rb") as file:
+            try:
+                for frame in segments.read_frames(file, first):
+                    for tile, data in self._builder.append(frame.digest):
+                        self._compare(tile, data)
+                    if self._builder.size == self._found.size:
+                        self._at_size()
+            except DamageError as damage:
+                if damage.index < self._found.size or not self._is_torn(path, damage):
+                    self._add(name, str(damage))
+                else:
+                    self._found.notes.append(
+                        f"{name}: {damage}; never acknowledged, it is cut when the ledger is opened"
+                    )
+                return False
+        return True
+
+    def _is_torn(self, path: Path, damage: DamageError) -> bool:
+        if damage.offset == 0:
+            return False
+        with path.open("rb") as file:
+            salt = segments.read_header(file, layout.segment_of(damage.index))
+            return not segments.acknowledged_later(file, salt, damage.index, damage.offset)
+
+    def _at_size(self) -> None:
+        """Compare the tree with the checkpoint at the size that was signed."""
+        if self._builder.size != self._found.size:
+            return
+        if self._builder.root() != self._found.root:
+            self._add(layout.CHECKPOINT, f"its root is not that of the first {self._found.size} records")
+        for tile, data in self._builder.partial():
+            self._compare(tile, data)
+
+    def _compare(self, tile: Tile, data: bytes) -> None:
+        try:
+            found = self._reader.fetch(tile.level, tile.index, tile.width)
+        except FileNotFoundError:
+            if self._needed(tile):
+                self._add(tile.path, "it is missing")
+            return
+        except EvidenceError as error:
+            self._add(tile.path, error.detail)
+            return
+        if found != data and self._needed(tile):
+            self._add(tile.path, "it is not the tile of these records" + _difference(tile, found, data))
+
+    def _needed(self, tile: Tile) -> bool:
+        """Whether the checkpoint covers the tile; a later one may be on its way to the disk."""
+        per_hash = 1 << (8 * max(tile.level, 0))
+        return (tile.index * 256 + tile.width) * per_hash <= self._found.size
+
+    def _list_tiles(self) -> None:
+        """Hold older partial tiles against the full ones, and name files that no tree has."""
+        for root in self._roots:
+            for path in sorted((root / "tile").rglob("*")):
+                name = path.relative_to(root).as_posix()
+                if path.is_dir() or path.name.startswith("."):
+                    continue
+                try:
+                    tile = parse_tile_path(name)
+                except EvidenceError:
+                    self._add(name, "no tile has this name")
+                    continue
+                if tile.width < 256:
+                    self._older_partial(root, tile)
+
+    def _older_partial(self, root: Path, tile: Tile) -> None:
+        """A partial tile of an earlier checkpoint is the beginning of the tile that grew from it."""
+        try:
+            data = (root / tile.path).read_bytes()
+        except FileNotFoundError:
+            return  # removed meanwhile: its full tile is there
+        later = self._grown(tile)
+        if later is None:
+            self._add(tile.path, "it covers records that are not here")
+        elif data != later[: len(data)] or len(data) != self._length(tile, later):
+            self._add(tile.path, "it is not the beginning of the tile of these records")
+
+    def _grown(self, tile: Tile) -> bytes | None:
+        for width in (256, *range(255, tile.width - 1, -1)):
+            try:
+                return self._reader.fetch(tile.level, tile.index, width)
+            except FileNotFoundError:
+                continue
+        return None
+
+    def _length(self, tile: Tile, later: bytes) -> int:
+        return tile.width * (34 if tile.level == ENTRIES else 32)
+
+    def _add(self, where: str, what: str) -> None:
+        self._found.findings.append(Finding(where, what))
+
+
+def _difference(tile: Tile, found: bytes, data: bytes) -> str:
+    width = 34 if tile.level == ENTRIES else 32
+    if len(found) != len(data):
+        return f": {len(found)} bytes instead of {len(data)}"
+    at = next(i for i in range(len(data)) if found[i] != data[i]) // width
+    return f": entry {tile.index * 256 + at} differs" if tile.level <= 0 else f": hash {at} differs"
