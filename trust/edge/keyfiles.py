@@ -7,6 +7,7 @@ A signing key may also live elsewhere: `hsm:2?label=TOKEN#approver-1.pub.json`, 
 (any signer URI of securesystemslib, and after `#` the file of its public half).
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -24,6 +25,8 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_pem_private_key,
 )
+from securesystemslib.exceptions import FormatError
+from securesystemslib.formats import encode_canonical
 from securesystemslib.signer import SIGNER_FOR_URI_SCHEME, CryptoSigner, Key, Signer, SSlibKey
 
 from trust.edge.files import check_private, write_atomic
@@ -108,12 +111,25 @@ def load_public(path: Path) -> Key:
     try:
         record = json.loads(data)
         key = Key.from_dict(record.pop("keyid"), record)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        expected = key_id_of(key)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, FormatError):
         raise InputError(
             Reason.KEY_UNREADABLE, f"{path} is not a public key file; 'egm keys new' makes NAME.pub.json"
         ) from None
     check_public_key(key)
+    if key.keyid != expected:
+        raise EvidenceError(
+            Reason.KEY_UNSAFE,
+            f"{path}: the key id is not that of the key, so comparing ids proves nothing; somebody has edited the "
+            "file. Ask its holder for it again, or make a new key with 'egm keys new'",
+        )
     return key
+
+
+def key_id_of(key: Key) -> str:
+    """Return the id that stands for this very key: the SHA-256 (hex) of its record, as securesystemslib makes it."""
+    record = {"keytype": key.keytype, "scheme": key.scheme, "keyval": key.keyval}
+    return hashlib.sha256(str(encode_canonical(record)).encode()).hexdigest()
 
 
 def load_signer(ref: str, passphrase: PassphraseSource | None, public: Key | None = None) -> Signer:

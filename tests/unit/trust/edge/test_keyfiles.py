@@ -10,6 +10,7 @@ from securesystemslib.signer import CryptoSigner, Signature
 
 from trust.edge.keyfiles import (
     create_key,
+    key_id_of,
     load_public,
     load_signer,
     passphrase_source,
@@ -174,3 +175,37 @@ def test_passphrase_comes_from_environment_file_domain_or_prompt(
     assert source() == read_passphrase(other) == b"from file"
     monkeypatch.setenv("EGM_PASSPHRASE", "from variable")
     assert source() == b"from variable"
+
+
+def test_a_key_swapped_under_the_id_that_was_compared_by_voice_is_refused(tmp_path: Path) -> None:
+    """`egm keys show` is for comparing ids: an id that is only a label in the file would make that worthless."""
+    mine, theirs = tmp_path / "alice.pem", tmp_path / "mallory.pem"
+    create_key(mine, "alice", None)
+    create_key(theirs, "mallory", None)
+    public = mine.with_name("alice.pub.json")
+    record = json.loads(public.read_bytes())
+    record["keyval"] = json.loads(theirs.with_name("mallory.pub.json").read_bytes())["keyval"]
+    public.write_text(json.dumps(record))
+    with pytest.raises(EvidenceError) as caught:
+        load_public(public)
+    assert caught.value.reason is Reason.KEY_UNSAFE
+
+
+@pytest.mark.parametrize("make", ["generate_ed25519", "generate_ecdsa", "generate_rsa"])
+def test_the_id_of_every_kind_of_key_is_the_one_its_signer_uses(make: str) -> None:
+    """Keys made elsewhere by the same library keep their ids."""
+    options = {"size": 3072} if make == "generate_rsa" else {}
+    key = getattr(CryptoSigner, make)(**options).public_key
+    assert key_id_of(key) == key.keyid
+
+
+@pytest.mark.parametrize("extra", [1.5, {"x": 0.1}, "\ud800", [[[1e400]]]])
+def test_a_key_record_without_canonical_form_is_refused_with_a_reason(extra: object, tmp_path: Path) -> None:
+    """What cannot be signed cannot be a key."""
+    create_key(tmp_path / "alice.pem", "alice", None)
+    public = tmp_path / "alice.pub.json"
+    record = json.loads(public.read_bytes())
+    record["keyval"]["extra"] = extra
+    public.write_text(json.dumps(record))
+    with pytest.raises((InputError, EvidenceError)):
+        load_public(public)
