@@ -30,6 +30,7 @@ def run(config: ConfigOption, as_json: JsonFlag = False) -> None:
 
     from sidecar.edge import collector, driver
     from trust.edge import logs
+    from trust.edge.files import owned_by_this_process
 
     logs.configure()
     os.umask(
@@ -42,7 +43,10 @@ def run(config: ConfigOption, as_json: JsonFlag = False) -> None:
             _print_json(event)
 
     collector.keep_what_is_loaded()
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with (
+        owned_by_this_process(loaded.data_dir),
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+    ):
         runner.run(driver.run(loaded, ready=ready))
 
 

@@ -22,7 +22,7 @@ from sidecar.edge.proxy import Proxy, build_server
 from trust.edge.grpc_errors import FixedInternalErrors
 from trust.edge.jwt_bundles import JwtBundles, verifier
 from trust.edge.serving import SteadyServer, new_server
-from trust.edge.tls import Channels, read_ca_file, server_credentials
+from trust.edge.tls import Channels, read_ca_file, server_credentials, server_options
 from trust.errors import InputError, Reason
 from trust.identity import IdentitySource
 from trust.policy.types import Authn
@@ -225,14 +225,14 @@ def own_server(
     credentials: grpc.ServerCredentials | None = None,
     options: Sequence[tuple[str, Any]] = (),
 ) -> tuple[grpc.aio.Server, str]:
-    """Return a bound server for our own services, and its real address.
+    """Return a bound server for our own services, and its real address. It has the limits of every mesh server.
 
     Raises:
         InputError: CONFIG_INVALID, naming the address.
     """
 
     def build(at: str) -> tuple[grpc.aio.Server, int]:
-        server = new_server(interceptors=[FixedInternalErrors()], options=list(options))
+        server = new_server(interceptors=[FixedInternalErrors()], options=[*server_options(), *options])
         add(server)
         if credentials is None:
             return server, server.add_insecure_port(at)

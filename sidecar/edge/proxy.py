@@ -84,9 +84,11 @@ class Proxy(GenericHandler):
             if not _PATH.match(path):
                 return cast("Handler", None)  # UNIMPLEMENTED: no policy can name it
             method = _Method(self._door, path)
-            # Method names come from callers: a flood of invented ones must not fill memory.
-            if len(self._methods) < MAX_CACHED_METHODS:
-                self._methods[path] = method
+            # Method names come from callers: a flood of invented ones must neither fill memory nor, for good, take
+            # the place of those that are called.
+            if len(self._methods) >= MAX_CACHED_METHODS:
+                self._methods.pop(next(iter(self._methods)))
+            self._methods[path] = method
         return method.handlers[self._door.gate.shape(self._door.service, method.name)]
 
 

@@ -1,11 +1,14 @@
 """Files that are either wholly the old content or wholly the new, also after a crash."""
 
+import contextlib
+import fcntl
 import os
 import stat
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
-from trust.errors import InputError, Reason
+from trust.errors import InputError, Reason, StateError
 
 
 def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
@@ -53,3 +56,30 @@ def check_private(path: Path) -> None:
         raise InputError(Reason.KEY_UNREADABLE, f"{path} does not exist") from None
     if mode & 0o077:
         raise InputError(Reason.KEY_UNREADABLE, f"{path} has mode {mode:04o}; run: chmod 600 {path}")
+
+
+@contextlib.contextmanager
+def owned_by_this_process(directory: Path) -> Iterator[None]:
+    """Hold `directory` against other processes: two would put each other's older state back. A kill lets go of it.
+
+    Raises:
+        StateError: CONFLICT, if another process holds it.
+        InputError: CONFIG_INVALID, if it cannot be made or written to.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(directory / ".owner", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise InputError(
+            Reason.CONFIG_INVALID, f"{directory} cannot be used: {error.strerror}; it must be writable"
+        ) from None
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StateError(
+                Reason.CONFLICT, f"another process is using {directory}; give each its own data_dir"
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import deque
+from types import SimpleNamespace
 from typing import Any, cast
 
 import grpc.aio
@@ -9,12 +10,19 @@ import pytest
 from grpc._cython import cygrpc  # type: ignore[attr-defined]
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from sidecar.core.call import Direction
+from sidecar.edge import upstream
 from sidecar.edge.health import Health
+from sidecar.edge.identify import fixed
 from sidecar.edge.listeners import own_server
-from tests.support.hostile import GRPC_DIES, knock_out
+from sidecar.edge.proxy import MAX_CACHED_METHODS, Proxy
+from tests.support.hostile import GRPC_DIES, exchange, knock_out, message
 from tests.support.interop_cases import EOF
-from tests.support.interop_service import DUPLEX, EMPTY, ask
-from tests.support.proxies import path
+from tests.support.interop_service import DUPLEX, EMPTY, UNARY, ask
+from tests.support.open_gate import OpenGate
+from tests.support.proxies import ALICE, KNOWN, path, pool
+from trust.edge.clock import SystemClock
+from trust.policy.types import Authn
 
 
 @pytest.mark.filterwarnings(GRPC_DIES)
@@ -73,3 +81,63 @@ async def test_malformed_request_makes_grpc_write_into_no_freed_memory() -> None
         stub = health_pb2_grpc.HealthStub(channel)
         await stub.Check(health_pb2.HealthCheckRequest(), wait_for_ready=True, timeout=10)
     await server.stop(0)
+
+
+async def test_flood_of_invented_methods_neither_fills_memory_nor_displaces_real_ones_for_good() -> None:
+    """Names come from callers; what is kept for each is bounded, and the newest is kept."""
+    async with pool() as channels:
+        proxy = Proxy(
+            Direction.OUTBOUND,
+            "shop",
+            gate=OpenGate(shapes={}),
+            identify=fixed(ALICE, Authn.LOOPBACK),
+            route=lambda *_: upstream.local(channels, "127.0.0.1:9"),
+            clock=SystemClock(),
+        )
+        for number in range(MAX_CACHED_METHODS + 100):
+            proxy.service(SimpleNamespace(method=f"/invented.S/M{number}"))  # type: ignore[arg-type]
+        real = SimpleNamespace(method=EMPTY)
+        assert proxy.service(real) is proxy.service(real)  # type: ignore[arg-type]
+        assert len(proxy._methods) == MAX_CACHED_METHODS
+
+
+@pytest.mark.parametrize("header", ["egm-permit", "egm-caller", "grpc-caller"])
+async def test_metadata_that_the_mesh_owns_never_crosses_a_sidecar(header: str) -> None:
+    """What a later version, or gRPC itself, would believe must not come from a caller."""
+    async with path(1) as through:
+        await exchange(through.addresses[0], EMPTY.encode(), message(b""), more=[(header.encode(), b"admin")])
+        (seen,) = through.service.metadata
+        assert header not in dict(seen)
+
+
+async def test_second_message_of_a_unary_call_reaches_nobody_undecided() -> None:
+    """The policy is shown the first message, so the first is all that may be forwarded."""
+    gate = OpenGate(shapes=KNOWN)
+    async with path(1, gate=gate) as through:
+        sent = message(ask(size=1)) + message(ask(size=7))
+        answer = await exchange(through.addresses[0], UNARY.encode(), sent)
+        assert len(through.service.metadata) == 1
+        assert message(bytes(1)) in answer or b"grpc-status" in answer
+        assert bytes(7) not in answer.partition(b"grpc-accept-encoding")[2]
+
+
+@pytest.mark.parametrize(
+    "method",
+    [b"/" + UNARY.encode(), UNARY.encode() + b"/", UNARY.encode() + b"?x", UNARY.encode() + b"\0", b"", b"*"],
+)
+async def test_method_that_only_looks_like_a_governed_one_is_not_forwarded(method: bytes) -> None:
+    """What is decided must be what is executed: no service may read a name more leniently than the policies."""
+    async with path(1) as through:
+        await exchange(through.addresses[0], method, message(ask(size=1)))
+        assert through.service.metadata == []
+
+
+async def test_client_that_sends_nothing_gets_nothing_forwarded() -> None:
+    """A unary call without its message, compressed garbage, and a compression that nobody declared."""
+    async with path(1) as through:
+        for body, more in [
+            (message(b"x", flag=1), []),
+            (message(b"x", flag=1), [(b"grpc-encoding", b"gzip")]),
+        ]:
+            await exchange(through.addresses[0], UNARY.encode(), body, more=more)
+        assert through.service.metadata == []

@@ -1,6 +1,7 @@
 """From signed metadata to force: activation, its self-test, and bundles that must not come into force."""
 
 import asyncio
+import gzip
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +14,12 @@ from sidecar.core.readiness import Alarms
 from sidecar.edge import activation
 from sidecar.edge.policy_keeper import PolicyKeeper
 from sidecar.edge.record_file import load_record, save_record
+from tests.support.bundles import BASE_FILES
+from tests.support.bundles import archive_of as archive_of_files
 from tests.support.control_plane import source as policy_folder
 from tests.support.sidecar_core import attempt
 from tests.support.tuf_world import World
+from trust import limits
 from trust.edge.clock import SystemClock
 from trust.edge.tuf_client import PolicyClient
 from trust.errors import EvidenceError, InputError, MeshError, Reason, StateError
@@ -39,6 +43,11 @@ def unlinted(folder: dict[str, bytes]) -> bytes:
     parsed, _ = load(folder)
     assert parsed is not None
     return archive_of(parsed)
+
+
+def with_policy(text: str) -> bytes:
+    """Return a bundle with a policy that nobody has checked."""
+    return archive_of_files({**BASE_FILES, "policies/main.cedar": text.encode()})
 
 
 class Node:
@@ -119,6 +128,13 @@ async def test_nothing_published_yet_is_not_a_failure(world: World, tmp_path: Pa
     [
         (permits_everything(), "BUNDLE_SELF_TEST_FAILED"),
         (b"not an archive", "BUNDLE_MALFORMED"),
+        (
+            gzip.compress(bytes(limits.MAX_BUNDLE_ENTRY_BYTES + 1024)),
+            "BUNDLE_",
+        ),  # a bomb: 64 kB that unpack to 64 MB
+        (archive_of_files({**BASE_FILES, "policies/../../escape.cedar": b"x"}), "BUNDLE_UNSAFE_PATH"),
+        (with_policy('@id("x") permit(principal, action, resource) when { context.nope };'), "does not fit"),
+        (with_policy('permit(principal, action in Action::"any", resource);'), "has no name"),
         (bundle(trust_domain="other.mesh"), "other.mesh"),
     ],
 )

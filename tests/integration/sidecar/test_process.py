@@ -135,3 +135,25 @@ async def test_refused_join_token_ends_the_process_with_the_reason(domain: Domai
         assert await asyncio.to_thread(process.popen.wait, 30) == 2
         process.popen.stdout.close()
     assert error["error"] in {"JOIN_TOKEN_INVALID", "NOT_AUTHORIZED"}
+
+
+async def test_second_sidecar_on_the_same_data_directory_is_refused(domain: Domain, tmp_path: Path) -> None:
+    """Two would overwrite each other's floors; after a kill -9 the directory is free again."""
+    at = domain.at(tmp_path)
+    home = tmp_path / "n1"
+    async with control_plane(at) as cp:
+        await sidecars.token(cp, home, "n1", "payments")
+        path = configuration(home, sidecars.settings(cp, home, at))
+        first = Process(path)
+        assert (await first.event())["event"] == "listening"
+        second = Process(path)
+        refusal = await second.event()
+        assert second.popen.stdout is not None
+        assert await asyncio.to_thread(second.popen.wait, 30) != 0
+        second.popen.stdout.close()
+        assert refusal["error"] == "CONFLICT"
+        assert "data_dir" in refusal["detail"]
+        assert await first.end(signal.SIGKILL) == -signal.SIGKILL
+        third = Process(path)
+        assert (await third.event())["event"] == "listening"
+        assert await third.end(signal.SIGTERM) == 0
