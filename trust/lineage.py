@@ -265,11 +265,12 @@ def to_json(tree: Tree) -> dict[str, object]:
         "root": id_text(tree.root_id),
         "truncated": tree.truncated,
         "nodes": list(tree.nodes),
-        "hops": [_hop_json(hop) for hop in tree.hops],
+        "hops": [hop_json(hop) for hop in tree.hops],
     }
 
 
-def _hop_json(hop: Hop) -> dict[str, object]:
+def hop_json(hop: Hop) -> dict[str, object]:
+    """Return one hop as JSON values."""
     first = hop.first
     return {
         "id": id_text(hop.execution_id),

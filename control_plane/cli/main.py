@@ -23,6 +23,7 @@ _COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "check": ("control_plane.cli.check:app", "Would this call be allowed? Why, and by which policies?"),
     "doctor": ("control_plane.cli.doctor:app", "What is wrong with this mesh, and how to mend it."),
     "audit": ("control_plane.cli.audit:app", "What operators did, newest first."),
+    "lineage": ("control_plane.cli.lineage:app", "Executions over all nodes: list, show, tree."),
     "node": ("control_plane.cli.node:app", "Nodes of the mesh, and tokens for new ones."),
     "ca": ("control_plane.cli.ca:app", "The embedded CA, and its rotation."),
     "control-plane": ("control_plane.cli.control_plane:app", "Run or check a control plane."),

@@ -136,7 +136,7 @@ class Shipper:
             if isinstance(result, Exception):
                 raise result
 
-    async def _position(self, stub: rpc.RecordsAsyncStub) -> int:
+    async def _position(self, stub: "rpc.RecordsAsyncStub") -> int:
         request = pb.PositionRequest(node=self._node.name, ledger=self._ledger)
         start = (await stub.Position(request, timeout=POSITION_TIMEOUT_S)).next_index
         size = self._size()

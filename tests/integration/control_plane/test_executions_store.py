@@ -243,7 +243,8 @@ async def fill(database: Database) -> None:
         "INSERT INTO executions (node, execution_id, side, ledger_id, root_id, trace_id, at_ms, caller, service, "
         "method, allowed, would_deny, reason, intent_index, intent_bytes, outcome_index, outcome_bytes) "
         f"SELECT 'node-' || (i % 10), {blob.format('e')}, 1, 1, {blob.format('r')}, {blob.format('t')}, "
-        "CAST(:start AS BIGINT) + i * 3, 'spiffe://mesh.test/workload/w' || (i % 8), 'service-' || (i % 5), 'shop.S/M' || (i % 20), "
+        "CAST(:start AS BIGINT) + i * 3, "
+        "'spiffe://mesh.test/workload/w' || (i % 8), 'service-' || (i % 5), 'shop.S/M' || (i % 20), "
         "CASE WHEN i % 100 = 0 THEN 0 ELSE 1 END, CASE WHEN i % 500 = 1 THEN 1 ELSE 0 END, "
         "CASE WHEN i % 100 = 0 THEN 'POLICY_DENIED' ELSE 'ALLOWED' END, i, 300, NULL, 0 FROM n"
     )

@@ -1,0 +1,37 @@
+"""Points in time as people write them: how long ago, or a date."""
+
+import re
+from datetime import UTC, datetime
+from typing import Final
+
+from trust.errors import InputError, Reason
+
+_UNIT_MS: Final = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
+_AGO = re.compile(r"([0-9]{1,9})([smhdw])\Z")
+
+
+def parse_when(text: str, *, now_ms: int) -> int:
+    """Return the time that `text` names, in Unix milliseconds; 0 when it is empty.
+
+    Args:
+        text: "90s", "10m", "2h", "7d", "3w" before now, or ISO 8601; without an offset it is UTC.
+        now_ms: now.
+
+    Raises:
+        InputError: INPUT_INVALID.
+    """
+    if not text:
+        return 0
+    if ago := _AGO.match(text):
+        return max(1, now_ms - int(ago[1]) * _UNIT_MS[ago[2]])
+    try:
+        found = datetime.fromisoformat(text)
+        ms = int(found.replace(tzinfo=found.tzinfo or UTC).timestamp() * 1000)
+    except (ValueError, OverflowError):
+        ms = 0
+    if ms <= 0:
+        raise InputError(
+            Reason.INPUT_INVALID,
+            f"{text[:40]!r} is not a time: write 10m, 2h or 7d for that long ago, or 2026-01-31T12:00:00Z",
+        )
+    return ms

@@ -1,0 +1,35 @@
+"""Times on the command line."""
+
+import pytest
+
+from control_plane.cli.when import parse_when
+from trust.errors import InputError
+
+NOW = 1_790_000_000_000
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", 0),
+        ("90s", NOW - 90_000),
+        ("10m", NOW - 600_000),
+        ("2h", NOW - 7_200_000),
+        ("999999999w", 1),
+        ("2026-01-31T12:00:00Z", 1_769_860_800_000),
+        ("2026-01-31T12:00:00", 1_769_860_800_000),
+        ("2026-01-31T13:00:00+01:00", 1_769_860_800_000),
+        ("2026-01-31", 1_769_817_600_000),
+    ],
+)
+def test_times_are_ago_or_a_date(text: str, expected: int) -> None:
+    """Without an offset a date is UTC, like everything that is shown."""
+    assert parse_when(text, now_ms=NOW) == expected
+
+
+@pytest.mark.parametrize("text", ["yesterday", "10", "1960-01-01", "0001-01-01", "9999-99-99", "-5m", "5y"])
+def test_other_times_are_refused_with_examples(text: str) -> None:
+    """The message says what to write."""
+    with pytest.raises(InputError) as caught:
+        parse_when(text, now_ms=NOW)
+    assert "10m" in caught.value.detail
