@@ -19,7 +19,7 @@ from trust.edge.ledger.segments import DamageError, Segment
 from trust.errors import EvidenceError, Reason, StateError
 from trust.merkle import root_of
 from trust.note import Verifier
-from trust.tiles import Tile, TileBuilder, TileTree
+from trust.tiles import TILE_WIDTH, Tile, TileBuilder, TileTree
 
 logger = logging.getLogger(__name__)
 
@@ -90,18 +90,23 @@ class _Scan:
 
     def _start(self, base: int) -> None:
         """Take up the tree at a segment's beginning, from its full tiles."""
-        tree = TileTree(base, lambda *tile: layout.fetch_tile([self.directory], *tile))
+        tree = TileTree(base, self._fetch)
         try:
             self.builder = TileBuilder(base, tree.read, ())
             roots = {head.size: root_of(head.size, tree.read) for head in self._heads if head.size <= base}
         except FileNotFoundError as error:
-            raise _contradicted(f"{self.directory / str(error.filename or error)} is missing") from None
+            raise _contradicted(f"{self.directory / str(error)} is missing") from None
         except EvidenceError as error:
             raise _contradicted(error.detail) from None
         self.base = base
         for head in self._heads:
             if head.size in roots and roots[head.size] != head.root:
                 raise self._other_root(head)
+
+    def _fetch(self, level: int, index: int, width: int) -> bytes:
+        if width < TILE_WIDTH:  # only full tiles are ever made durable
+            raise FileNotFoundError(Tile(level, index, width).path)
+        return layout.fetch_tile([self.directory], level, index, width)
 
     def _compare(self) -> None:
         """Hold the tree at its size against a checkpoint of this size."""
