@@ -11,9 +11,11 @@ from cryptography.hazmat.primitives.serialization import BestAvailableEncryption
 from sidecar.core.replay import ReplayCache
 from sidecar.edge.node_signer import RENEW_MS, RETRY_MS, NodeSigner, load_or_make_key
 from sidecar.edge.permit_floor import PermitFloor
+from tests.support.identity import TRUST_DOMAIN, make_ca, make_svid, member
 from tests.support.permits import NODE, NOW_MS, NodeCa
 from tests.support.sidecar_core import ManualClock
 from trust import limits
+from trust.edge.clock import SystemClock
 from trust.errors import InputError, MeshError, Reason, StateError
 from trust.identity import Svid
 from trust.node_key import NodeKey, endorsement_digest, verify_endorsement
@@ -186,3 +188,13 @@ def test_a_floor_that_is_no_file_counts_as_damaged(tmp_path: Path) -> None:
     """Whatever keeps it from being read."""
     (tmp_path / "permit-floor").mkdir()
     assert PermitFloor(tmp_path / "permit-floor", ManualClock(NOW_MS)).boot_ms > NOW_MS
+
+
+def test_a_certificate_of_the_embedded_ca_endorses(tmp_path: Path) -> None:
+    """The certificates that nodes really get have the shape that an endorsement asks for."""
+    ca, clock = make_ca(tmp_path / "ca"), SystemClock()
+    svid = make_svid(ca, member("node", "n1"))
+    identity = Identity(svid)
+    one = NodeSigner(tmp_path / "node-key.pem", svid.spiffe_id, identity, clock)
+    held = verify_endorsement(one.endorsement(), ca.anchors_pem(), TRUST_DOMAIN, clock.now_ms())
+    assert (held.node, held.public_key) == (svid.spiffe_id, one.public_key)
