@@ -73,9 +73,9 @@ class Reason(enum.StrEnum):
     PERMIT_MISSING = "PERMIT_MISSING"
     PERMIT_INVALID = "PERMIT_INVALID"  # signature or shape
     PERMIT_MISMATCH = "PERMIT_MISMATCH"  # genuine, but for another call
-    PERMIT_EXPIRED = "PERMIT_EXPIRED"  # outside its time, or older than this boot
+    PERMIT_EXPIRED = "PERMIT_EXPIRED"  # outside its time
     PERMIT_REPLAYED = "PERMIT_REPLAYED"
-    PERMIT_UNVERIFIABLE = "PERMIT_UNVERIFIABLE"  # we lack the key or the room to verify it
+    PERMIT_UNVERIFIABLE = "PERMIT_UNVERIFIABLE"  # we lack the key, the memory or the room to tell
     # ledger
     PROOF_INVALID = "PROOF_INVALID"  # a proof, note, checkpoint or tile is malformed or does not hold
     LEDGER_UNAVAILABLE = "LEDGER_UNAVAILABLE"  # the disk failed or is full: nothing more is acknowledged
