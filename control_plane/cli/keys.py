@@ -252,12 +252,15 @@ def _report_signatures(
         },
     }
 
+    replaces = " --previous ROOT.JSON_IN_FORCE" if metadata.signed.version > 1 else ""
+
     def text() -> None:
         console.print(f"root version {metadata.signed.version} in {path}", markup=False, soft_wrap=True)
         for name, quorum in quorums.items():
             console.print(f"  {name} root holders: {quorum.explain()}", markup=False, soft_wrap=True)
         console.print(
-            "  complete" if done else f"  next  egm keys sign-root {path} --key NAME.pem", markup=False
+            "  complete" if done else f"  next  egm keys sign-root {path}{replaces} --key NAME.pem",
+            markup=False,
         )
 
     emit(data, as_json=as_json, text=text)

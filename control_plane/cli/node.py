@@ -50,7 +50,9 @@ def show(name: str, mesh: MeshOption = None, as_json: JsonFlag = False) -> None:
 def token(
     name: str,
     workload: Annotated[list[str] | None, typer.Option(help="A workload it speaks for; repeat.")] = None,
-    ttl: Annotated[int, typer.Option(help="Seconds until the token expires.")] = limits.JOIN_TOKEN_TTL_S,
+    ttl: Annotated[
+        int, typer.Option(help="Seconds until the token expires.", min=1)
+    ] = limits.JOIN_TOKEN_TTL_S,
     mesh: MeshOption = None,
     as_json: JsonFlag = False,
 ) -> None:

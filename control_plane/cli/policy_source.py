@@ -178,8 +178,10 @@ def show_diff(found: differ.BundleDiff) -> None:
             console.print(f"{title}:")
         for change in changes:
             console.print(f"  {sign} {change.id}  ({change.where})", markup=False)
-            _indent("- " if change.after else "", change.before)
-            _indent("+ " if change.before else "", change.after)
+            if change.before:
+                _indent("- " if change.after else "", change.before)
+            if change.after:
+                _indent("+ " if change.before else "", change.after)
     if found.settings:
         console.print("settings:")
         for setting in found.settings:

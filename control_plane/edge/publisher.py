@@ -114,6 +114,12 @@ class Publisher:
             if not held and anchor == metadata_path(ROOT_ROLE, 1):
                 revision = await repository.lock_head(connection)
                 await repository.write(connection, {anchor: root}, revision=revision)
+            elif not held:
+                raise InputError(
+                    Reason.CONFIG_INVALID,
+                    f"the store is empty, and {root_path} is a later root version: restore the database, or begin "
+                    "with root version 1, which 'egm init' wrote",
+                )
             elif held.get(anchor) != root:
                 raise InputError(
                     Reason.CONFIG_INVALID,

@@ -276,8 +276,38 @@ def test_without_a_mesh_a_verb_says_how_to_name_one(verb: str, tmp_path: Path) -
     assert egm(*verb.split(), "--mesh", tmp_path, "--json").data["error"] == "NOT_FOUND"
 
 
+def test_a_second_up_on_a_running_mesh_is_refused_and_touches_nothing(running: Running, service: str) -> None:
+    """mesh.json stays where the others find it."""
+    second = egm("up", "--dir", running.directory, "--service", f"probe={service}", "--json")
+    assert (second.code, second.data["error"]) == (2, "CONFLICT")
+    assert json.loads((running.directory / "mesh.json").read_text()) == running.mesh
+
+
+def test_a_part_that_cannot_start_says_why(tmp_path: Path) -> None:
+    """What the control plane found wrong reaches the terminal; nothing is left running."""
+    outcome = egm("up", "--dir", tmp_path, "--service", "probe=127.0.0.1:1", "--broker", "nonsense", "--json")
+    assert (outcome.code, outcome.data["error"]) == (3, "SOURCE_UNAVAILABLE")
+    assert "broker" in outcome.data["detail"]
+
+
+def test_a_control_plane_that_does_not_answer_is_could_not_tell(running: Running, tmp_path: Path) -> None:
+    """Exit 3, and what to do next."""
+    away = {**running.mesh, "control_plane": "127.0.0.1:1"}
+    (tmp_path / "mesh.json").write_text(json.dumps(away))
+    outcome = egm("status", mesh=tmp_path)
+    assert (outcome.code, "egm doctor" in outcome.stderr) == (3, True), outcome
+    assert egm("doctor", mesh=tmp_path).code == 1
+
+
+def test_what_goes_to_a_pipe_is_not_cut(running: Running) -> None:
+    """Whatever the terminal's width was."""
+    listed = egm("audit", mesh=running.directory)
+    assert "spiffe://mesh.local/operator/local" in listed.stdout
+    assert "\u2026" not in listed.stdout
+
+
 def test_up_refuses_what_it_cannot_run(tmp_path: Path) -> None:
     """A service without an address, and levels that this version does not have."""
     assert egm("up", "--dir", tmp_path / "a", "--service", "probe").code == 2
-    level = egm("up", "--dir", tmp_path / "b", "--service", "probe=127.0.0.1:1", "--level", "5")
-    assert (level.code, "level 5" in level.stderr) == (2, True)
+    level = egm("up", "--dir", tmp_path / "b", "--service", "probe=127.0.0.1:1", "--level", "2")
+    assert (level.code, "level 2" in level.stderr) == (2, True)
