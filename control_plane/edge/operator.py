@@ -301,7 +301,9 @@ class OperatorServicer(operator_pb2_grpc.OperatorServicer):
                     break
                 await self._publisher.synchronise()
                 header, state = part.header, self._publisher.state
-                proposal = open_proposal(
+                # in a thread: checking some thousand keys takes a second, and leases must be renewed meanwhile
+                proposal = await asyncio.to_thread(
+                    open_proposal,
                     state,
                     role=header.role,
                     title=header.title,
