@@ -15,10 +15,12 @@ from control_plane.edge.operator_client import OperatorClient, ProposalContent
 from control_plane.edge.release import FLOOR_FILE, REVIEWED_FILE, Release, Reviewed
 from egm.v1 import operator_pb2
 from tests.support.control_plane import archive
+from tests.support.folders import folder, namespace_folder
 from tests.support.tuf_world import DictSource, World, public, sign_raw, signer
 from trust.authoring import Holders, digest_of
 from trust.edge.distribution_client import GrpcFileSource
 from trust.errors import MeshError, Reason
+from trust.policy.source import build
 from trust.verified import BASE_ROLE, BASE_TARGET
 
 
@@ -242,3 +244,23 @@ def test_a_stranger_never_signs(terminal: Terminal) -> None:
     reviewed = terminal.review(terminal.offer(BASE_ROLE, metadata, {BASE_TARGET: bundle(2)}))
     refused(Reason.NOT_AUTHORIZED, terminal.sign, reviewed, signer("stranger"))
     assert terminal.client.signatures == []
+
+
+def test_a_namespace_bundle_is_reviewed_together_with_the_base(world: World, tmp_path: Path) -> None:
+    """The main road of a namespace, first and later versions, and a base version beside it."""
+    base = build(folder())
+    world.release(base)
+    holders = [signer("pay-1"), signer("pay-2")]
+    world.delegate("store", Holders(public(holders), 2))
+    store = build(namespace_folder())
+    terminal = Terminal(world, tmp_path)
+    first = world.proposal(store, "store")
+    reviewed = terminal.review(terminal.offer("store", first, {"store/bundle.tar.gz": store}))
+    assert reviewed.bundle is not None and reviewed.base is not None and reviewed.previous is None
+    terminal.sign(reviewed, holders[0])
+    refused(Reason.NOT_AUTHORIZED, terminal.sign, reviewed, world.approvers[0])
+    world.release(store, "store", holders)
+    terminal.shown = dict(world.files)
+    ending = world.proposal(None, delegate={"store": None})
+    reviewed = terminal.review(terminal.offer(BASE_ROLE, ending))
+    assert "namespace store: signatures needed" in [change.what for change in reviewed.holders]
