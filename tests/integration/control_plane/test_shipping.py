@@ -305,6 +305,35 @@ async def test_a_control_plane_drains_at_once_although_nodes_keep_their_streams(
         await shipped(shipper, 1)
 
 
+async def test_a_stream_that_the_control_plane_ends_for_its_age_is_no_failure(
+    domain: Domain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Streams end as connections do, so that an expired or revoked certificate cannot keep one; shipping goes on."""
+    monkeypatch.setattr(limits, "MAX_CONNECTION_AGE_MS", 150)
+    ledger = MemoryLedger(intents(1, 2))
+    async with running(domain) as plane, shipping(domain, ledger, [plane.listen]) as shipper:
+        await eventually(lambda: len(ledger.reads) > 3, "streams are opened again")
+        ledger.append(*intents(3, 4))
+        await shipped(shipper, 4)
+        assert shipper.last_error is None
+        assert await indexed(plane) == intents(1, 4)
+
+
+async def test_a_source_that_goes_back_ships_nothing_wrong(domain: Domain) -> None:
+    """A fault in the reading of a ledger is said, not passed on."""
+
+    class Broken(MemoryLedger):
+        async def read(self, start: int) -> AsyncIterator[tuple[int, bytes]]:
+            for index in (start, start + 1, start):
+                yield index, self.records[index]
+
+    ledger = Broken(intents(1, 3))
+    async with running(domain) as plane, shipping(domain, ledger, [plane.listen]) as shipper:
+        await eventually(lambda: "INTERNAL" in str(shipper.last_error), "the shipper says so")
+        found = await indexed(plane)
+        assert found == intents(1, len(found))
+
+
 class SilentRecords(rpc.RecordsServicer):
     """A control plane that takes records and never answers, the first time; then it acknowledges."""
 
