@@ -14,7 +14,7 @@ from control_plane.edge.fleet_view import fleet_view
 from control_plane.edge.mesh_file import MeshFile
 from trust.authoring import parse_metadata
 from trust.edge.clock import SystemClock
-from trust.errors import InputError, MeshError
+from trust.errors import InputError, MeshError, Reason
 from trust.metadata import is_development
 
 _PRIVATE_MODE: Final = 0o077
@@ -79,7 +79,12 @@ def _root(path: Path) -> Root | None:
 
 
 def _not_after_ms(path: Path) -> int:
-    return int(x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc.timestamp() * 1000)
+    try:
+        certificate = x509.load_pem_x509_certificate(path.read_bytes())
+    except ValueError:
+        mend = "issue a new one: egm node operator NAME --domain DOMAIN --out DIR"
+        raise InputError(Reason.KEY_UNREADABLE, f"{path} is not a PEM certificate; {mend}") from None
+    return int(certificate.not_valid_after_utc.timestamp() * 1000)
 
 
 def _readable(domain: Path) -> Iterator[str]:
