@@ -42,6 +42,7 @@ MAX_REQUEST_JSON_BYTES: Final = 1024 * 1024
 
 # authoring
 MAX_TESTS_CHARS: Final = 2 * 1024 * 1024  # of all tests of one bundle
+MAX_ANCESTORS: Final = 1_000_000  # over all entities of a bundle; Cedar holds every one of them
 MAX_DIFF_CALLS: Final = 20_000  # calls that `egm policy diff` decides under each bundle
 MAX_REFLECTION_FILES: Final = 2_000
 MAX_REFLECTION_BYTES: Final = 32 * 1024 * 1024
@@ -114,6 +115,7 @@ MAX_SHIP_BATCH_BYTES: Final = 1024 * 1024
 SHIP_WINDOW_RECORDS: Final = 4_096  # sent and not yet acknowledged
 SHIP_ACK_TIMEOUT_S: Final = 30.0  # without an acknowledgement while records are under way
 MAX_SHIP_STREAMS: Final = 20_000  # open at one control plane
+MAX_SHIP_STREAMS_PER_NODE: Final = 4  # a reconnect may overlap the stream that it replaces
 MAX_EXECUTIONS_PAGE: Final = 1_000
 MAX_TREE_ENTRIES: Final = 10_000
 MAX_TREE_BYTES: Final = 16 * 1024 * 1024  # of records in one answer, for a list too

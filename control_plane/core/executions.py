@@ -10,7 +10,7 @@ from typing import Final, Self
 from trust import limits
 from trust.errors import CapacityError, EvidenceError, InputError, Reason, StateError
 from trust.record import Intent, Outcome, parse_record
-from trust.spiffe import SpiffeId
+from trust.spiffe import SpiffeId, check_name
 
 DEFAULT_PAGE: Final = 100
 MAX_INDEX: Final = 2**62
@@ -121,13 +121,14 @@ def check_ledger(caller: SpiffeId, node: str, ledger: str) -> None:
     """Decide whether `caller` may speak of `ledger` of `node`: only a node, only of its own.
 
     Raises:
-        EvidenceError: NOT_AUTHORIZED.
+        EvidenceError: NOT_AUTHORIZED, or IDENTITY_INVALID for a node whose name is none of ours.
         InputError: INPUT_INVALID.
     """
     if caller.kind != "node" or caller.name != node:
         raise EvidenceError(
             Reason.NOT_AUTHORIZED, f"{caller} may ship records of {caller.name!r} only, not of {node[:80]!r}"
         )
+    check_name(node)
     if not _LEDGER.match(ledger):
         raise InputError(
             Reason.INPUT_INVALID,

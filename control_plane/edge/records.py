@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Any, Final
@@ -43,7 +44,7 @@ class RecordsServicer(record_pb2_grpc.RecordsServicer):
         self._database, self._clock, self._trust_domain = database, clock, trust_domain
         self._writing = asyncio.Lock()
         self._closing = asyncio.Event()
-        self._streams = 0
+        self._streams: Counter[str] = Counter()  # node -> open now
 
     def close(self) -> None:
         """End every stream after the batch it is at: the server is draining."""
@@ -62,12 +63,15 @@ class RecordsServicer(record_pb2_grpc.RecordsServicer):
         self, request_iterator: AsyncIterator[record_pb2.ShipRequest], context: Context
     ) -> AsyncIterator[record_pb2.ShipAck]:
         """Take batches in order; acknowledge each once it is durable."""
-        if self._streams >= limits.MAX_SHIP_STREAMS:
-            raise CapacityError(
-                Reason.LIMIT_EXCEEDED, f"{self._streams} nodes ship records to this control plane; try later"
-            )
         caller = current_caller()
-        self._streams += 1
+        node = caller.name
+        own, all_streams = self._streams[node], self._streams.total()
+        if own >= limits.MAX_SHIP_STREAMS_PER_NODE or all_streams >= limits.MAX_SHIP_STREAMS:
+            raise CapacityError(
+                Reason.LIMIT_EXCEEDED,
+                f"{own} streams of {node} and {all_streams} of all nodes are open; try later",
+            )
+        self._streams[node] += 1
         try:
             async with aclosing(_until(request_iterator, self._closing)) as requests:
                 async for request in requests:
@@ -83,7 +87,9 @@ class RecordsServicer(record_pb2_grpc.RecordsServicer):
                     )
                     yield record_pb2.ShipAck(next_index=await self._take(batch))
         finally:
-            self._streams -= 1
+            self._streams[node] -= 1
+            if not self._streams[node]:
+                del self._streams[node]
 
     async def _take(self, batch: Batch) -> int:
         async with self._writing:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import grpc.aio
@@ -239,6 +239,24 @@ async def test_a_node_cannot_ship_for_another(domain: Domain) -> None:
             async with plane.channel(kind, "a") as channel:
                 assert await ship(channel, request(intents(1, 1))) is Reason.NOT_AUTHORIZED
         assert await indexed(plane) == []
+
+
+async def test_a_node_cannot_hold_more_than_a_few_streams(domain: Domain) -> None:
+    """One node must not use up what others need."""
+    async with running(domain) as plane, plane.channel("node", "a") as channel:
+        calls = []
+        for number in range(limits.MAX_SHIP_STREAMS_PER_NODE):
+            call: Any = rpc.RecordsStub(channel).Ship()  # type: ignore[call-arg]
+            await call.write(request(intents(1, number + 1)))
+            assert (await call.read()).next_index == number + 1
+            calls.append(call)
+        assert await ship(channel, request(intents(1, 1))) is Reason.LIMIT_EXCEEDED
+        async with plane.channel("node", "b") as other:
+            assert await ship(other) == []
+        for call in calls:
+            await call.done_writing()
+            assert await call.read() is cast("Any", grpc.aio).EOF
+        assert await ship(channel, request(intents(1, 1))) == [limits.MAX_SHIP_STREAMS_PER_NODE]
 
 
 async def test_what_is_out_of_order_or_malformed_is_refused(domain: Domain) -> None:

@@ -111,3 +111,7 @@ def test_only_a_node_speaks_of_its_ledger() -> None:
     check_ledger(NODE, "a", "spiffe://mesh.test/node/a+1f2e")
     with pytest.raises(MeshError):
         check_ledger(SpiffeId.of("mesh.test", "workload", "a"), "a", "l1")
+    long = SpiffeId("mesh.test", f"node/{'x' * 64}")
+    with pytest.raises(MeshError) as caught:
+        check_ledger(long, long.name, "l1")
+    assert caught.value.reason is Reason.IDENTITY_INVALID
