@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import cedarpy
 
+from trust import limits
 from trust.bundle import Bundle
 from trust.errors import EvidenceError, Reason
 from trust.nesting import line_too_deep
@@ -84,12 +85,62 @@ def parse_bundle(bundle: Bundle, label: str) -> Parsed:
         schema = cedarpy.Schema.from_str(bundle.schema, release_gil=True)
     except ValueError as error:
         raise EvidenceError(Reason.BUNDLE_POLICY_INVALID, f"{label}schema.cedarschema: {error}") from None
+    _check_ancestors(bundle.entities, label)
     try:
         entities = cedarpy.Entities.from_json_str(bundle.entities, schema, release_gil=True)
         records = {_key(record["uid"]): record for record in json.loads(str(entities))}
     except (ValueError, RecursionError) as error:
         raise EvidenceError(Reason.BUNDLE_MALFORMED, f"{label}entities.json: {error}") from None
     return Parsed(bundle, schema, entities, records, MethodTable.parse(bundle.descriptors))
+
+
+def _check_ancestors(text: str, label: str) -> None:
+    """Refuse entities whose ancestors, all together, are too many: a chain of n roles has n squared of them.
+
+    Raises:
+        EvidenceError: BUNDLE_TOO_LARGE.
+    """
+    try:
+        items = json.loads(text)
+    except (ValueError, RecursionError):
+        return  # Cedar says what is wrong
+    parents: dict[str, set[str]] = {}
+    for item in items if isinstance(items, list) else ():
+        if isinstance(item, dict) and isinstance(item.get("parents"), list):
+            above = parents.setdefault(_any_uid(item.get("uid")), set())
+            above.update(map(_any_uid, item["parents"]))
+    found: dict[str, set[str]] = {}
+    total = 0
+    for start in parents:
+        stack = [start]
+        while stack:
+            key = stack[-1]
+            waiting = [p for p in parents[key] if p in parents and p not in found] if key not in found else []
+            found.setdefault(
+                key, set()
+            )  # known while it is visited, so that a cycle ends; Cedar refuses cycles
+            if waiting:
+                stack.extend(waiting)
+                continue
+            stack.pop()
+            if found[key]:
+                continue
+            found[key] = parents[key].union(*(found.get(p, ()) for p in parents[key]))
+            total += len(found[key])
+            if total > limits.MAX_ANCESTORS:
+                detail = (
+                    f"{label}entities.json: groups in groups make over {limits.MAX_ANCESTORS} memberships"
+                )
+                raise EvidenceError(Reason.BUNDLE_TOO_LARGE, f"{detail}; nest roles and groups less deeply")
+
+
+def _any_uid(value: object) -> str:
+    """Return a key for an entity, in whichever of Cedar's JSON forms it is written."""
+    if isinstance(value, dict):
+        inner = value.get("__entity", value)
+        if isinstance(inner, dict):
+            return uid(str(inner.get("type")), str(inner.get("id")))
+    return repr(type(value))
 
 
 def base_world(base: Parsed) -> World:

@@ -1,6 +1,8 @@
 """Decisions: what is allowed, what is refused and why, and what may be reused."""
 
+import json
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -450,3 +452,32 @@ def test_long_made_up_methods_are_not_kept() -> None:
     odd = call(method="x.Y/" + "z" * limits.MAX_CACHED_KEY_CHARS)
     assert open_to_all.decide(odd, now_ms=0).allowed
     assert len(open_to_all._verdicts) == 0
+
+
+def _chain(length: int) -> str:
+    role = [{"type": "Role", "id": f"r{number}"} for number in range(length + 1)]
+    return json.dumps(
+        [{"uid": role[i], "attrs": {}, "parents": [{"__entity": role[i + 1]}]} for i in range(length)]
+    )
+
+
+def test_a_long_chain_of_roles_is_refused_before_cedar_closes_it() -> None:
+    """A megabyte of nested roles has ancestors by the hundred million: no proposal may end the control plane."""
+    made = bundle('@id("a")\npermit(principal, action, resource);')
+    with pytest.raises(EvidenceError) as caught:
+        Engine.build(replace(made, entities=_chain(20_000)), {})
+    assert caught.value.reason is Reason.BUNDLE_TOO_LARGE
+    Engine.build(replace(made, entities=_chain(50)), {})
+
+
+def test_roles_in_a_circle_are_still_refused_by_cedar() -> None:
+    """Counting ancestors ends on a circle."""
+    one, two = {"type": "Role", "id": "a"}, {"type": "Role", "id": "b"}
+    circle = [
+        {"uid": one, "attrs": {}, "parents": [two]},
+        {"uid": two, "attrs": {}, "parents": [one]},
+    ]
+    made = replace(bundle('@id("a")\npermit(principal, action, resource);'), entities=json.dumps(circle))
+    with pytest.raises(EvidenceError) as caught:
+        Engine.build(made, {})
+    assert caught.value.reason is Reason.BUNDLE_MALFORMED
