@@ -233,8 +233,8 @@ def expand_tile(hashes: Sequence[bytes]) -> tuple[Sequence[bytes], ...]:
     """Return the perfect subtrees of a tile by height: the hashes themselves, their pairs, and so on."""
     levels = [hashes]
     while len(levels) < TILE_HEIGHT:
-        below = levels[-1]
-        levels.append([node_hash(below[i], below[i + 1]) for i in range(0, len(below) - 1, 2)])
+        below = iter(levels[-1])
+        levels.append([node_hash(left, right) for left, right in zip(below, below, strict=False)])
     return tuple(levels)
 
 

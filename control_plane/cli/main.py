@@ -24,6 +24,7 @@ _COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "doctor": ("control_plane.cli.doctor:app", "What is wrong with this mesh, and how to mend it."),
     "audit": ("control_plane.cli.audit:app", "What operators did, newest first."),
     "lineage": ("control_plane.cli.lineage:app", "Executions over all nodes: list, show, tree."),
+    "ledger": ("control_plane.cli.ledger:app", "A node's append-only log: verify it, take proofs from it."),
     "node": ("control_plane.cli.node:app", "Nodes of the mesh, and tokens for new ones."),
     "ca": ("control_plane.cli.ca:app", "The embedded CA, and its rotation."),
     "control-plane": ("control_plane.cli.control_plane:app", "Run or check a control plane."),

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from tests.support.ledgers import LOG, FakeClock, fill, open_ledger, record
-from trust.edge.ledger import Reader, verify
+from trust.edge.ledger import Reader, archive, verify
 from trust.edge.ledger.layout import segment_path
 from trust.edge.ledger.segments import frame_header
-from trust.errors import StateError
+from trust.errors import EvidenceError, StateError
 
 ROOT = Path(__file__).parents[3]
 ROUNDS = int(os.environ.get("EGM_CRASH_ROUNDS", "15"))
@@ -208,6 +208,30 @@ async def test_tiles_that_a_crash_took_are_made_again(tmp_path: Path) -> None:
     assert (checked.ok, checked.size) == (True, 1001)
 
 
+def archived_segments_still_give_proofs(directory: Path, to: Path) -> None:
+    """What was moved away is found in its folder, and only there; a damaged segment is not moved."""
+    before = Reader(directory)
+    expected = [before.inclusion_proof(i) for i in (0, 65_535, 65_536)]
+    bundle = directory / "tile/entries/100"
+    data = bundle.read_bytes()
+    bundle.write_bytes(data[:-1] + b"?")
+    with pytest.raises(StateError, match="tile/entries/100"):
+        archive(directory, to)
+    bundle.write_bytes(data)
+    assert archive(directory, to, before=65_535) == []
+    assert archive(directory, to) == [0]
+    assert not segment_path(directory, 0).exists()
+    assert not bundle.exists()
+    with pytest.raises(EvidenceError, match="is missing"):
+        Reader(directory).inclusion_proof(0)
+    reader = Reader(directory, archives=[to])
+    assert [reader.inclusion_proof(i) for i in (0, 65_535, 65_536)] == expected
+    assert reader.record(0) == record(0)
+    assert not verify(directory, key=LOG).ok
+    assert verify(directory, key=LOG, archives=[to]).ok
+    assert archive(directory, to) == []
+
+
 async def test_two_segments_and_more_are_recovered(tmp_path: Path) -> None:
     """Over three segments: only the last two are read again, and the whole still verifies."""
     directory = tmp_path / "ledger"
@@ -219,6 +243,7 @@ async def test_two_segments_and_more_are_recovered(tmp_path: Path) -> None:
     reader = Reader(directory)
     for index in (0, 65_535, 65_536, 131_071, 131_072, size - 1):
         assert hashlib.sha256(reader.record(index)).digest() == reader.digest(index)
+    archived_segments_still_give_proofs(directory, tmp_path / "archive")
     (directory / "tile/1/000").unlink()
     shutil.rmtree(directory / "tile/2")
     with pytest.raises(StateError, match="tile/1/000 is missing"):

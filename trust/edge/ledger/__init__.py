@@ -1,7 +1,8 @@
 """One node's append-only log on disk: durable appends, recovery, proofs, verification."""
 
+from trust.edge.ledger.archive import archive
 from trust.edge.ledger.reader import Reader
 from trust.edge.ledger.verify import Finding, Verification, verify
 from trust.edge.ledger.writer import Ledger, Pending
 
-__all__ = ["Finding", "Ledger", "Pending", "Reader", "Verification", "verify"]
+__all__ = ["Finding", "Ledger", "Pending", "Reader", "Verification", "archive", "verify"]

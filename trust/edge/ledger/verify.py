@@ -9,8 +9,9 @@ from trust.edge.ledger import layout, segments
 from trust.edge.ledger.reader import Reader
 from trust.edge.ledger.segments import DamageError
 from trust.errors import EvidenceError, MeshError
+from trust.merkle import HASH_BYTES
 from trust.note import Verifier
-from trust.tiles import ENTRIES, Tile, TileBuilder, parse_tile_path
+from trust.tiles import ENTRIES, TILE_HEIGHT, TILE_WIDTH, Tile, TileBuilder, parse_tile_path
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,8 +164,8 @@ class _Walk:
 
     def _needed(self, tile: Tile) -> bool:
         """Whether the checkpoint covers the tile; a later one may be on its way to the disk."""
-        per_hash = 1 << (8 * max(tile.level, 0))
-        return (tile.index * 256 + tile.width) * per_hash <= self._found.size
+        per_hash = 1 << (TILE_HEIGHT * max(tile.level, 0))
+        return (tile.index * TILE_WIDTH + tile.width) * per_hash <= self._found.size
 
     def _list_tiles(self) -> None:
         """Hold older partial tiles against the full ones, and name files that no tree has."""
@@ -178,7 +179,7 @@ class _Walk:
                 except EvidenceError:
                     self._add(name, "no tile has this name")
                     continue
-                if tile.width < 256:
+                if tile.width < TILE_WIDTH:
                     self._older_partial(root, tile)
 
     def _older_partial(self, root: Path, tile: Tile) -> None:
@@ -190,27 +191,33 @@ class _Walk:
         later = self._grown(tile)
         if later is None:
             self._add(tile.path, "it covers records that are not here")
-        elif data != later[: len(data)] or len(data) != self._length(tile, later):
+        elif data != later[: len(data)] or len(data) != tile.width * _step(tile):
             self._add(tile.path, "it is not the beginning of the tile of these records")
 
     def _grown(self, tile: Tile) -> bytes | None:
-        for width in (256, *range(255, tile.width - 1, -1)):
+        """The longest form of a tile that is there."""
+        widths = {TILE_WIDTH}
+        for root in self._roots:
+            folder = (root / tile.path).parent
+            widths |= {int(path.name) for path in folder.glob("*") if path.name.isdecimal()}
+        for width in sorted(widths, reverse=True):
             try:
                 return self._reader.fetch(tile.level, tile.index, width)
-            except FileNotFoundError:
+            except (FileNotFoundError, EvidenceError):
                 continue
         return None
-
-    def _length(self, tile: Tile, later: bytes) -> int:
-        return tile.width * (34 if tile.level == ENTRIES else 32)
 
     def _add(self, where: str, what: str) -> None:
         self._found.findings.append(Finding(where, what))
 
 
+def _step(tile: Tile) -> int:
+    """Bytes per hash of a tile, or per entry of a bundle."""
+    return HASH_BYTES + 2 if tile.level == ENTRIES else HASH_BYTES
+
+
 def _difference(tile: Tile, found: bytes, data: bytes) -> str:
-    width = 34 if tile.level == ENTRIES else 32
     if len(found) != len(data):
         return f": {len(found)} bytes instead of {len(data)}"
-    at = next(i for i in range(len(data)) if found[i] != data[i]) // width
-    return f": entry {tile.index * 256 + at} differs" if tile.level <= 0 else f": hash {at} differs"
+    at = next(i for i in range(len(data)) if found[i] != data[i]) // _step(tile)
+    return f": entry {tile.index * TILE_WIDTH + at} differs" if tile.level <= 0 else f": hash {at} differs"

@@ -185,6 +185,10 @@ class Ledger:
                 or the record is over MAX_LEDGER_RECORD_BYTES. Nothing was queued.
             StateError: LEDGER_UNAVAILABLE, after a failure of the disk or after `close`.
         """
+        return self._append(record, None)
+
+    def _append(self, record: bytes, waiter: asyncio.Future[None] | None) -> Pending:
+        """As `append`; `waiter` is told when the record is durable."""
         length = len(record)
         if not 0 < length <= limits.MAX_LEDGER_RECORD_BYTES:
             raise CapacityError(
@@ -206,6 +210,8 @@ class Ledger:
                 batch.tiles += tiles
                 if not (index + 1) % limits.LEDGER_SEGMENT_RECORDS:
                     batch.cuts.append(len(batch.frames))
+            if waiter is not None:
+                batch.waiters.append(waiter)
             batch.count += 1
             batch.size_bytes += length
             self._queued_records += 1
@@ -242,7 +248,12 @@ class Ledger:
 
     async def write(self, record: bytes) -> int:
         """Append with back-pressure and return the index when the record is durable."""
-        return await self.durable(await self.enqueue(record))
+        while (room := self._wait_for_room()) is not None:
+            await room
+        waiter: asyncio.Future[None] = self._own_loop().create_future()
+        pending = self._append(record, waiter)
+        await waiter
+        return pending.index
 
     async def checkpoint(self) -> bytes:
         """Make everything appended durable, sign its tree head and return the note, when it is published.
@@ -288,6 +299,8 @@ class Ledger:
             return True
 
     def _wait_for_room(self) -> asyncio.Future[None] | None:
+        if not self._full():  # only this thread adds to the queue
+            return None
         with self._lock:
             if self._failure is not None or not self._full():
                 return None
