@@ -22,6 +22,7 @@ MAX_ROLE_KEYS: Final = 64  # holders of one role
 MAX_NAMESPACES: Final = 64
 MAX_ROOT_LIFETIME_S: Final = 5 * 366 * 24 * 3600
 MAX_POLICY_LIFETIME_S: Final = 2 * 366 * 24 * 3600  # targets, namespaces and snapshot
+MIN_NAMESPACE_LIFETIME_S: Final = 7 * 24 * 3600  # when proposed: its end is the end of the whole policy
 FETCH_TIMEOUT_S: Final = 10.0  # without a byte
 FETCH_DEADLINE_S: Final = 60.0  # for one whole file
 FETCH_MIN_BYTES_PER_S: Final = 1024

@@ -176,6 +176,7 @@ def open_proposal(
     _lint(role, parsed, state, now_ms)
     if now_ms >= expires_ms(parsed.signed):
         raise EvidenceError(Reason.POLICY_EXPIRED, f"the proposed {role} metadata has already expired")
+    _check_namespace_lifetime(role, parsed, now_ms)
     signatures = tuple(parsed.signatures.values())
     parsed.signatures.clear()
     for signature in signatures:
@@ -349,6 +350,20 @@ def _check_version(role: str, version: int, state: RepositoryState) -> None:
         raise StateError(
             Reason.CONFLICT,
             f"{role} is at version {current}, so the next is {current + 1}, not {version}; propose again",
+        )
+
+
+def _check_namespace_lifetime(role: str, metadata: Metadata[Any], now_ms: int) -> None:
+    """Nodes enforce all signed metadata or none, so a namespace that ends soon would soon end the mesh's policy.
+
+    The base's approvers need the time to end its delegation.
+    """
+    least_s = limits.MIN_NAMESPACE_LIFETIME_S
+    if role not in {ROOT_ROLE, BASE_ROLE} and expires_ms(metadata.signed) < now_ms + least_s * 1000:
+        raise EvidenceError(
+            Reason.METADATA_UNSAFE,
+            f"the proposed {role} metadata expires in less than {least_s // 86_400} days, and every node's policy "
+            "with it; give it longer",
         )
 
 

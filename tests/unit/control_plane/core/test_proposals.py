@@ -146,6 +146,23 @@ def test_a_namespace_that_nobody_delegated_is_refused() -> None:
     refused(Reason.NOT_AUTHORIZED, role="payments", metadata=metadata)
 
 
+def test_a_namespace_cannot_end_the_whole_mesh_soon_by_a_short_lifetime() -> None:
+    """Nodes enforce all of it or none: approvers of one namespace must not be able to seal the others' services."""
+    holders = Holders([signer.public_key for signer in APPROVERS], 2)
+    base = next_targets(first_targets(BUNDLE, now_ms=NOW), None, now_ms=NOW, delegate={"payments": holders})
+    state = RepositoryState(root=STATE.root, roles={"targets": base.to_bytes()})
+    least_s = limits.MIN_NAMESPACE_LIFETIME_S
+    for lifetime_s, accepted in [(60, False), (least_s - 1, False), (least_s + 1, True)]:
+        metadata = first_targets(BUNDLE, now_ms=NOW, role="payments", lifetime_s=lifetime_s).to_bytes()
+        asked = {"role": "payments", "title": "t", "metadata": metadata}
+        if accepted:
+            open_proposal(state, **asked, who=WHO, now_ms=NOW)  # type: ignore[arg-type]
+            continue
+        with pytest.raises(EvidenceError, match="give it longer") as caught:
+            open_proposal(state, **asked, who=WHO, now_ms=NOW)  # type: ignore[arg-type]
+        assert caught.value.reason is Reason.METADATA_UNSAFE
+
+
 @pytest.mark.parametrize("title", ["two\nlines", "x" * 201, "bell\a"])
 def test_titles_are_one_printable_line(title: str) -> None:
     """A title is shown in terminals: no escape sequences."""
