@@ -1,8 +1,9 @@
 """One node's append-only log on disk: durable appends, recovery, proofs, verification."""
 
 from trust.edge.ledger.archive import archive
+from trust.edge.ledger.batch import Pending
 from trust.edge.ledger.reader import Reader
 from trust.edge.ledger.verify import Finding, Verification, verify
-from trust.edge.ledger.writer import Ledger, Pending
+from trust.edge.ledger.writer import Ledger
 
 __all__ = ["Finding", "Ledger", "Pending", "Reader", "Verification", "archive", "verify"]

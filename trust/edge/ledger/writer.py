@@ -5,54 +5,28 @@ queued, writes it as one batch and syncs it. The keeper's (`keeper.py`) follows 
 """
 
 import asyncio
-import fcntl
 import hashlib
 import logging
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Self
 
 from trust import limits
-from trust.checkpoint import Checkpoint, sign_checkpoint
-from trust.edge.files import write_atomic
+from trust.checkpoint import Checkpoint
 from trust.edge.ledger import layout
+from trust.edge.ledger.batch import Batch, Pending, settle, unavailable
 from trust.edge.ledger.keeper import Keeper, Snapshot
+from trust.edge.ledger.opening import create, take_lock
 from trust.edge.ledger.reader import Reader
 from trust.edge.ledger.recovery import recover
 from trust.edge.ledger.segments import CHECK_BYTES, FRAME, Frame, Segment
-from trust.errors import CapacityError, Reason, StateError
-from trust.merkle import EMPTY_ROOT
+from trust.errors import CapacityError, Reason
 from trust.note import Sign, Verifier
 from trust.ports import Clock
-from trust.tiles import Tile
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
-
-
-@dataclass(slots=True, eq=False)
-class _Batch:
-    """Records that are written and synced together."""
-
-    first: int
-    frames: list[bytes] = field(default_factory=list)
-    cuts: list[int] = field(default_factory=list)  # places in `frames` where a segment is full
-    tiles: list[tuple[Tile, bytes]] = field(default_factory=list)
-    waiters: list[asyncio.Future[None]] = field(default_factory=list)
-    count: int = 0
-    size_bytes: int = 0
-    done: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Pending:
-    """A record that was appended and is not yet known to be durable (see `Ledger.durable`)."""
-
-    index: int
-    batch: _Batch
 
 
 class Ledger:
@@ -82,7 +56,7 @@ class Ledger:
         self._signed = found.checkpoint.checkpoint.size if found.checkpoint else 0
         self._signed_ms = clock.monotonic_ms()
         self._last_note = found.checkpoint.data if found.checkpoint else b""
-        self._open = self._writing = _Batch(self._builder.size)
+        self._open = self._writing = Batch(self._builder.size)
         self._queued_records = self._queued_bytes = 0
         self._room: list[asyncio.Future[None]] = []
         self._wanted: list[asyncio.Future[bytes]] = []
@@ -137,8 +111,8 @@ class Ledger:
         lock = -1
         try:
             layout.make_directory(directory)
-            lock = _take(directory)
-            _create(directory, log, signer, head_file)
+            lock = take_lock(directory)
+            create(directory, log, signer, head_file)
             return cls(
                 directory,
                 log,
@@ -154,7 +128,7 @@ class Ledger:
             if lock >= 0:
                 os.close(lock)
             if isinstance(error, OSError):
-                raise _unavailable(f"{directory}: {error.strerror or error}") from error
+                raise unavailable(f"{directory}: {error.strerror or error}") from error
             raise
 
     @property
@@ -288,13 +262,13 @@ class Ledger:
         """Yield the last `count` durable records, oldest first."""
         return self.scan(max(0, self._durable - count))
 
-    def _join_batch(self, batch: _Batch, waiter: asyncio.Future[None]) -> bool:
+    def _join_batch(self, batch: Batch, waiter: asyncio.Future[None]) -> bool:
         """Have `waiter` told when the batch is durable; False when it is already."""
         with self._lock:
             if batch.done:
                 return False
             if self._failure is not None:
-                raise _unavailable(self._failure)
+                raise unavailable(self._failure)
             batch.waiters.append(waiter)
             return True
 
@@ -324,9 +298,9 @@ class Ledger:
 
     def _check_open(self) -> None:
         if self._failure is not None:
-            raise _unavailable(self._failure)
+            raise unavailable(self._failure)
         if self._closing:
-            raise _unavailable("it is closed")
+            raise unavailable("it is closed")
 
     # the writer's thread
 
@@ -350,7 +324,7 @@ class Ledger:
                 return False
             batch, closing = self._open, self._closing
             self._writing = batch
-            self._open = _Batch(self._builder.size)
+            self._open = Batch(self._builder.size)
             snapshot = self._snapshot() if self._sign_due() else None
         if batch.count:
             self._write(batch)
@@ -384,11 +358,11 @@ class Ledger:
             with self._lock:
                 self._last_note = note
                 self._signing = [future for future in self._signing if future not in wanted]
-            _settle(wanted, note)
+            settle(wanted, note)
 
         return Snapshot(head, self._builder.partial(), done)
 
-    def _write(self, batch: _Batch) -> None:
+    def _write(self, batch: Batch) -> None:
         start, index = 0, batch.first
         for cut in [*batch.cuts, len(batch.frames)]:
             if cut == start:
@@ -406,7 +380,7 @@ class Ledger:
             self._queued_bytes -= batch.size_bytes
             waiters, batch.waiters = [*batch.waiters, *self._room], []
             self._room = []
-        _settle(waiters, None)
+        settle(waiters, None)
         if batch.tiles:
             self._keeper.put(batch.tiles)
 
@@ -418,7 +392,7 @@ class Ledger:
             self._segment.close()
         self._keeper.wait_sealed(index - limits.LEDGER_SEGMENT_RECORDS)
         if self._failure is not None:
-            raise _unavailable(self._failure)
+            raise unavailable(self._failure)
         self._segment = Segment.create(self.directory, index)
         return self._segment
 
@@ -428,15 +402,15 @@ class Ledger:
         with self._lock:
             if self._failure is None:
                 self._failure = f"{self.directory}: {text}"
-            failed = _unavailable(self._failure)
+            failed = unavailable(self._failure)
             waiters = [*self._open.waiters, *self._writing.waiters]
             room, wanted = self._room, [*self._wanted, *self._signing]
             self._open.waiters, self._writing.waiters, self._room = [], [], []
             self._wanted, self._signing = [], []
             self._work.notify()
-        _settle(waiters, None, failed)
-        _settle(room, None)  # they find out by themselves
-        _settle(wanted, b"", failed)
+        settle(waiters, None, failed)
+        settle(room, None)  # they find out by themselves
+        settle(wanted, b"", failed)
 
     def _join(self) -> None:
         self._thread.join()
@@ -446,49 +420,3 @@ class Ledger:
                 self._segment.close()
             os.close(self._file_lock)
             self._file_lock = -1
-
-
-def _take(directory: Path) -> int:
-    descriptor = os.open(directory / layout.LOCK, os.O_RDWR | os.O_CREAT, layout.FILE_MODE)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise StateError(
-            Reason.CONFLICT, f"{directory} is open in another process; stop that one first"
-        ) from None
-    return descriptor
-
-
-def _create(directory: Path, log: Verifier, signer: Sign, head_file: Path | None) -> None:
-    """Begin a new ledger with a checkpoint of nothing: one without checkpoint has lost it."""
-    used = (directory / layout.CHECKPOINT).exists() or bool(layout.list_segments(directory))
-    if used or (head_file is not None and head_file.exists()):
-        return
-    write_atomic(directory / layout.KEY, log.encode().encode() + b"\n", mode=layout.FILE_MODE)
-    note = sign_checkpoint(Checkpoint(log.name, 0, EMPTY_ROOT), signer, public_key=log.public_key)
-    write_atomic(directory / layout.CHECKPOINT, note, mode=layout.FILE_MODE)
-
-
-def _unavailable(what: str) -> StateError:
-    return StateError(Reason.LEDGER_UNAVAILABLE, f"the ledger cannot be written: {what}")
-
-
-def _settle(futures: Sequence[asyncio.Future[T]], result: T, error: Exception | None = None) -> None:
-    """Resolve futures of the callers' loop, from another thread."""
-    if not futures:
-        return
-    try:
-        futures[0].get_loop().call_soon_threadsafe(_resolve, futures, result, error)
-    except RuntimeError:
-        logger.debug("the loop of %d callers is closed; nobody waits any more", len(futures))
-
-
-def _resolve(futures: Sequence[asyncio.Future[T]], result: T, error: Exception | None) -> None:
-    for future in futures:
-        if future.done():
-            continue
-        if error is None:
-            future.set_result(result)
-        else:
-            future.set_exception(error)

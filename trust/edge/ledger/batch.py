@@ -1,0 +1,60 @@
+"""Records that become durable together, and how their callers' loop is told from the writer's thread."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from trust.errors import Reason, StateError
+from trust.tiles import Tile
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """Records that are written and synced together."""
+
+    first: int
+    frames: list[bytes] = field(default_factory=list)
+    cuts: list[int] = field(default_factory=list)  # places in `frames` where a segment is full
+    tiles: list[tuple[Tile, bytes]] = field(default_factory=list)
+    waiters: list[asyncio.Future[None]] = field(default_factory=list)
+    count: int = 0
+    size_bytes: int = 0
+    done: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A record that was appended and is not yet known to be durable (see `Ledger.durable`)."""
+
+    index: int
+    batch: Batch
+
+
+def unavailable(what: str) -> StateError:
+    """Return the error of a ledger that takes nothing more."""
+    return StateError(Reason.LEDGER_UNAVAILABLE, f"the ledger cannot be written: {what}")
+
+
+def settle(futures: Sequence[asyncio.Future[T]], result: T, error: Exception | None = None) -> None:
+    """Resolve futures of the callers' loop, from another thread."""
+    if not futures:
+        return
+    try:
+        futures[0].get_loop().call_soon_threadsafe(_resolve, futures, result, error)
+    except RuntimeError:
+        logger.debug("the loop of %d callers is closed; nobody waits any more", len(futures))
+
+
+def _resolve(futures: Sequence[asyncio.Future[T]], result: T, error: Exception | None) -> None:
+    for future in futures:
+        if future.done():
+            continue
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)
