@@ -401,7 +401,7 @@ class Ledger:
         text = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
         with self._lock:
             if self._failure is None:
-                self._failure = f"{self.directory}: {text}"
+                self._failure = text  # a caller may be told; where the disk is, only the log says
             failed = unavailable(self._failure)
             waiters = [*self._open.waiters, *self._writing.waiters]
             room, wanted = self._room, [*self._wanted, *self._signing]
