@@ -20,7 +20,7 @@ Header = tuple[bytes, bytes]
 
 @dataclass(frozen=True)
 class Tls:
-    """What a member shows: PEM of its key and chain, of the anchors, and the name that it expects. Key may be absent."""
+    """What a member shows (key and chain, or nothing), whom it trusts, all PEM, and the name that it expects."""
 
     anchors: bytes
     server_name: str
