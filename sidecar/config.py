@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from trust import limits
 from trust.address import split_address
-from trust.mesh import SUPPORTED_LEVELS
+from trust.mesh import LEVELS_TEXT, SUPPORTED_LEVELS
 from trust.spiffe import SpiffeId, check_name, check_trust_domain
 
 UNIX: Final = "unix://"
@@ -232,7 +232,7 @@ class SidecarConfig(_Strict):
     health: Listen | None = Field(default=None, description="grpc.health.v1 in plaintext, nothing else.")
     jwt: Jwt | None = None
     level: int | None = Field(
-        default=None, description="Raises the signed level, never lowers it: 0, 1, 3, 4."
+        default=None, description="Raises the signed level, never lowers it: 0, 1, 3, 4, 5."
     )
     limits: Bounds = Bounds()
 
@@ -264,8 +264,8 @@ class SidecarConfig(_Strict):
     @classmethod
     def _level(cls, value: int | None) -> int | None:
         if value is not None and value not in SUPPORTED_LEVELS:
-            later = "comes with a later version" if value in {2, 5} else "does not exist"
-            raise ValueError(f"level {value} {later}; use one of 0, 1, 3, 4")
+            later = "comes with a later version" if value == 2 else "does not exist"
+            raise ValueError(f"level {value} {later}; use one of {LEVELS_TEXT}")
         return value
 
     @model_validator(mode="after")

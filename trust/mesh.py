@@ -9,8 +9,9 @@ from trust.errors import EvidenceError, Reason
 from trust.spiffe import check_name, check_trust_domain
 
 DEFAULT_LEVEL: Final = 4
-# Levels 2 and 5 need parts that this version does not have; asking for them is refused, never approximated.
-SUPPORTED_LEVELS: Final = frozenset({0, 1, 3, 4})
+# Level 2 needs parts that this version does not have; asking for it is refused, never approximated.
+SUPPORTED_LEVELS: Final = frozenset({0, 1, 3, 4, 5})
+LEVELS_TEXT: Final = ", ".join(str(level) for level in sorted(SUPPORTED_LEVELS))
 
 Level = Annotated[int, Field(ge=0, le=5)]
 
@@ -57,7 +58,7 @@ class MeshSettings(_Strict):
                 check_name(service.workload)
         for level in self.levels():
             if level not in SUPPORTED_LEVELS:
-                raise ValueError(f"level {level} is not supported by this version; use one of 0, 1, 3, 4")
+                raise ValueError(f"level {level} is not supported by this version; use one of {LEVELS_TEXT}")
         return self
 
     def levels(self) -> set[int]:

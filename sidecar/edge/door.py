@@ -213,9 +213,10 @@ class Execution:
     def close(self) -> None:
         """Record how the call ended. Call exactly once."""
         door = self._door
+        seconds = time.perf_counter() - self._started
         if self.permitted is not None:
-            door.gate.forwarded(self.permitted, self.status, time.perf_counter() - self._started)
+            door.gate.forwarded(self.permitted, self.status, seconds)
         if self.case is not None and door.notary is not None:
-            door.notary.closed(self.case, self.status)
+            door.notary.closed(self.case, self.status, seconds)
         if door.observer is not None:
             door.observer.end(self._handle, self.status)

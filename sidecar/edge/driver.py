@@ -29,6 +29,7 @@ from sidecar.edge.journal import LogJournal
 from sidecar.edge.listeners import Addresses, Listeners, Parts, own_server
 from sidecar.edge.members import make_identity, members, start_patiently
 from sidecar.edge.policy_keeper import PolicyKeeper
+from sidecar.edge.provenance import Provenance
 from sidecar.edge.record_file import load_record
 from sidecar.edge.reports import Reporter
 from sidecar.edge.status import NodeView
@@ -40,6 +41,7 @@ from trust.edge.tls import Channels, channel_credentials, channel_options, serve
 from trust.edge.tuf_client import PolicyClient
 from trust.errors import InputError, Reason
 from trust.ports import Clock
+from trust.spiffe import SpiffeId
 from trust.x509 import control_plane_dns
 
 logger = logging.getLogger(__name__)
@@ -131,6 +133,7 @@ class Sidecar:
             changed=self._changed.set,
             doubtful=doubtful,
         )
+        self.provenance: Provenance | None = None
         self._own_servers: list[grpc.aio.Server] = []
 
     async def run(self) -> None:
@@ -154,6 +157,17 @@ class Sidecar:
 
     async def _serve(self, background: list[asyncio.Task[None]], watch: "telemetry.Telemetry | None") -> None:
         channels = Channels(self.identity, options=UPSTREAM_OPTIONS)
+        self.provenance = provenance = await Provenance.open(
+            self.config,
+            identity=self.identity,
+            channels=channels,
+            pipeline=self.pipeline,
+            state=self.view.state,
+            callee=self._callee,
+            boot_id=self.view.boot_id,
+            clock=self.clock,
+            alarms=self.view.alarms,
+        )
         listeners = Listeners(
             Parts(
                 self.config,
@@ -163,6 +177,7 @@ class Sidecar:
                 self.clock,
                 self._signed_workload,
                 watch,
+                provenance.notary,
                 self.jwt,
             )
         )
@@ -178,10 +193,11 @@ class Sidecar:
                 "policy": self.keeper.run,
                 "feed": feed.run,
                 "reports": reporter.run,
+                "provenance": provenance.run,
                 "changes": functools.partial(self._announce, addresses, reporter),
             }
             background += [asyncio.create_task(part(), name=name) for name, part in loops.items()]
-            self.view.notes = lambda: (*_feed_notes(feed), *self._workload_notes())
+            self.view.notes = lambda: (*_feed_notes(feed), *self._workload_notes(), *provenance.notes())
             await self._until_stopped(background)
             self.view.draining = True
             await self._show_readiness()
@@ -189,6 +205,7 @@ class Sidecar:
             await asyncio.gather(listeners.stop(self.config.limits.drain_grace_s), reporter.report())
         finally:
             await listeners.stop(0)
+            await provenance.close()
             await channels.close()
 
     async def _until_stopped(self, background: list[asyncio.Task[None]]) -> None:
@@ -269,6 +286,12 @@ class Sidecar:
         if held is None or service not in held.engine.mesh.services:
             return None
         return held.engine.mesh.workload_of(service)
+
+    def _callee(self, service: str) -> SpiffeId:
+        """Return the workload that serves `service`: by the signed policy or, without a word there, as configured."""
+        return self.config.spiffe_id(
+            "workload", self._signed_workload(service) or self.config.workload_of(service)
+        )
 
     def _workload_notes(self) -> tuple[str, ...]:
         """Return which services we serve under a name that the signed policy, and so every caller, refuses."""

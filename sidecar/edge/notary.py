@@ -7,7 +7,7 @@ nor before its intent is durable.
 import hashlib
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 from sidecar.core.bundle_state import InForce
@@ -18,7 +18,7 @@ from sidecar.edge.metadata import Pair
 from trust.errors import MeshError, Reason, StateError
 from trust.permit import ENDORSEMENT_KEY, PERMIT_KEY, Permit, permit_sha256
 from trust.ports import Clock
-from trust.record import Ending, Intent, Link, Outcome, Side, build_record
+from trust.record import Ending, Intent, Link, Outcome, Side
 
 logger = logging.getLogger(__name__)
 
@@ -30,11 +30,11 @@ DURABLE: Final = "durable"
 class Journal(Protocol):
     """Where records go: the node's ledger."""
 
-    def append(self, record: bytes) -> object:
+    def append(self, record: Intent | Outcome) -> object:
         """Take one record; returns what `durable` waits for.
 
         Raises:
-            CapacityError: LIMIT_EXCEEDED, StateError: LEDGER_UNAVAILABLE.
+            EvidenceError: RECORD_MALFORMED; CapacityError: LIMIT_EXCEEDED; StateError: LEDGER_UNAVAILABLE.
         """
         ...
 
@@ -72,7 +72,6 @@ class Case:
     response_bytes: int = 0
     response_sha256: bytes = b""
     cut: Reason | None = None
-    started_ms: int = field(default=0)
 
     @property
     def reads_request(self) -> bool:
@@ -142,9 +141,7 @@ class Notary:
         if level < OBSERVABLE:
             return None
         pairs = list(sent)
-        case = Case(
-            attempt, level, certificate_sha256=certificate_sha256, started_ms=self._clock.monotonic_ms()
-        )
+        case = Case(attempt, level, certificate_sha256=certificate_sha256)
         try:
             case.token, case.endorsement = presented(pairs)
         except MeshError as error:
@@ -240,7 +237,7 @@ class Notary:
             now_ms,
             execution_id=case.execution_id,
             callee=self._callee(attempt.service),
-            policy_sha256=hashlib.sha256(held.policy.digest.encode()).digest(),
+            policy_sha256=bytes.fromhex(held.policy.base.sha256),
         )
         case.permit_sha256 = permit_sha256(token)
         return (PERMIT_KEY, token), (ENDORSEMENT_KEY, signing.endorsement())
@@ -251,13 +248,12 @@ class Notary:
             self._unlinked(case)
         self._write(case, self._intent(case, decision))
 
-    def closed(self, case: Case, status: str) -> None:
-        """Write down how a call that was opened ended; call exactly once per `opened`."""
+    def closed(self, case: Case, status: str, seconds: float) -> None:
+        """Write down how a call that was opened ended, and how long it took; call exactly once per call."""
         if case.permit is not None:
             self._signing.verifier.closed(case.permit)
         if not case.opened:
             return
-        now = self._clock.monotonic_ms()
         outcome = Outcome(
             execution_id=case.execution_id,
             side=_SIDE[case.attempt.direction],
@@ -265,7 +261,7 @@ class Notary:
             node=self._node,
             boot_id=self._boot_id,
             wall_ms=self._clock.now_ms(),
-            monotonic_ms=now,
+            monotonic_ms=self._clock.monotonic_ms(),
             status=status,
             reason="" if case.cut is None else case.cut.value,
             response_sha256=case.response_sha256,
@@ -273,10 +269,10 @@ class Notary:
             request_bytes=case.request_bytes,
             response_messages=case.response_messages,
             response_bytes=case.response_bytes,
-            duration_us=max(0, now - case.started_ms) * 1000,
+            duration_us=int(seconds * 1_000_000),
         )
         try:
-            self._journal.append(build_record(outcome))
+            self._journal.append(outcome)
         except MeshError as error:
             # The call is over; its intent stays open in the ledger, and is closed as interrupted at the next start.
             self._alarm(f"an outcome was not written: {error}")
@@ -323,7 +319,7 @@ class Notary:
 
     def _write(self, case: Case, intent: Intent) -> object | None:
         try:
-            return self._journal.append(build_record(intent))
+            return self._journal.append(intent)
         except MeshError as error:
             self._not_written(case, error)
             return None

@@ -7,7 +7,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from trust.bundle import MAX_DESCRIPTION_CHARS, MAX_NAME_CHARS, RESERVED_NAMESPACES
 from trust.errors import EvidenceError
-from trust.mesh import DEFAULT_LEVEL, SUPPORTED_LEVELS, LeaseSettings
+from trust.mesh import DEFAULT_LEVEL, LEVELS_TEXT, SUPPORTED_LEVELS, LeaseSettings
 from trust.policy.schema import ANY_ACTION
 from trust.spiffe import SpiffeId, check_name, check_trust_domain
 
@@ -62,7 +62,7 @@ def _group(text: str) -> str:
 
 def _level(value: int) -> int:
     if value not in SUPPORTED_LEVELS:
-        raise ValueError(f"level {value} is not supported by this version; use one of 0, 1, 3, 4")
+        raise ValueError(f"level {value} is not supported by this version; use one of {LEVELS_TEXT}")
     return value
 
 

@@ -31,7 +31,7 @@ def test_table_is_total() -> None:
 
 def test_unsupported_level_is_refused() -> None:
     """A level the table does not know must not fall through to a pass."""
-    for level in (2, 5, -1, 99):
+    for level in (2, 6, -1, 99):
         assert effect_of(level, Lease.FRESH, True, Finding.ALLOWED) is REFUSE_UNLISTED
     assert not REFUSE_UNLISTED.allow
 

@@ -1,0 +1,277 @@
+"""What makes the executions of one node provable: its key, its ledger, the notary that uses both, and shipping.
+
+DIR/node-key.pem      the Ed25519 key that signs permits and checkpoints
+DIR/permit-floor      from when on permits count after a restart
+DIR/ledger/           the ledger (C2SP tlog-tiles), DIR/ledger.name which one it is
+DIR/ledger-head       a copy of its last checkpoint: notices a restored older ledger directory
+DIR/ledger-open       the index of the oldest execution that was still open
+"""
+
+import asyncio
+import logging
+import secrets
+from collections.abc import AsyncIterator, Callable
+from itertools import islice
+from pathlib import Path
+from typing import Final, Self
+
+from sidecar.config import SidecarConfig
+from sidecar.core.bundle_state import BundleState
+from sidecar.core.permits import Endorsements, Minter, Verifier
+from sidecar.core.pipeline import Pipeline
+from sidecar.core.readiness import Alarms
+from sidecar.core.replay import ReplayCache
+from sidecar.edge.node_signer import KEY_FILE, NodeSigner
+from sidecar.edge.notary import Journal, Notary, Signing
+from sidecar.edge.permit_floor import FLOOR_FILE, PermitFloor
+from sidecar.edge.shipping import Shipper
+from trust.edge.files import write_atomic
+from trust.edge.ids import ExecutionIds
+from trust.edge.ledger import Ledger
+from trust.edge.tls import Channels
+from trust.errors import MeshError, Reason, StateError
+from trust.execution import OpenExecutions
+from trust.identity import IdentitySource
+from trust.permit import certificate_sha256
+from trust.ports import Clock
+from trust.record import Intent, Outcome, build_record, interrupted, parse_record
+from trust.spiffe import SpiffeId
+
+logger = logging.getLogger(__name__)
+
+LEDGER_DIRECTORY: Final = "ledger"
+_POLL_S: Final = 0.05  # how soon shipping sees a record that became durable
+_READ_RECORDS: Final = 256
+_OPEN_PERIOD_S: Final = 5.0
+_ALARM: Final = "ledger"
+
+
+class LedgerJournal:
+    """The ledger as the notary writes to it, with what is still open."""
+
+    def __init__(self, ledger: Ledger, opened: OpenExecutions) -> None:
+        self._ledger, self._opened = ledger, opened
+
+    def append(self, record: Intent | Outcome) -> object:
+        """Take one record; see `sidecar.edge.notary.Journal`."""
+        pending = self._ledger.append(build_record(record))
+        self._opened.note(pending.index, record)
+        return pending
+
+    async def durable(self, pending: object) -> None:
+        """Wait until the record is durable; see `sidecar.edge.notary.Journal`."""
+        await self._ledger.durable(pending)  # type: ignore[arg-type]  # what `append` returned
+
+
+class Unwritable:
+    """The ledger of a node whose disk or history does not allow one: level 5 refuses, lower levels alarm."""
+
+    def __init__(self, why: MeshError) -> None:
+        self._why = why
+
+    def append(self, record: Intent | Outcome) -> object:
+        """Refuse; see `sidecar.edge.notary.Journal`."""
+        raise StateError(Reason.LEDGER_UNAVAILABLE, self._why.detail)
+
+    async def durable(self, pending: object) -> None:
+        """Refuse; see `sidecar.edge.notary.Journal`."""
+        raise StateError(Reason.LEDGER_UNAVAILABLE, self._why.detail)
+
+
+class Provenance:
+    """The parts, opened together and closed together. Without a usable ledger there is only a notary."""
+
+    def __init__(
+        self,
+        notary: Notary,
+        ledger: Ledger | None,
+        opened: OpenExecutions,
+        open_path: Path,
+        shipper: Shipper | None,
+    ) -> None:
+        """Use `open`."""
+        self.notary, self.ledger, self.shipper = notary, ledger, shipper
+        self._opened, self._open_path = opened, open_path
+
+    @classmethod
+    async def open(
+        cls,
+        config: SidecarConfig,
+        *,
+        identity: IdentitySource,
+        channels: Channels,
+        pipeline: Pipeline,
+        state: BundleState,
+        callee: Callable[[str], SpiffeId],
+        boot_id: str,
+        clock: Clock,
+        alarms: Alarms,
+    ) -> Self:
+        """Open (or create) key and ledger, and close what a crash left open.
+
+        A ledger that cannot be used (LEDGER_CONTRADICTED, LEDGER_UNAVAILABLE) is an alarm here: what it means for a
+        call depends on the level in force.
+
+        Raises:
+            InputError: KEY_UNREADABLE.
+        """
+        node = config.spiffe_id("node", config.node)
+        signer = NodeSigner(config.data_dir / KEY_FILE, node, identity, clock)
+        open_path = config.data_dir / "ledger-open"
+        ledger, shipper, opened = None, None, OpenExecutions()
+        journal: Journal
+        try:
+            ledger = await asyncio.to_thread(_open_ledger, config, signer, clock)
+            opened = await asyncio.to_thread(_left_open, open_path, ledger)
+            journal = LedgerJournal(ledger, opened)
+            _close_orphans(journal, opened, boot_id, clock)
+            shipper = Shipper(
+                channels,
+                config.control_plane.addresses,
+                node=node,
+                ledger=_ledger_name(config.data_dir / "ledger.name", ledger),
+                source=_source(ledger),
+                size=lambda: ledger.durable_size,
+            )
+        except (MeshError, OSError) as error:
+            failure = (
+                error if isinstance(error, MeshError) else StateError(Reason.LEDGER_UNAVAILABLE, str(error))
+            )
+            _alarm(alarms, f"the ledger cannot be used: {failure}")
+            journal = Unwritable(failure)
+        notary = Notary(
+            node=config.node,
+            boot_id=boot_id,
+            clock=clock,
+            ids=ExecutionIds().new,
+            level=pipeline.level,
+            in_force=lambda: state.in_force,
+            callee=lambda service: str(callee(service)),
+            journal=journal,
+            signing=_signing(config, signer, identity, node, clock),
+            alarm=lambda text: _alarm(alarms, text),
+        )
+        return cls(notary, ledger, opened, open_path, shipper)
+
+    async def run(self) -> None:
+        """Ship records, and remember from where on executions are open, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            if self.shipper is not None:
+                group.create_task(self.shipper.run(), name="shipping")
+            group.create_task(self._remember(), name="open executions")
+
+    def notes(self) -> tuple[str, ...]:
+        """Return what is wrong with recording and shipping, for the alarms of the status."""
+        found = []
+        if self.ledger is not None and self.ledger.failure is not None:
+            found.append(f"the ledger cannot be written: {self.ledger.failure}")
+        if self.shipper is not None and self.shipper.last_error is not None:
+            found.append(f"{self.shipper.lag} records wait for the index: {self.shipper.last_error}")
+        return tuple(found)
+
+    async def close(self) -> None:
+        """Make everything durable and sign the last checkpoint."""
+        self._write_open()
+        if self.ledger is not None:
+            await self.ledger.close()
+
+    async def _remember(self) -> None:
+        while True:
+            await asyncio.sleep(_OPEN_PERIOD_S)
+            self._write_open()
+
+    def _write_open(self) -> None:
+        if self.ledger is None:
+            return
+        # Never beyond what is durable: a crash must find the records from there on.
+        oldest = min(self._opened.oldest_index(self.ledger.size), self.ledger.durable_size)
+        write_atomic(self._open_path, b"%d\n" % oldest, mode=0o600)
+
+
+def _alarm(alarms: Alarms, text: str) -> None:
+    if alarms.set(_ALARM, text):
+        logger.error("alarm: %s", text)
+
+
+def _open_ledger(config: SidecarConfig, signer: NodeSigner, clock: Clock) -> Ledger:
+    return Ledger.open(
+        config.data_dir / LEDGER_DIRECTORY,
+        origin=f"{config.trust_domain}/node/{config.node}",
+        signer=signer.sign,
+        public_key=signer.public_key.public_bytes_raw(),
+        clock=clock,
+        head_file=config.data_dir / "ledger-head",
+    )
+
+
+def _left_open(path: Path, ledger: Ledger) -> OpenExecutions:
+    """Return the executions whose outcome is not in the ledger, reading from where the last run said."""
+    text = path.read_bytes().strip() if path.exists() else b"0"
+    start = int(text) if text.isdigit() else 0
+    opened = OpenExecutions()
+    for frame in ledger.scan(min(start, ledger.durable_size)):
+        opened.note(frame.index, parse_record(frame.record))
+    return opened
+
+
+def _close_orphans(journal: LedgerJournal, opened: OpenExecutions, boot_id: str, clock: Clock) -> None:
+    orphans = list(opened)
+    for intent in orphans:
+        outcome = interrupted(
+            intent, boot_id=boot_id, wall_ms=clock.now_ms(), monotonic_ms=clock.monotonic_ms()
+        )
+        journal.append(outcome)
+    if orphans:
+        logger.warning("%d executions were interrupted by the last stop", len(orphans))
+
+
+def _signing(
+    config: SidecarConfig, signer: NodeSigner, identity: IdentitySource, node: SpiffeId, clock: Clock
+) -> Signing:
+    floor = PermitFloor(config.data_dir / FLOOR_FILE, clock)
+    endorsements = Endorsements(identity.anchors_pem, config.trust_domain)
+    identity.subscribe(endorsements.forget_all)
+    verifier = Verifier(endorsements, ReplayCache(boot_ms=floor.boot_ms, remember=floor.remember))
+    minter = Minter(node, signer.key_id, signer.sign, lambda: secrets.token_bytes(16))
+    digests: dict[str, tuple[bytes, bytes]] = {}
+
+    def client_certificate(principal: str) -> bytes:
+        chain = identity.svid(SpiffeId.parse(principal)).chain_pem
+        known = digests.get(principal)
+        if known is None or known[0] != chain:
+            known = digests[principal] = (chain, certificate_sha256(chain))
+        return known[1]
+
+    return Signing(minter, verifier, signer.endorsement, client_certificate)
+
+
+def _ledger_name(path: Path, ledger: Ledger) -> str:
+    """Return the name that tells this ledger from any other that the node ever had."""
+    if ledger.durable_size and path.exists():
+        return path.read_text().strip()
+    name = f"{ledger.origin}#{secrets.token_hex(8)}"
+    write_atomic(path, name.encode())
+    return name
+
+
+def _source(ledger: Ledger) -> Callable[[int], AsyncIterator[tuple[int, bytes]]]:
+    """Return how shipping reads the ledger: durable records from an index on, waiting for later ones."""
+
+    def read(start: int) -> list[tuple[int, bytes]]:
+        return [(frame.index, frame.record) for frame in islice(ledger.scan(start), _READ_RECORDS)]
+
+    async def records(start: int) -> AsyncIterator[tuple[int, bytes]]:
+        while True:
+            if start > ledger.durable_size:
+                detail = (
+                    f"the control plane has {start} records of this ledger, which holds {ledger.durable_size}"
+                )
+                raise StateError(Reason.LEDGER_CONTRADICTED, detail)
+            if start == ledger.durable_size:
+                await asyncio.sleep(_POLL_S)
+                continue
+            for index, record in await asyncio.to_thread(read, start):
+                yield index, record
+                start = index + 1
+
+    return records
