@@ -29,6 +29,9 @@ async def test_records_come_back_in_order_with_proofs_to_the_signed_root(tmp_pat
         leaf = leaf_hash(reader.digest(index))
         assert root_from_inclusion(leaf, index, 1000, reader.inclusion_proof(index)) == signed.root
     check_consistency(300, first.root, 1000, signed.root, reader.consistency_proof(300))
+    for start in (0, 1, 255, 256, 257, 300, 767, 768, 999, 1000):
+        assert [f.record for f in reader.scan(start)] == [record(i) for i in range(start, 1000)]
+        assert [f.index for f in Reader(tmp_path / "l").scan(start, upto=900)] == list(range(start, 900))
     with pytest.raises(InputError, match="NOT_FOUND"):
         reader.record(1000)
     with pytest.raises(EvidenceError, match="PROOF_INVALID"):

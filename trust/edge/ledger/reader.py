@@ -113,16 +113,11 @@ class Reader:
         path = self._segment(first) if index >= 0 else None
         if path is None:
             raise absent
-        nearest, steps = divmod(index - first, TILE_WIDTH)
-        places = self._places.get(first, [])
         with path.open("rb") as file:
-            if nearest >= len(places):
-                places = self._survey(file, first)
-            if nearest < len(places):
-                found = segments.frame_places(file, index - steps, places[nearest])
-                for at, offset in found:
-                    if at == index:
-                        return segments.read_frame(file, index, offset).record
+            start = self._near(file, first, index)
+            for at, offset in segments.frame_places(file, *start) if start else ():
+                if at == index:
+                    return segments.read_frame(file, index, offset).record
         raise absent
 
     def scan(self, start: int = 0, *, upto: int | None = None) -> Iterator[Frame]:
@@ -135,7 +130,7 @@ class Reader:
         while index < end:
             first = layout.segment_of(index)
             path = self._segment(first)
-            for frame in () if path is None else _frames(path, first):
+            for frame in () if path is None else self._frames(path, first, index):
                 if frame.index >= end:
                     return
                 if frame.index == index:
@@ -146,31 +141,33 @@ class Reader:
                     Reason.DIGEST_MISMATCH, f"record {index} is missing from {self.directory}"
                 )
 
-    def _survey(self, file: BinaryIO, first: int) -> list[int]:
-        """Note where every 256th record of a segment begins."""
-        places = [
-            offset
-            for index, offset in segments.frame_places(file, first, segments.HEADER.size)
-            if not index % TILE_WIDTH
-        ]
-        self._places[first] = places
-        self._places.move_to_end(first)
-        if len(self._places) > _CACHED_SEGMENTS:
+    def _frames(self, path: Path, first: int, index: int) -> Iterator[Frame]:
+        """The records of one segment, from a little before `index` on."""
+        try:
+            with path.open("rb") as file:
+                start = self._near(file, first, index) if index > first else None
+                yield from segments.read_frames(file, first, start)
+        except DamageError as damage:
+            raise EvidenceError(Reason.DIGEST_MISMATCH, f"{path}: {damage}") from None
+
+    def _near(self, file: BinaryIO, first: int, index: int) -> tuple[int, int] | None:
+        """Where to begin reading for record `index`: at most 255 records before it. None: it is not there."""
+        nearest = (index - first) // TILE_WIDTH
+        places = self._places.pop(first, None) or [segments.HEADER.size]
+        if nearest >= len(places):  # the segment has grown, or was never looked at
+            last = first + (len(places) - 1) * TILE_WIDTH
+            found = segments.frame_places(file, last, places[-1])
+            places = [*places[:-1], *(offset for at, offset in found if not at % TILE_WIDTH)]
+        if places:
+            self._places[first] = places
+        while len(self._places) > _CACHED_SEGMENTS:
             self._places.popitem(last=False)
-        return places
+        return (first + nearest * TILE_WIDTH, places[nearest]) if nearest < len(places) else None
 
     def _segment(self, first: int) -> Path | None:
         return next(
             (path for root in self._roots if (path := layout.segment_path(root, first)).exists()), None
         )
-
-
-def _frames(path: Path, first: int) -> Iterator[Frame]:
-    try:
-        with path.open("rb") as file:
-            yield from segments.read_frames(file, first)
-    except DamageError as damage:
-        raise EvidenceError(Reason.DIGEST_MISMATCH, f"{path}: {damage}") from None
 
 
 @contextmanager

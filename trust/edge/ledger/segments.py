@@ -101,6 +101,7 @@ def read_header(file: BinaryIO, first: int) -> bytes:
     Raises:
         DamageError: it does not.
     """
+    file.seek(0)
     data = file.read(HEADER.size)
     head, check = data[:-CHECK_BYTES], data[-CHECK_BYTES:]
     if len(data) != HEADER.size or _check(head) != check or head[:16] != MAGIC + first.to_bytes(8, "big"):
@@ -108,14 +109,19 @@ def read_header(file: BinaryIO, first: int) -> bytes:
     return head[16:]
 
 
-def read_frames(file: BinaryIO, first: int) -> Iterator[Frame]:
+def read_frames(file: BinaryIO, first: int, start: tuple[int, int] | None = None) -> Iterator[Frame]:
     """Yield the records of a segment that should begin with record `first`, each checked.
+
+    Args:
+        start: the index and the offset of the frame to begin with (default: the first).
 
     Raises:
         DamageError: at the first byte that is not as written; also when the file ends inside a record.
     """
     salt = read_header(file, first)
-    index, offset, end = first, HEADER.size, first + limits.LEDGER_SEGMENT_RECORDS
+    index, offset = start or (first, HEADER.size)
+    end = first + limits.LEDGER_SEGMENT_RECORDS
+    file.seek(offset)
     while head := file.read(4):
         if len(head) < 4:
             raise DamageError(index, offset, "the file ends inside a record")

@@ -49,6 +49,7 @@ class Ledger:
         found = recover(directory, log, head_file, earlier_keys)
         self.directory, self.origin = directory, log.name
         self._clock = clock
+        self._reader = Reader(directory)
         self._file_lock = lock
         self._every_records, self._every_ms = checkpoint_records, checkpoint_period_ms
         self._builder, self._segment = found.builder, found.segment
@@ -256,7 +257,7 @@ class Ledger:
         Raises:
             EvidenceError: DIGEST_MISMATCH, at a damaged record.
         """
-        return Reader(self.directory).scan(start, upto=self._durable)
+        return self._reader.scan(start, upto=self._durable)
 
     def tail(self, count: int) -> Iterator[Frame]:
         """Yield the last `count` durable records, oldest first."""
