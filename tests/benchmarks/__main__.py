@@ -19,7 +19,8 @@ DECISIONS = """\
 One `Engine.decide`, in microseconds, at different numbers of policies. *memoised*: a question whose answer depends
 on nothing that changed. *unmemoised*: a request never seen, so that Cedar evaluates its slice. *same input*: agrees
 with an earlier request in every attribute that is read. *new slice*: any caller, method and service, perhaps for the
-first time. `build s` and `rss mb`: what compiling the bundle takes, once per bundle, beside the old one. Goal: the median at 100,000 policies under 50 µs and within 1.5 times the one at 10.
+first time. `build s` and `rss mb`: what compiling the bundle takes, once per bundle, beside the old one.
+Goal: the median at 100,000 policies under 50 µs and within 1.5 times the one at 10.
 """
 PROXY = """\
 ## Proxy
