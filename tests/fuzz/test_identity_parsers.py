@@ -16,9 +16,7 @@ from trust.errors import MeshError
 from trust.jwt_svid import parse_jwks, verify_jwt_svid
 from trust.x509 import check_anchors, check_peer, read_svid, spiffe_id_of
 
-quick = settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+quick = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 CSR = make_csr(new_key())
 
 # the library warns about certificates that it will refuse one day: here they are meant to be odd

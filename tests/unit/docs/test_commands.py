@@ -20,7 +20,7 @@ _WORDS = re.compile(r"[a-z][a-z-]*\Z")
 def written() -> Iterator[tuple[str, str]]:
     """Every `egm …` of the pages, in code blocks and inline."""
     for page in PAGES:
-        text = page.read_text()
+        text = re.sub(r" *\\\n *", " ", page.read_text())  # a command may go on in the next line
         for line in text.splitlines():
             block = line.removeprefix("    ") if line.startswith("    egm ") else ""
             found = [block.partition("#")[0]] if block else _INLINE.findall(line)
