@@ -45,6 +45,8 @@ def _print(view: FleetView) -> None:
             for node in view.nodes
         ),
     )
+    for gap in view.missing:
+        console.print(f"- {gap}", markup=False)
     for problem in view.problems:
         console.print(f"! {problem}", markup=False)
 

@@ -52,6 +52,7 @@ class Facts:
     development: bool | None = None
     policy_version: int | None = None
     readable_keys: Sequence[str] = ()  # private files that others can read
+    missing: Sequence[str] = ()  # what the levels in force promise and this version does not keep
     problems: Sequence[str] = ()  # what the control plane says of itself and of its nodes
     nodes: Mapping[str, str] | None = None  # node -> why it cannot be asked, "" when it can
     listeners: Sequence[Listener] = ()
@@ -64,6 +65,10 @@ def diagnose(facts: Facts) -> list[Finding]:
         *_time(facts),
         *_expiries(facts),
         *_domain(facts),
+        *(
+            Finding(Severity.WARNING, "level", gap, "do not claim level 5 for this mesh; see docs/levels.md")
+            for gap in facts.missing
+        ),
         *_nodes(facts),
         *_listeners(facts.listeners),
     ]

@@ -27,13 +27,14 @@ async def examine(mesh: MeshFile, directory: Path) -> Facts:
     offset_ms: int | None = None
     version: int | None = None
     problems: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
     try:
         async with operator_client.operator(mesh, directory) as client:
             before = clock.now_ms()
             status = await client.status()
             offset_ms = status.now_ms - (before + clock.now_ms()) // 2
             view = fleet_view(status, await client.nodes())
-            problems = tuple(view.problems)
+            problems, missing = tuple(view.problems), tuple(view.missing)
             version = view.role_versions.get("targets", 0)
     except MeshError as error:
         unreachable = f"{mesh.control_plane}: {error.detail}"
@@ -48,6 +49,7 @@ async def examine(mesh: MeshFile, directory: Path) -> Facts:
         development=None if root is None else is_development(root),
         policy_version=version,
         readable_keys=tuple(_readable(directory / mesh.domain)) if mesh.domain else (),
+        missing=missing,
         problems=problems,
         nodes=await _ask_nodes(mesh, directory),
         listeners=tuple(

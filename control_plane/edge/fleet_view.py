@@ -6,6 +6,10 @@ from typing import Final
 
 from egm.v1 import operator_pb2
 
+CRYPTOGRAPHIC: Final = 5
+WITHOUT_ATTESTATION: Final = (
+    "level 5 is in force without attestation: nodes do not vouch for each other in this version"
+)
 SILENT_AFTER_S: Final = 15.0  # several report periods without a word
 
 
@@ -43,6 +47,7 @@ class FleetView:
     open_proposals: int
     nodes: Sequence[NodeView]
     problems: Sequence[str]
+    missing: Sequence[str]  # what the level in force would need and this version does not have
 
     @property
     def healthy(self) -> bool:
@@ -70,8 +75,14 @@ def fleet_view(
         store=status.store,
         open_proposals=status.open_proposals,
         nodes=nodes,
+        missing=missing_of({level for node in nodes for level in node.levels.values()}),
         problems=(*status.problems, *_problems(nodes, dict(status.role_versions))),
     )
+
+
+def missing_of(levels: set[int]) -> tuple[str, ...]:
+    """Return what the levels in force promise and this version does not keep."""
+    return (WITHOUT_ATTESTATION,) if CRYPTOGRAPHIC in levels else ()
 
 
 def _node(record: operator_pb2.NodeRecord, now_ms: int) -> NodeView:

@@ -56,6 +56,7 @@ def test_what_is_broken_is_a_problem_with_a_way_to_mend_it(broken: dict[str, obj
         ({"clock_offset_ms": -60_000}, "clock"),
         ({"root_expires_ms": NOW_MS + DAY_MS}, "root metadata"),
         ({"development": True}, "trust domain"),
+        ({"missing": ("no attestation",)}, "level"),
         ({"listeners": (Listener("w", "outbound", "127.0.0.1:9000", "loopback"),)}, "listener of w"),
         ({"listeners": (Listener("p", "upstream", "10.0.0.7:50051"),)}, "service of p"),
     ],

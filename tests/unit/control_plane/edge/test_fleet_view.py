@@ -39,3 +39,9 @@ def test_a_node_that_is_not_ready_says_why() -> None:
     """Reasons are carried, not summarised away."""
     view = fleet_view(status(), [record(state="NOT_READY", not_ready=["POLICY_STALE"])])
     assert "POLICY_STALE" in view.problems[0]
+
+
+def test_level_five_is_never_shown_without_what_it_lacks() -> None:
+    """A grade that the installation does not deserve must not be read off the status."""
+    assert fleet_view(status(), [record(levels={"payments": 5})]).missing
+    assert not fleet_view(status(), [record(levels={"payments": 4})]).missing
