@@ -11,15 +11,16 @@ from control_plane.cli.output import console, emit, table
 from control_plane.cli.when import parse_when
 from control_plane.core.executions import DEFAULT_PAGE, Decided
 from control_plane.edge import operator_client
+from control_plane.edge.lineage_view import seen_of
 from control_plane.edge.mesh_file import MeshFile
 from egm.v1 import record_pb2
 from trust import limits
 from trust.edge.clock import SystemClock
 from trust.errors import InputError, Reason
 from trust.execution import id_text, parse_id
-from trust.lineage import Hop, Seen, build_tree, facts, hop_json, short_names, standing, title, to_json
+from trust.lineage import Hop, build_tree, facts, hop_json, short_names, standing, title, to_json
 from trust.lineage_export import to_dot, to_mermaid, to_text
-from trust.record import Intent, Outcome, parse_record, record_digest
+from trust.record import record_digest
 from trust.spiffe import SpiffeId
 from trust.x509 import to_datetime
 
@@ -53,7 +54,7 @@ def show(
     entries, around = run(ask())
     # what stands above it says how it is linked; a large tree may have been cut before it
     records = {(e.node, e.ledger, e.intent_index): e for e in (*entries, *around.entries)}
-    tree = build_tree(map(_seen, records.values()), around.root_id)
+    tree = build_tree(map(seen_of, records.values()), around.root_id)
     hop = next(hop for hop in tree.hops if hop.execution_id == wanted)
     sides = [_side_json(entry) for entry in entries]
     emit(
@@ -81,7 +82,7 @@ def tree_of(
             return await client.tree(wanted)
 
     answer = run(ask())
-    tree = build_tree(map(_seen, answer.entries), answer.root_id, truncated=answer.truncated)
+    tree = build_tree(map(seen_of, answer.entries), answer.root_id, truncated=answer.truncated)
     render = {Format.TEXT: to_text, Format.DOT: to_dot, Format.MERMAID: to_mermaid}[form]
     emit(
         to_json(tree),
@@ -137,17 +138,8 @@ def list_executions(
     )
 
 
-def _seen(entry: record_pb2.ExecutionEntry) -> Seen:
-    """Read what a node recorded; the control plane is not trusted to have passed on records of that node."""
-    intent = parse_record(entry.intent)
-    outcome = parse_record(entry.outcome) if entry.outcome else None
-    if not isinstance(intent, Intent) or not (outcome is None or isinstance(outcome, Outcome)):
-        raise InputError(Reason.RECORD_MALFORMED, "the control plane mixed up intents and outcomes")
-    return Seen(intent, outcome, entry.ledger, entry.intent_index, entry.outcome_index if outcome else None)
-
-
 def _side_json(entry: record_pb2.ExecutionEntry) -> dict[str, object]:
-    seen = _seen(entry)
+    seen = seen_of(entry)
     intent, outcome = seen.intent, seen.outcome
     ended = None
     if outcome is not None:

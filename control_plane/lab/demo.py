@@ -1,6 +1,7 @@
 """`egm demo`: every promise of this version shown on real processes, and checked."""
 
 import asyncio
+import shutil
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -12,23 +13,29 @@ import grpc
 import grpc.aio
 
 from control_plane.edge import operator_client
+from control_plane.edge.lineage_view import seen_of
 from control_plane.edge.operator_client import OperatorClient
 from control_plane.edge.release import Release
 from control_plane.edge.source_folder import read_folder
 from control_plane.lab import sample
-from control_plane.lab.bootstrap import Say, bring_up, prepare
+from control_plane.lab.bootstrap import Say, bring_up, prepare, publish
 from control_plane.lab.mesh import DevelopmentMesh, Plan
 from egm.sample.v1 import shop_pb2, shop_pb2_grpc
 from egm.v1 import operator_pb2
 from trust.edge.grpc_errors import error_from_rpc
 from trust.edge.keyfiles import load_signer, passphrase_source
+from trust.edge.ledger import verify
 from trust.errors import MeshError, Reason
+from trust.lineage import build_tree
+from trust.lineage_export import to_text
+from trust.permit import read_claims
 from trust.policy.source import build
 from trust.verified import BASE_ROLE
 
 POLICY_FOLDER: Final = Path(__file__).parent / "demo_policy"
 WAIT_S: Final = 20.0
 _POLL_S: Final = 0.1
+_CHECKPOINT_S: Final = 1.5
 _WATCH_POLICY: Final = '@id("tellers-watch")'
 TRANSFER: Final = "egm.sample.v1.Payments/Transfer"
 
@@ -51,6 +58,7 @@ class Tour:
         self._mesh: DevelopmentMesh | None = None
         self._client: OperatorClient | None = None
         self._proposal: operator_pb2.Proposal | None = None
+        self._payments = sample.Payments()
 
     async def run(self) -> bool:
         """Take every step in order; stop at the first that does not hold. Return whether all held."""
@@ -63,12 +71,15 @@ class Tour:
             ("the same call goes through", self._allowed),
             ("the request itself is judged", self._payload),
             ("somebody else is refused", self._stranger),
+            ("raised to level 5 by policy, a call carries a permit", self._permit),
+            ("three nodes tell of one chain, linked by verified permits", self._lineage),
+            ("a ledger verifies, and a copy with one changed byte does not", self._ledger),
             ("a policy change cuts a stream in flight", self._withdraw),
             ("control plane killed: FRESH, then STALE, still serving", self._stale),
             ("then SEALED: every call is refused", self._sealed),
             ("it returns: FRESH again, calls go through", self._heal),
         )
-        server, address = await sample.serve()
+        server, address = await sample.serve(payments=self._payments)
         self._address = address
         try:
             for name, action in steps:
@@ -155,13 +166,56 @@ class Tour:
         error = await self._refused("mallory", 100)
         return f"mallory: {error}"
 
+    async def _permit(self) -> str:
+        archive = build({**_policy(), "descriptors.binpb": sample.descriptors()}, level_override=5)
+        version = await publish(self.mesh, archive, title="Everything at level 5")
+        await self.mesh.settled(version=version)
+        self._payments.accounts = self.mesh.mesh.workloads["payments"].outbound["accounts"]
+        await self._transfer("alice", 250)
+        claims = read_claims(self._payments.permit)
+        _expect(claims.subject.endswith("/workload/alice"), f"a permit for alice, got {claims.subject}")
+        return (
+            f"permit of {claims.issuer} for {claims.subject} to call {claims.method} of {claims.audience} once, "
+            f"within {claims.expires_s - claims.issued_s} s, under policy version {claims.policy_version}, "
+            f"for exactly the request {(claims.request_sha256 or b'').hex()[:16]}…"
+        )
+
+    async def _lineage(self) -> str:
+        root = read_claims(self._payments.permit).root_id
+        deadline = time.monotonic() + WAIT_S
+        async with operator_client.operator(self.mesh.mesh, self._directory) as client:
+            while True:
+                answer = await client.tree(root)
+                tree = build_tree(map(seen_of, answer.entries), answer.root_id)
+                if len(tree.nodes) == 3 and all(hop.status for hop in tree.hops) and len(tree.hops) == 2:
+                    return "\n" + to_text(tree)
+                if time.monotonic() > deadline:
+                    raise CheckError(f"two executions on three nodes, got {to_text(tree)}")
+                await asyncio.sleep(_POLL_S)
+
+    async def _ledger(self) -> str:
+        found = self._directory / "nodes" / "payments" / "data" / "ledger"
+        await asyncio.sleep(_CHECKPOINT_S)  # a checkpoint is signed every second
+        copy = self._directory / "ledger-copy"
+        await asyncio.to_thread(shutil.copytree, found, copy, dirs_exist_ok=True)
+        good = await asyncio.to_thread(verify, copy)
+        _expect(good.ok and good.records > 0, f"a ledger that verifies, got {good.findings}")
+        segment = min((copy / "records").iterdir())
+        data = bytearray(segment.read_bytes())
+        data[len(data) // 2] ^= 1
+        segment.write_bytes(data)
+        bad = await asyncio.to_thread(verify, copy)
+        _expect(not bad.ok, "that the changed copy is refused")
+        wrong = bad.findings[0]
+        return f"{good.records} records verify under the signed checkpoint; the copy: {wrong.where}: {wrong.what}"
+
     async def _withdraw(self) -> str:
         files = _policy()
         text = files["policies/payments.cedar"].decode()
         files["policies/payments.cedar"] = text[: text.index(_WATCH_POLICY)].encode()
         tests = files["tests/shop.yaml"].decode()
         files["tests/shop.yaml"] = tests[: tests.index("- name: a teller watches")].encode()
-        archive = build({**files, "descriptors.binpb": sample.descriptors()})
+        archive = build({**files, "descriptors.binpb": sample.descriptors()}, level_override=5)
         async with self._channel("alice") as channel:
             stream = shop_pb2_grpc.PaymentsStub(channel).Watch(shop_pb2.WatchTransfersRequest())
             await asyncio.wait_for(stream.read(), WAIT_S)

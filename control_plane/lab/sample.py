@@ -9,6 +9,7 @@ from google.protobuf import descriptor_pb2
 from grpc_reflection.v1alpha import reflection
 
 from egm.sample.v1 import shop_pb2, shop_pb2_grpc
+from trust.permit import PERMIT_KEY
 
 _SERVICES = tuple(service.full_name for service in shop_pb2.DESCRIPTOR.services_by_name.values())
 
@@ -18,11 +19,22 @@ class Payments(shop_pb2_grpc.PaymentsServicer):
 
     def __init__(self) -> None:
         self.transfers = 0
+        self.accounts: str | None = None  # where the balance is asked for; None: it is not
+        self.permit = ""  # that the last transfer came with
 
     async def Transfer(
         self, request: shop_pb2.TransferRequest, context: "grpc.aio.ServicerContext[object, object]"
     ) -> shop_pb2.TransferReply:
-        """Accept the transfer and number it."""
+        """Ask for the balance, accept the transfer and number it.
+
+        The one line that a service needs to be part of a lineage is the copied metadata key.
+        """
+        carried = [(key, value) for key, value in context.invocation_metadata() or () if key == PERMIT_KEY]
+        self.permit = str(carried[0][1]) if carried else ""
+        if self.accounts is not None:
+            async with grpc.aio.insecure_channel(self.accounts) as channel:
+                balance = shop_pb2.GetBalanceRequest(account=request.from_account)
+                await shop_pb2_grpc.AccountsStub(channel).GetBalance(balance, metadata=carried, timeout=10)
         self.transfers += 1
         return shop_pb2.TransferReply(id=f"transfer-{self.transfers}", amount=request.amount)
 
@@ -45,10 +57,10 @@ class Accounts(shop_pb2_grpc.AccountsServicer):
         return shop_pb2.Balance(account=request.account, amount=100_000)
 
 
-async def serve(listen: str = "127.0.0.1:0") -> tuple[grpc.aio.Server, str]:
+async def serve(listen: str = "127.0.0.1:0", payments: Payments | None = None) -> tuple[grpc.aio.Server, str]:
     """Serve both samples, with reflection, in plaintext; return the server and its address."""
     server = grpc.aio.server()
-    shop_pb2_grpc.add_PaymentsServicer_to_server(Payments(), server)
+    shop_pb2_grpc.add_PaymentsServicer_to_server(payments or Payments(), server)
     shop_pb2_grpc.add_AccountsServicer_to_server(Accounts(), server)
     reflection.enable_server_reflection((*_SERVICES, reflection.SERVICE_NAME), server)
     port = server.add_insecure_port(listen)

@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 
-STEPS = 12
+STEPS = 15
 
 
 def test_every_step_of_the_demonstration_holds() -> None:
