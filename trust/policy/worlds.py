@@ -18,6 +18,7 @@ from trust.nesting import line_too_deep
 from trust.policy.descriptors import MethodTable
 
 WORKLOAD: Final = "Workload"
+ROLE: Final = "Role"
 SERVICE: Final = "Service"
 ACTION: Final = "Action"
 ANY_ACTION: Final = "any"  # the group of all methods
@@ -163,16 +164,20 @@ def namespace_world(base: Parsed, own: Parsed, named_by_base: set[str], namespac
     reserved = named_by_base | set(base.records) | set(_mentioned(list(base.records.values())))
     services = set(_services_of(base, namespace))
     added: list[Mapping[str, Any]] = []
+    joined: dict[str, Mapping[str, Any]] = {}  # workloads of the base, with roles of the namespace
     for key, record in own.records.items():
         if record["uid"]["type"] == ACTION:
             added.extend(_check_action(key, record, base, named_by_base, namespace))
+        elif record["uid"]["type"] == WORKLOAD and key in base.records:
+            joined.update(_check_joining(key, record, base.records[key], own, reserved, namespace=namespace))
         else:
             added.extend(_check_entity(key, record, base, reserved, services, namespace=namespace))
     try:
-        entities = base.entities.with_added_json_str(json.dumps(added))
+        entities = _with_joined(base, joined) if joined else base.entities
+        entities = entities.with_added_json_str(json.dumps(added))
     except ValueError as error:
         raise _out(namespace, f"entities.json: {error}") from None
-    records = {**base.records, **{_key(record["uid"]): record for record in added}}
+    records = {**base.records, **joined, **{_key(record["uid"]): record for record in added}}
     return _world(entities, records, base.methods.with_fallback(own.methods), base.listed)
 
 
@@ -202,6 +207,42 @@ def _check_entity(
         if parent in reserved:
             raise _out(namespace, f"entities.json: {key} may not join {parent}, which the base bundle uses")
     yield record
+
+
+def _check_joining(
+    key: str,
+    record: Mapping[str, Any],
+    held: Mapping[str, Any],
+    own: Parsed,
+    reserved: set[str],
+    *,
+    namespace: str,
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield a workload of the base with the roles that the namespace adds, all of them its own; nothing when none."""
+    for part in ("attrs", "tags"):
+        if record.get(part) and record[part] != held.get(part):
+            raise _out(namespace, f"entities.json: {key} differs from the base bundle's in its {part}")
+    has = set(map(_key, held["parents"]))
+    new = [parent for parent in record["parents"] if _key(parent) not in has]
+    for parent in map(_key, new):
+        if parent in reserved:
+            raise _out(namespace, f"entities.json: {key} may not join {parent}, which the base bundle uses")
+        if parent not in own.records or own.records[parent]["uid"]["type"] != ROLE:
+            raise _out(
+                namespace,
+                f"entities.json: {key} may only join roles of the namespace, not {parent}; define it",
+            )
+    if new:
+        yield key, {**held, "parents": [*held["parents"], *new]}
+
+
+def _with_joined(base: Parsed, joined: Mapping[str, Mapping[str, Any]]) -> cedarpy.Entities:
+    """Return the base's entities, some of them with more parents, checked against the base's schema again."""
+    records = {**base.records, **joined}
+    rendered = [
+        record for record in records.values() if record["uid"]["type"] != ACTION
+    ]  # the schema adds these
+    return cedarpy.Entities.from_json_str(json.dumps(rendered), base.schema, release_gil=True)
 
 
 def _check_action(

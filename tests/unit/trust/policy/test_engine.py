@@ -350,7 +350,10 @@ def test_the_base_must_be_a_base() -> None:
     [
         (entity("Workload", workload("mallory"), [("Role", "staff")]), "may not join"),
         (entity("Workload", workload("mallory"), [("Role", "ghost")]), "may not join"),
-        (entity("Workload", workload("alice"), [("Role", "mine")]), "differs"),
+        (entity("Workload", workload("alice"), [("Role", "mine")]), "define it"),
+        (entity("Workload", workload("alice"), [("Role", "ghost")]), "may not join"),
+        (entity("Workload", workload("bob"), [("Role", "buyers")]), "may not join"),
+        (entity("Service", "payments"), "differs"),
         (entity("Role", "mine", [("Role", "buyers")]), "may not join"),
         (entity("Role", "ghost"), "another name"),
         (entity("Service", "elsewhere"), "not a service of this namespace"),
@@ -382,6 +385,81 @@ def test_a_namespace_may_have_roles_of_its_own() -> None:
     both = build(own=own, entities=[*added, *DEFAULT_ENTITIES[:2]])
     assert both.decide(call("carol", "shop.Stock/Count", "stock"), now_ms=NOW_MS).allowed
     assert not both.decide(call("carol", "shop.Stock/Count", "payments"), now_ms=NOW_MS).allowed
+
+
+CLERKS = '@id("clerks") permit(principal in Role::"clerks", action, resource == Service::"stock");'
+
+
+def test_a_namespace_may_give_a_workload_of_the_base_a_role_of_its_own() -> None:
+    """The ordinary case: alice is a buyer by the base and a clerk in the store; she stays both, and only there."""
+    above = entity("Role", "office")
+    own_entities = [
+        above,
+        entity("Role", "clerks", [("Role", "office")]),
+        entity("Workload", workload("bob"), [("Role", "clerks")]),
+    ]
+    own = CLERKS.replace('Role::"clerks"', 'Role::"office"')
+    base = (
+        '@id("staff") permit(principal in Role::"staff", action == Action::"shop.Stock/Take", resource);'
+        '@id("no") forbid(principal in Role::"buyers", action, resource == Service::"stock");'
+    )
+    both = build(base, own, entities=own_entities)
+    for decide in (both.decide, both.decide_unsliced):
+        assert decide(call("bob", "shop.Stock/Count", "stock"), now_ms=NOW_MS).policies == ("store:clerks",)
+        assert decide(call("bob", "shop.Stock/Take", "stock"), now_ms=NOW_MS).policies == (
+            "staff",
+            "store:clerks",
+        )
+        assert decide(call("bob", "shop.Stock/Take", "payments"), now_ms=NOW_MS).policies == ("staff",)
+        assert not decide(call("bob", "shop.Stock/Count", "payments"), now_ms=NOW_MS).allowed
+        assert not decide(call("alice", "shop.Stock/Count", "stock"), now_ms=NOW_MS).allowed
+    joined = [entity("Role", "clerks"), entity("Workload", workload("alice"), [("Role", "clerks")])]
+    verdict = build(base, CLERKS, entities=joined).decide(
+        call("alice", "shop.Stock/Count", "stock"), now_ms=NOW_MS
+    )
+    assert (verdict.reason, verdict.policies) == (Reason.POLICY_DENIED, ("no",))  # still a buyer
+
+
+def test_roles_that_one_namespace_gives_do_not_count_in_another() -> None:
+    """Two namespaces use one name for two roles; each holds for its own services alone."""
+    services = {"payments": {"namespace": "pay"}, "stock": {"namespace": "store"}}
+    joined = [entity("Role", "clerks"), entity("Workload", workload("bob"), [("Role", "clerks")])]
+    both = Engine.build(
+        bundle('@id("none") forbid(principal == Workload::"x", action, resource);', services=services),
+        {
+            "pay": bundle(CLERKS.replace("stock", "payments"), namespace="pay", entities=joined[:1]),
+            "store": bundle(CLERKS, namespace="store", entities=joined),
+        },
+    )
+    assert both.decide(call("bob", "shop.Stock/Count", "stock"), now_ms=NOW_MS).allowed
+    assert not both.decide(call("bob", "shop.Stock/Count", "payments"), now_ms=NOW_MS).allowed
+
+
+def test_attributes_of_a_workload_of_the_base_stay_when_a_namespace_gives_it_a_role() -> None:
+    """A forbid of the base on `principal.clearance` must hold for whoever became a clerk; no other value is taken."""
+    plain, rich = (
+        "entity Workload in [Role];",
+        "entity Workload in [Role] { clearance?: Long, boss?: Workload };",
+    )
+    schema = engines.default_schema().replace(plain, rich)
+    boss = {"__entity": {"type": "Workload", "id": workload("alice")}}
+    base = bundle(
+        '@id("low") forbid(principal, action, resource) when { principal has clearance && principal.clearance < 2 };',
+        schema=schema,
+        entities=[*DEFAULT_ENTITIES[:3], entity("Workload", workload("bob"), clearance=1, boss=boss)],
+    )
+
+    def with_clerk(**attributes: Any) -> Engine:
+        clerk = entity("Workload", workload("bob"), [("Role", "clerks")], **attributes)
+        own = bundle(CLERKS, namespace="store", schema=schema, entities=[entity("Role", "clerks"), clerk])
+        return Engine.build(base, {"store": own})
+
+    for engine_of in (with_clerk(), with_clerk(clearance=1, boss=boss)):
+        verdict = engine_of.decide(call("bob", "shop.Stock/Count", "stock"), now_ms=NOW_MS)
+        assert (verdict.reason, verdict.policies) == (Reason.POLICY_DENIED, ("low",))
+    with pytest.raises(EvidenceError, match="differs") as caught:
+        with_clerk(clearance=9)
+    assert caught.value.reason == Reason.BUNDLE_OUT_OF_NAMESPACE
 
 
 def test_a_namespace_cannot_put_a_method_into_a_group_of_the_base() -> None:
