@@ -118,6 +118,10 @@ class Inbound(_Strict):
     listen: str
     upstream: LocalUpstream
     identify: Literal["mtls", "jwt-svid"] = "mtls"
+    handover: bool = Field(
+        default=False,
+        description="Sign every call for the service's interceptor, which then accepts no other.",
+    )
 
     @field_validator("service")
     @classmethod

@@ -82,6 +82,7 @@ IDENTITY_RPC_TIMEOUT_S: Final = 10.0
 # permits
 MAX_PERMIT_BYTES: Final = 4 * 1024
 MAX_PERMIT_LIFETIME_S: Final = 30
+MAX_HANDOVER_LIFETIME_S: Final = 30  # from a sidecar to the service next to it
 MAX_ENDORSEMENT_BYTES: Final = 16 * 1024  # of a node key, with its certificate chain
 MAX_ENDORSEMENT_LIFETIME_S: Final = 24 * 3600
 MAX_NODE_KEYS: Final = 4_096  # verified endorsements that a sidecar keeps
@@ -130,5 +131,15 @@ MAX_LEDGER_QUEUE_RECORDS: Final = 16_384  # appended and not yet durable; full m
 MAX_LEDGER_QUEUE_BYTES: Final = 64 * 1024 * 1024
 MAX_LEDGER_TILE_BACKLOG: Final = 2_048  # full tiles not yet written; full holds the writer back
 LEDGER_SEGMENT_RECORDS: Final = 65_536  # records in one segment file: one full tile of level 1
+LEDGER_LINGER_MS: Final = 50  # a record that nobody waits for is on disk this much later at the latest
+LEDGER_LINGER_RECORDS: Final = 1_024  # or when so many are queued
 LEDGER_CHECKPOINT_RECORDS: Final = 16_384  # at most so many durable records without a checkpoint
 LEDGER_CHECKPOINT_PERIOD_S: Final = 1.0
+
+# evidence files
+MAX_EVIDENCE_BYTES: Final = 256 * 1024 * 1024
+MAX_EVIDENCE_RECORDS: Final = 10_000
+MAX_EVIDENCE_NODES: Final = 1_000
+MAX_EVIDENCE_POLICIES: Final = 16
+MAX_EVIDENCE_ANCHORS: Final = 64
+MAX_KEPT_ENDORSEMENTS: Final = 10_000  # endorsements of its key that a node keeps for evidence: a year of hours

@@ -21,7 +21,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 
 from trust import limits
-from trust.compact import from_base64url, to_base64url
+from trust.compact import from_base64url, split_token, to_base64url
 from trust.errors import EvidenceError, Reason, StateError
 from trust.node_key import ENDORSEMENT_KEY, NodeKey
 from trust.permit_claims import PermitClaims, format_id, parse_claims, refuse, write_claims
@@ -46,7 +46,6 @@ __all__ = [
 PERMIT_KEY: Final = "egm-permit"  # gRPC metadata key
 PERMIT_TYPE: Final = "egm-permit+jwt"
 ALGORITHM: Final = "EdDSA"
-_SIGNATURE_CHARS: Final = 86  # 64 bytes in base64url
 
 # 45 and 45 bytes: the first 60 characters of an encoded header never change, the other 60 hold the key id.
 _HEADER_START: Final = to_base64url(b'{"alg":"EdDSA","typ":"egm-permit+jwt","kid":"')
@@ -196,15 +195,10 @@ def _mismatch(why: str) -> NoReturn:
 
 
 def _split(token: str) -> tuple[str, str, str]:
-    if len(token) > limits.MAX_PERMIT_BYTES:
-        refuse(f"it is larger than {limits.MAX_PERMIT_BYTES} bytes")
-    parts = token.split(".")
-    if len(parts) != 3 or not token.isascii():
-        refuse("it is not a compact JWS")
-    header, body, signature = parts
-    if len(signature) != _SIGNATURE_CHARS:
-        refuse("its signature has not 64 bytes")
-    return header, body, signature
+    try:
+        return split_token(token, limits.MAX_PERMIT_BYTES)
+    except ValueError as error:
+        refuse(str(error))
 
 
 @functools.lru_cache(maxsize=64)

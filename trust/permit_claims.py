@@ -11,19 +11,23 @@ bnd cnf          {"v": policy version, "d": base64url digest}; {"x5t#S256": base
                  certificate} (RFC 8705, section 3.1)
 """
 
-import re
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
 from trust import limits
-from trust.compact import from_base64url, parse_object, to_base64url, write_object
+from trust.compact import (
+    bytes_claim,
+    number_claim,
+    parse_object,
+    text_claim,
+    to_base64url,
+    uuid7_claim,
+    write_object,
+)
 from trust.errors import EvidenceError, Reason
 
 _DIGEST_BYTES: Final = 32
 _ID_BYTES: Final = 16
-_UUID7: Final = re.compile(
-    r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}\Z"
-)  # RFC 9562, section 5.7
 _REQUIRED: Final = frozenset({"iss", "sub", "aud", "iat", "exp", "jti", "txn", "eid", "mth", "bnd", "cnf"})
 _KNOWN: Final = _REQUIRED | {"parent", "req"}
 _BUNDLE: Final = frozenset({"v", "d"})
@@ -99,7 +103,10 @@ def parse_claims(data: bytes) -> PermitClaims:
         payload = parse_object(data)
     except (ValueError, RecursionError):
         refuse("its claims are not one JSON object, each claim once")
-    return _claims(payload)
+    try:
+        return _claims(payload)
+    except ValueError as error:
+        refuse(str(error))
 
 
 def _claims(payload: dict[str, Any]) -> PermitClaims:
@@ -114,20 +121,20 @@ def _claims(payload: dict[str, Any]) -> PermitClaims:
     if not isinstance(confirmation, dict) or confirmation.keys() != _CONFIRMATION:
         refuse("its certificate (cnf) is not exactly x5t#S256")
     claims = PermitClaims(
-        issuer=_text(payload, "iss"),
-        subject=_text(payload, "sub"),
-        audience=_text(payload, "aud"),
-        issued_s=_number(payload["iat"], "iat"),
-        expires_s=_number(payload["exp"], "exp"),
-        permit_id=_bytes(payload["jti"], _ID_BYTES, "jti"),
-        root_id=_id(payload["txn"], "txn"),
-        execution_id=_id(payload["eid"], "eid"),
-        method=_text(payload, "mth"),
-        policy_version=_number(bundle["v"], "bnd.v"),
-        policy_digest=_bytes(bundle["d"], _DIGEST_BYTES, "bnd.d"),
-        certificate_sha256=_bytes(confirmation["x5t#S256"], _DIGEST_BYTES, "cnf"),
-        request_sha256=_bytes(payload["req"], _DIGEST_BYTES, "req") if "req" in names else None,
-        parent_sha256=_bytes(payload["parent"], _DIGEST_BYTES, "parent") if "parent" in names else None,
+        issuer=text_claim(payload, "iss"),
+        subject=text_claim(payload, "sub"),
+        audience=text_claim(payload, "aud"),
+        issued_s=number_claim(payload["iat"], "iat"),
+        expires_s=number_claim(payload["exp"], "exp"),
+        permit_id=bytes_claim(payload["jti"], _ID_BYTES, "jti"),
+        root_id=uuid7_claim(payload["txn"], "txn"),
+        execution_id=uuid7_claim(payload["eid"], "eid"),
+        method=text_claim(payload, "mth"),
+        policy_version=number_claim(bundle["v"], "bnd.v"),
+        policy_digest=bytes_claim(bundle["d"], _DIGEST_BYTES, "bnd.d"),
+        certificate_sha256=bytes_claim(confirmation["x5t#S256"], _DIGEST_BYTES, "cnf"),
+        request_sha256=bytes_claim(payload["req"], _DIGEST_BYTES, "req") if "req" in names else None,
+        parent_sha256=bytes_claim(payload["parent"], _DIGEST_BYTES, "parent") if "parent" in names else None,
     )
     _check_sense(claims)
     return claims
@@ -162,33 +169,3 @@ def _check_mintable(claims: PermitClaims) -> None:
         if len(uuid) != _ID_BYTES or uuid[6] >> 4 != 7 or uuid[8] >> 6 != 2:
             refuse("its txn or eid is not a UUIDv7")
     _check_sense(claims)
-
-
-def _text(payload: dict[str, Any], name: str) -> str:
-    value = payload[name]
-    if not isinstance(value, str) or not value:
-        refuse(f"its {name} is not a text")
-    return value
-
-
-def _number(value: object, name: str) -> int:
-    if type(value) is not int or not 0 <= value < _MAX_NUMBER:
-        refuse(f"its {name} is not a whole number in bounds")
-    return value
-
-
-def _bytes(value: object, size: int, name: str) -> bytes:
-    if isinstance(value, str):
-        try:
-            data = from_base64url(value)
-        except ValueError:
-            data = b""
-        if len(data) == size:
-            return data
-    refuse(f"its {name} is not {size} bytes in base64url")
-
-
-def _id(value: object, name: str) -> bytes:
-    if not isinstance(value, str) or _UUID7.match(value) is None:
-        refuse(f"its {name} is not a UUIDv7")
-    return bytes.fromhex(value.replace("-", ""))

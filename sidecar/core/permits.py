@@ -11,6 +11,7 @@ from sidecar.core.call import Attempt, Decision, Direction
 from sidecar.core.replay import ReplayCache
 from trust import limits
 from trust.errors import EvidenceError, Reason, StateError
+from trust.handover import Handover, mint_handover
 from trust.node_key import ENDORSEMENT_KEY, NodeKey, endorsement_digest, verify_endorsement
 from trust.permit import (
     PERMIT_KEY,
@@ -194,6 +195,43 @@ class Minter:
             parent_sha256=None if parent is None else parent.sha256,
         )
         return mint(claims, self._sign, self._key_id())
+
+    def hand_over(
+        self,
+        attempt: Attempt,
+        *,
+        audience: str,
+        execution_id: bytes,
+        permit_sha256: bytes | None,
+        request_sha256: bytes | None,
+        now_ms: int,
+    ) -> str:
+        """Return the token with which an admitted incoming call reaches the service next to this sidecar.
+
+        Args:
+            attempt: the incoming call.
+            audience: SPIFFE ID of the workload that serves it here.
+            execution_id: UUIDv7, 16 bytes.
+            permit_sha256: of the accepted permit; None when there was none (below level 5).
+            request_sha256: of the only request of the call; None when it is not known to have only one.
+            now_ms: Unix time, ms.
+
+        Raises:
+            EvidenceError: PERMIT_INVALID, if the call does not fit into a token.
+        """
+        issued_s = now_ms // 1000
+        claims = Handover(
+            audience=audience,
+            issued_s=issued_s,
+            expires_s=issued_s + limits.MAX_HANDOVER_LIFETIME_S,
+            token_id=self._ids(),
+            execution_id=execution_id,
+            method=attempt.method,
+            caller=attempt.principal,
+            permit_sha256=permit_sha256,
+            request_sha256=request_sha256,
+        )
+        return mint_handover(claims, self._sign)
 
 
 class Verifier:

@@ -48,6 +48,7 @@ class Door:
     observer: Observer | None = None
     max_message_bytes: int = limits.MAX_MESSAGE_BYTES
     notary: Notary | None = None
+    hand_over: bool = False  # sign calls for the local service
 
 
 class Execution:
@@ -84,6 +85,8 @@ class Execution:
         self.case: Case | None = None
         if door.notary is not None:
             self.case = door.notary.arrived(self.attempt, sent, caller.certificate_sha256)
+        if self.case is not None:
+            self.case.hand_over = door.hand_over
         if door.observer is not None:
             self._handle, forwarded = door.observer.begin(self.attempt, self.metadata)
             self.metadata = tuple(forwarded)
@@ -93,8 +96,12 @@ class Execution:
         """Whether the call's permit binds a request, so that one must be read before it can be admitted."""
         return self.case is not None and self.case.reads_request
 
-    async def authorize(self, request: bytes | None) -> Permitted:
+    async def authorize(self, request: bytes | None, *, only: bool = True) -> Permitted:
         """Return the right to forward; ends the call when there is none.
+
+        Args:
+            request: the (first) request; None when it is decided without one.
+            only: the caller sends no other.
 
         Raises:
             grpc.aio.AbortError: the call was refused and has ended.
@@ -104,6 +111,8 @@ class Execution:
             await self.too_large(len(request))
         now_ms = door.clock.now_ms()
         case, notary = self.case, door.notary
+        if case is not None:
+            case.only_request = only and request is not None
         try:
             if case is not None and notary is not None:
                 try:

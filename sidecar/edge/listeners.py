@@ -101,7 +101,9 @@ class Listeners:
         identifier = identify.mtls(config.trust_domain) if by_certificate else self._jwt_identifier()
         served_by = config.spiffe_id("workload", config.workload_of(one.service))
         credentials = server_credentials(parts.identity, served_by, require_client=by_certificate)
-        proxy = self._proxy(Direction.INBOUND, one.service, identifier, lambda *_: target)
+        proxy = self._proxy(
+            Direction.INBOUND, one.service, identifier, lambda *_: target, hand_over=one.handover
+        )
         return self._serve(proxy, one.listen, credentials)
 
     def _outbound(self, one: Outbound) -> str:
@@ -141,7 +143,13 @@ class Listeners:
         return identify.jwt_svid(verifier(bundles, jwt.audience), only)
 
     def _proxy(
-        self, direction: Direction, service: str, identifier: identify.Identifier, route: Route
+        self,
+        direction: Direction,
+        service: str,
+        identifier: identify.Identifier,
+        route: Route,
+        *,
+        hand_over: bool = False,
     ) -> Proxy:
         parts = self._parts
         return Proxy(
@@ -154,6 +162,7 @@ class Listeners:
             observer=parts.observer,
             notary=parts.notary,
             max_message_bytes=parts.config.limits.max_message_bytes,
+            hand_over=hand_over,
         )
 
     def _serve(self, proxy: Proxy, listen: str, credentials: grpc.ServerCredentials | None) -> str:

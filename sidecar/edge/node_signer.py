@@ -9,6 +9,7 @@ from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
     PrivateFormat,
+    PublicFormat,
     load_pem_private_key,
 )
 
@@ -23,6 +24,7 @@ from trust.spiffe import SpiffeId
 logger = logging.getLogger(__name__)
 
 KEY_FILE: Final = "node-key.pem"
+PUBLIC_SUFFIX: Final = ".pub"
 RENEW_MS: Final = 3_600_000  # an endorsement is replaced at this age at the latest
 RETRY_MS: Final = 10_000
 
@@ -31,7 +33,7 @@ class NodeSigner:
     """Signs with the node key and supplies its endorsement. Not thread-safe: owned by the event loop."""
 
     def __init__(self, path: Path, node: SpiffeId, identity: IdentitySource, clock: Clock) -> None:
-        """Read the key file, or make a key and write it (mode 0600).
+        """Read the key file, or make a key and write it (mode 0600); write its public half beside it (.pub, PEM).
 
         The endorsement is made when it is first needed: by then the identity source holds a certificate.
 
@@ -45,6 +47,7 @@ class NodeSigner:
             InputError: KEY_UNREADABLE, naming the file and what to do.
         """
         self._private = load_or_make_key(path)
+        write_public_key(path.with_suffix(PUBLIC_SUFFIX), self._private.public_key())
         self._node, self._identity, self._clock = node, identity, clock
         self._endorsement: bytes | None = None
         self._key_id = ""
@@ -138,3 +141,17 @@ def _make(path: Path) -> Ed25519PrivateKey:
     write_atomic(path, pem, mode=0o600)
     logger.info("made the signing key of this node: %s", path)
     return key
+
+
+def write_public_key(path: Path, key: Ed25519PublicKey) -> None:
+    """Write what the services next to this sidecar verify hand-overs with; nothing, if it is there already.
+
+    Raises:
+        InputError: KEY_UNREADABLE, if it cannot be written.
+    """
+    pem = key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    try:
+        if not path.exists() or path.read_bytes() != pem:
+            write_atomic(path, pem, mode=0o644)
+    except OSError as error:
+        raise InputError(Reason.KEY_UNREADABLE, f"{path}: {error.strerror or error}") from None

@@ -16,6 +16,7 @@ from sidecar.core.levels import CRYPTOGRAPHIC, OBSERVABLE
 from sidecar.core.permits import Minter, Verifier, binds_request, presented
 from sidecar.edge.metadata import Pair
 from trust.errors import MeshError, Reason, StateError
+from trust.handover import HANDOVER_KEY
 from trust.permit import ENDORSEMENT_KEY, PERMIT_KEY, Permit, permit_sha256
 from trust.ports import Clock
 from trust.record import Ending, Intent, Link, Outcome, Side
@@ -65,6 +66,8 @@ class Case:
     permit: Permit | None = None  # accepted (inbound)
     permit_sha256: bytes = b""
     request_sha256: bytes = b""
+    hand_over: bool = False  # the local service accepts only what this sidecar signs for it
+    only_request: bool = False  # the request that was decided is the whole of what the caller sends
     opened: bool = False
     request_messages: int = 0
     request_bytes: int = 0
@@ -203,6 +206,7 @@ class Notary:
 
         Raises:
             StateError: LEDGER_UNAVAILABLE at level 5, or the node's key is not endorsed: nothing may be forwarded.
+            EvidenceError: PERMIT_INVALID, the call fits into no token.
         """
         extra: tuple[Pair, ...] = ()
         if case.level >= CRYPTOGRAPHIC and case.attempt.direction is Direction.OUTBOUND:
@@ -210,6 +214,8 @@ class Notary:
         elif case.permit is not None and case.token is not None:
             # The service carries its permit on by copying this one key to the calls that it makes.
             extra = ((PERMIT_KEY, case.token),)
+        if case.hand_over:
+            extra += ((HANDOVER_KEY, self._hand_over(case, now_ms)),)
         pending = self._write(case, self._intent(case, decision))
         case.opened = True
         if pending is not None and self._must_be_durable(case.level):
@@ -242,8 +248,21 @@ class Notary:
         case.permit_sha256 = permit_sha256(token)
         return (PERMIT_KEY, token), (ENDORSEMENT_KEY, signing.endorsement())
 
+    def _hand_over(self, case: Case, now_ms: int) -> str:
+        return self._signing.minter.hand_over(
+            case.attempt,
+            audience=self._callee(case.attempt.service),
+            execution_id=case.execution_id,
+            permit_sha256=None if case.permit is None else case.permit.sha256,
+            request_sha256=case.request_sha256 if case.only_request else None,
+            now_ms=now_ms,
+        )
+
     def refused(self, case: Case, decision: Decision) -> None:
         """Write down a call that is not forwarded. A refusal needs no durable record: nothing was executed."""
+        if case.permit is not None:
+            # Nothing runs under it, so nothing may be linked to it; however the door goes on.
+            self._signing.verifier.closed(case.permit)
         if not case.execution_id:
             self._unlinked(case)
         self._write(case, self._intent(case, decision))

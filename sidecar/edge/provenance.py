@@ -1,9 +1,11 @@
 """What makes the executions of one node provable: its key, its ledger, the notary that uses both, and shipping.
 
 DIR/node-key.pem      the Ed25519 key that signs permits and checkpoints
+DIR/node-key.pub      its public half, for the interceptors of local services
 DIR/permit-floor      from when on permits count after a restart
 DIR/ledger/           the ledger (C2SP tlog-tiles), DIR/ledger.name which one it is
 DIR/ledger-head       a copy of its last checkpoint: notices a restored older ledger directory
+DIR/endorsements/     what vouched for the key over time, for evidence
 DIR/ledger-open       the index of the oldest execution that was still open
 """
 
@@ -25,6 +27,7 @@ from sidecar.edge.node_signer import KEY_FILE, NodeSigner
 from sidecar.edge.notary import Journal, Notary, Signing
 from sidecar.edge.permit_floor import FLOOR_FILE, PermitFloor
 from sidecar.edge.shipping import Shipper
+from trust.edge.endorsements import EndorsementFiles
 from trust.edge.files import write_atomic
 from trust.edge.ids import ExecutionIds
 from trust.edge.ledger import Ledger
@@ -40,6 +43,7 @@ from trust.spiffe import SpiffeId
 logger = logging.getLogger(__name__)
 
 LEDGER_DIRECTORY: Final = "ledger"
+ENDORSEMENTS_DIRECTORY: Final = "endorsements"
 _POLL_S: Final = 0.05  # how soon shipping sees a record that became durable
 _READ_RECORDS: Final = 256
 _OPEN_PERIOD_S: Final = 5.0
@@ -88,10 +92,11 @@ class Provenance:
         opened: OpenExecutions,
         open_path: Path,
         shipper: Shipper | None,
+        vouch: Callable[[], None] = lambda: None,
     ) -> None:
-        """Use `open`."""
+        """Use `open`. `vouch` writes down what vouches for the key now."""
         self.notary, self.ledger, self.shipper = notary, ledger, shipper
-        self._opened, self._open_path = opened, open_path
+        self._opened, self._open_path, self._vouch = opened, open_path, vouch
 
     @classmethod
     async def open(
@@ -151,7 +156,15 @@ class Provenance:
             signing=_signing(config, signer, identity, node, clock),
             alarm=lambda text: _alarm(alarms, text),
         )
-        return cls(notary, ledger, opened, open_path, shipper)
+        kept = EndorsementFiles(config.data_dir / ENDORSEMENTS_DIRECTORY)
+
+        def vouch() -> None:
+            try:
+                kept.keep(signer.endorsement(), identity.anchors_pem())
+            except (MeshError, OSError) as error:
+                logger.warning("the endorsement of the signing key was not kept for evidence: %s", error)
+
+        return cls(notary, ledger, opened, open_path, shipper, vouch)
 
     async def run(self) -> None:
         """Ship records, and remember from where on executions are open, until cancelled."""
@@ -171,12 +184,14 @@ class Provenance:
 
     async def close(self) -> None:
         """Make everything durable and sign the last checkpoint."""
+        self._vouch()
         self._write_open()
         if self.ledger is not None:
             await self.ledger.close()
 
     async def _remember(self) -> None:
         while True:
+            self._vouch()
             await asyncio.sleep(_OPEN_PERIOD_S)
             self._write_open()
 

@@ -57,6 +57,7 @@ class Proxy(GenericHandler):
         observer: Observer | None = None,
         notary: Notary | None = None,
         max_message_bytes: int = limits.MAX_MESSAGE_BYTES,
+        hand_over: bool = False,
     ) -> None:
         """Take the parts of one listener.
 
@@ -70,9 +71,10 @@ class Proxy(GenericHandler):
             observer: telemetry; None when it is off.
             notary: verifies and mints permits and writes executions down; None where nothing is recorded.
             max_message_bytes: larger messages are refused (MESSAGE_TOO_LARGE), both ways.
+            hand_over: sign every admitted call for the service that it is forwarded to.
         """
         self._door = Door(
-            direction, service, gate, identify, route, clock, observer, max_message_bytes, notary
+            direction, service, gate, identify, route, clock, observer, max_message_bytes, notary, hand_over
         )
         self._methods: dict[str, _Method] = {}
 

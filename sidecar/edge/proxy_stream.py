@@ -28,7 +28,7 @@ async def serve_stream(door: Door, path: bytes, method: str, context: Context) -
         first: Any = None
         if door.gate.needs_request(execution.attempt) or execution.reads_request:
             first = await context.read()
-        permitted = await execution.authorize(first if isinstance(first, bytes) else None)
+        permitted = await execution.authorize(first if isinstance(first, bytes) else None, only=False)
         call = await execution.dial(path)
         call.open_stream(asyncio.get_running_loop(), execution.metadata)
         await _Carrier(door, execution, call, permitted).carry(first, requests=True)
