@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from trust import limits
 from trust.errors import Reason, StateError
 from trust.tiles import Tile
 
@@ -24,7 +25,16 @@ class Batch:
     waiters: list[asyncio.Future[None]] = field(default_factory=list)
     count: int = 0
     size_bytes: int = 0
+    since_ms: int = 0  # monotonic, of the first record
     done: bool = False
+
+    def due(self, now_ms: int) -> bool:
+        """Whether it is time to write: somebody waits, there is much, or the first record has lingered."""
+        return bool(self.count) and (
+            bool(self.waiters)
+            or self.count >= limits.LEDGER_LINGER_RECORDS
+            or now_ms - self.since_ms >= limits.LEDGER_LINGER_MS
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -187,11 +187,14 @@ class Ledger:
                     batch.cuts.append(len(batch.frames))
             if waiter is not None:
                 batch.waiters.append(waiter)
+            if not batch.count:
+                batch.since_ms = self._clock.monotonic_ms()
             batch.count += 1
             batch.size_bytes += length
             self._queued_records += 1
             self._queued_bytes += length
-            if self._idle:
+            # The first record starts the writer's nap; after that it is woken only when there is something to do.
+            if self._idle and (batch.count in {1, limits.LEDGER_LINGER_RECORDS} or waiter is not None):
                 self._idle = False
                 self._work.notify()
         return Pending(index, batch)
@@ -271,6 +274,9 @@ class Ledger:
             if self._failure is not None:
                 raise unavailable(self._failure)
             batch.waiters.append(waiter)
+            if self._idle:
+                self._idle = False
+                self._work.notify()
             return True
 
     def _wait_for_room(self) -> asyncio.Future[None] | None:
@@ -334,8 +340,12 @@ class Ledger:
         return not closing
 
     def _has_work(self) -> bool:
-        return bool(
-            self._open.count or self._wanted or self._closing or self._failure is not None or self._sign_due()
+        return (
+            bool(self._wanted)
+            or self._closing
+            or self._failure is not None
+            or self._open.due(self._clock.monotonic_ms())
+            or self._sign_due()
         )
 
     def _sign_due(self) -> bool:
@@ -347,7 +357,10 @@ class Ledger:
         """How long there is nothing to do, seconds; None: until something is appended."""
         if self._builder.size == self._signed:
             return None
-        return max(0.0, (self._signed_ms + self._every_ms - self._clock.monotonic_ms()) / 1000) + 0.001
+        due_ms = self._signed_ms + self._every_ms
+        if self._open.count:
+            due_ms = min(due_ms, self._open.since_ms + limits.LEDGER_LINGER_MS)
+        return max(0.0, (due_ms - self._clock.monotonic_ms()) / 1000) + 0.001
 
     def _snapshot(self) -> Snapshot:
         wanted, self._wanted = self._wanted, []
