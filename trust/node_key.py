@@ -139,6 +139,21 @@ def verify_endorsement(endorsement: bytes, anchors_pem: bytes, trust_domain: str
     return NodeKey(node, _public_key(claims["jwk"]), not_after_ms, endorsement_digest(endorsement))
 
 
+def endorsement_times(endorsement: bytes) -> tuple[int, int]:
+    """Return from when to when an endorsement says that it is valid, Unix ms; nothing of it is verified.
+
+    Raises:
+        EvidenceError: PERMIT_INVALID, if it is malformed.
+    """
+    if len(endorsement) > limits.MAX_ENDORSEMENT_BYTES:
+        _refuse(f"it is larger than {limits.MAX_ENDORSEMENT_BYTES} bytes")
+    claims = _parts(endorsement)[1]
+    if claims.keys() != _CLAIMS:
+        _refuse("its claims are not exactly sub, jwk, iat and exp")
+    end_ms = _check_times(claims, 2**53 * 1000)
+    return claims["iat"] * 1000, end_ms
+
+
 def _refuse(why: str) -> NoReturn:
     raise EvidenceError(Reason.PERMIT_INVALID, f"endorsement of a node key refused: {why}")
 

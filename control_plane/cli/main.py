@@ -25,6 +25,10 @@ _COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "audit": ("control_plane.cli.audit:app", "What operators did, newest first."),
     "lineage": ("control_plane.cli.lineage:app", "Executions over all nodes: list, show, tree."),
     "ledger": ("control_plane.cli.ledger:app", "A node's append-only log: verify it, take proofs from it."),
+    "evidence": (
+        "control_plane.cli.evidence:app",
+        "Executions as a file that proves itself: export, verify offline.",
+    ),
     "node": ("control_plane.cli.node:app", "Nodes of the mesh, and tokens for new ones."),
     "ca": ("control_plane.cli.ca:app", "The embedded CA, and its rotation."),
     "control-plane": ("control_plane.cli.control_plane:app", "Run or check a control plane."),

@@ -92,6 +92,7 @@ class Provenance:
         opened: OpenExecutions,
         open_path: Path,
         shipper: Shipper | None,
+        *,
         vouch: Callable[[], None] = lambda: None,
     ) -> None:
         """Use `open`. `vouch` writes down what vouches for the key now."""
@@ -164,7 +165,7 @@ class Provenance:
             except (MeshError, OSError) as error:
                 logger.warning("the endorsement of the signing key was not kept for evidence: %s", error)
 
-        return cls(notary, ledger, opened, open_path, shipper, vouch)
+        return cls(notary, ledger, opened, open_path, shipper, vouch=vouch)
 
     async def run(self) -> None:
         """Ship records, and remember from where on executions are open, until cancelled."""
