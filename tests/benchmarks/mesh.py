@@ -1,0 +1,101 @@
+"""What a level costs: CPU of both sidecars per unary call, on a real mesh, level by level.
+
+    python -m tests.benchmarks.mesh
+
+One mesh of real processes, one service, one caller; the level changes by signed policy, as it does for a user. Level 0
+passes every call through and decides nothing: it is the two bare hops that the other levels are compared with.
+"""
+
+import asyncio
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import psutil  # type: ignore[import-untyped]
+
+from control_plane.edge.source_folder import read_folder
+from control_plane.lab import sample
+from control_plane.lab.bootstrap import bring_up, prepare, publish
+from control_plane.lab.demo import POLICY_FOLDER
+from control_plane.lab.mesh import DevelopmentMesh, Plan
+from egm.sample.v1 import shop_pb2, shop_pb2_grpc
+from trust.policy.source import build
+
+LEVELS = (0, 1, 3, 4, 5)
+CONCURRENCY = 16
+ROUNDS = 3
+SECONDS = 2.0
+
+
+def _archive(level: int) -> bytes:
+    files = {**read_folder(POLICY_FOLDER), "descriptors.binpb": sample.descriptors()}
+    settings = files["bundle.yaml"].decode().replace("{ttl_s: 4, grace_s: 4}", "{ttl_s: 60, grace_s: 120}")
+    return build({**files, "bundle.yaml": settings.encode()}, level_override=level)
+
+
+async def _load(channel: grpc.aio.Channel, until: float) -> int:
+    stub = shop_pb2_grpc.PaymentsStub(channel)
+    request = shop_pb2.TransferRequest(to_account="42", amount=100)
+    calls = 0
+    while time.perf_counter() < until:
+        await stub.Transfer(request)
+        calls += 1
+    return calls
+
+
+async def _round(mesh: DevelopmentMesh, channel: grpc.aio.Channel) -> tuple[int, float, float]:
+    """Return calls, seconds, and the CPU seconds of both sidecars."""
+    sidecars = [psutil.Process(entry.pid) for entry in mesh.mesh.nodes.values()]
+
+    def cpu() -> float:
+        return float(sum(t.user + t.system for t in (process.cpu_times() for process in sidecars)))
+
+    before, started = cpu(), time.perf_counter()
+    counts = await asyncio.gather(*(_load(channel, started + SECONDS) for _ in range(CONCURRENCY)))
+    return sum(counts), time.perf_counter() - started, cpu() - before
+
+
+async def _measure(directory: Path) -> list[dict[str, Any]]:
+    server, address = await sample.serve()
+    prepare(directory, "mesh.local")
+    mesh = await bring_up(
+        directory, Plan("mesh.local", {"payments": address}, ("alice",)), say=lambda _: None
+    )
+    totals = {level: [0.0, 0.0, 0.0] for level in LEVELS}
+    try:
+        async with grpc.aio.insecure_channel(mesh.mesh.workloads["alice"].outbound["payments"]) as channel:
+            for _ in range(ROUNDS):
+                for level in LEVELS:
+                    version = await publish(mesh, _archive(level), title=f"level {level}")
+                    await mesh.settled(version=version)
+                    await _load(channel, time.perf_counter() + 0.5)  # warm
+                    for index, value in enumerate(await _round(mesh, channel)):
+                        totals[level][index] += value
+    finally:
+        await mesh.stop()
+        await server.stop(None)
+    bare = totals[0][2] / totals[0][0]
+    return [
+        {
+            "level": level,
+            "calls_per_s": round(calls / seconds),
+            "cpu_us_both_sidecars": round(cpu / calls * 1e6),
+            "ratio_to_level_0": round(cpu / calls / bare, 2),
+        }
+        for level, (calls, seconds, cpu) in totals.items()
+    ]
+
+
+def run() -> list[dict[str, Any]]:
+    """Measure and return one row per level."""
+    with tempfile.TemporaryDirectory(prefix="egm-bench-") as scratch:
+        return asyncio.run(_measure(Path(scratch)))
+
+
+if __name__ == "__main__":
+    for row in run():
+        sys.stdout.write(f"{row}\n")
