@@ -41,7 +41,6 @@ from trust.edge.tls import Channels, channel_credentials, channel_options, serve
 from trust.edge.tuf_client import PolicyClient
 from trust.errors import InputError, Reason
 from trust.ports import Clock
-from trust.spiffe import SpiffeId
 from trust.x509 import control_plane_dns
 
 logger = logging.getLogger(__name__)
@@ -134,6 +133,7 @@ class Sidecar:
             doubtful=doubtful,
         )
         self.provenance: Provenance | None = None
+        self._workload_ids: dict[str, str] = {}  # by name; names come from signed policy and configuration
         self._own_servers: list[grpc.aio.Server] = []
 
     async def run(self) -> None:
@@ -287,11 +287,13 @@ class Sidecar:
             return None
         return held.engine.mesh.workload_of(service)
 
-    def _callee(self, service: str) -> SpiffeId:
-        """Return the workload that serves `service`: by the signed policy or, without a word there, as configured."""
-        return self.config.spiffe_id(
-            "workload", self._signed_workload(service) or self.config.workload_of(service)
-        )
+    def _callee(self, service: str) -> str:
+        """Return who serves `service`, a SPIFFE ID: by the signed policy or, without a word there, as configured."""
+        name = self._signed_workload(service) or self.config.workload_of(service)
+        known = self._workload_ids.get(name)
+        if known is None:
+            known = self._workload_ids[name] = str(self.config.spiffe_id("workload", name))
+        return known
 
     def _workload_notes(self) -> tuple[str, ...]:
         """Return which services we serve under a name that the signed policy, and so every caller, refuses."""

@@ -35,8 +35,8 @@ LEVELS = """\
 ## Levels
 
 CPU of both sidecars of a unary call on a real mesh, by the level in force; level 0 passes through, decides and records
-nothing. From level 1 on every execution is decided twice, written to two ledgers and shipped to the index; level 5 adds a
-permit (signed and verified) and two waits for the disk. Goal: level 5 at most 1.5 times level 0.
+nothing. From level 1 on every execution is decided twice, written to two ledgers and shipped to the index; level 5
+adds a permit (signed and verified) and two waits for the disk. Goal: level 5 at most 1.5 times level 0.
 """
 PERMITS = """\
 ## Permits
