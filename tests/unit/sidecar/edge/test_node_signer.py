@@ -6,7 +6,12 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_public_key,
+)
 
 from sidecar.core.replay import ReplayCache
 from sidecar.edge.node_signer import RENEW_MS, RETRY_MS, NodeSigner, load_or_make_key
@@ -198,3 +203,17 @@ def test_a_certificate_of_the_embedded_ca_endorses(tmp_path: Path) -> None:
     one = NodeSigner(tmp_path / "node-key.pem", svid.spiffe_id, identity, clock)
     held = verify_endorsement(one.endorsement(), ca.anchors_pem(), TRUST_DOMAIN, clock.now_ms())
     assert (held.node, held.public_key) == (svid.spiffe_id, one.public_key)
+
+
+def test_the_public_half_lies_beside_the_key_for_the_services_of_the_node(tmp_path: Path) -> None:
+    """Readable by all, writable by the owner; put right when it is not that of the key."""
+    made = signer(tmp_path, Identity(None))
+    file = tmp_path / "node-key.pub"
+    assert load_pem_public_key(file.read_bytes()) == made.public_key
+    assert file.stat().st_mode & 0o777 == 0o644
+    before = file.stat().st_mtime_ns
+    signer(tmp_path, Identity(None))
+    assert file.stat().st_mtime_ns == before
+    file.write_bytes(b"another")
+    signer(tmp_path, Identity(None))
+    assert load_pem_public_key(file.read_bytes()) == made.public_key

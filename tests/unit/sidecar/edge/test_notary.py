@@ -1,0 +1,113 @@
+"""What the notary adds to a call and forgets of one: hand-overs, and permits of calls that were denied."""
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from sidecar.core.call import Attempt, Decision, Direction
+from sidecar.core.permits import Endorsements, Minter, Verifier
+from sidecar.core.replay import ReplayCache
+from sidecar.edge.notary import Case, Notary, Signing
+from tests.support.permits import ALICE, CERTIFICATE, NODE, NOW_MS, PAY, PAYMENTS, NodeCa
+from tests.support.permits import Signing as NodeSigning
+from tests.support.permits import token as mint
+from tests.support.sidecar_core import ManualClock
+from trust.errors import Reason
+from trust.handover import HANDOVER_KEY, authenticate_handover
+from trust.permit import PERMIT_KEY, permit_sha256
+from trust.policy.types import Authn
+from trust.record import Intent, Outcome
+
+OWN = Ed25519PrivateKey.generate()
+CALLER = NodeSigning()
+DENIED = Decision("d", allowed=False, reason=Reason.NO_POLICY_PERMITS, level=5, policy_version=7)
+ALLOWED = Decision("d", allowed=True, reason=Reason.ALLOWED, level=5, policy_version=7)
+
+
+class Records:
+    def __init__(self) -> None:
+        self.held: list[Intent | Outcome] = []
+
+    def append(self, record: Intent | Outcome) -> object:
+        self.held.append(record)
+        return record
+
+    async def durable(self, pending: object) -> None:
+        assert pending in self.held
+
+
+class Node:
+    """A notary of the node that serves payments, at `level`."""
+
+    def __init__(self, level: int = 5) -> None:
+        endorsements = Endorsements(lambda: NodeCa().pem, "mesh.local")
+        endorsements.hold(CALLER.public)
+        self.verifier = Verifier(
+            endorsements, ReplayCache(boot_ms=NOW_MS - 60_000, remember=lambda _ms: None)
+        )
+        self.records = Records()
+        minter = Minter(NODE, lambda: "", OWN.sign, lambda: b"\x07" * 16)
+        self.notary = Notary(
+            node="n1",
+            boot_id="b",
+            clock=ManualClock(NOW_MS),
+            ids=lambda: bytes.fromhex("0198f2f3eaaa7bbb8ccc0123456789ad"),
+            level=lambda _service: level,
+            in_force=lambda: None,
+            callee=lambda _service: PAYMENTS,
+            journal=self.records,
+            signing=Signing(minter, self.verifier, lambda: b"", lambda _caller: CERTIFICATE),
+            alarm=lambda text: None,
+        )
+
+    def admitted(self, *permit: tuple[str, str]) -> Case:
+        attempt = Attempt(Direction.INBOUND, "payments", PAY, ALICE, Authn.MTLS)
+        case = self.notary.arrived(attempt, permit, CERTIFICATE)
+        assert case is not None
+        self.notary.admit(case, None, now_ms=NOW_MS)
+        return case
+
+
+def permit() -> str:
+    return mint(CALLER, request_sha256=None)
+
+
+def test_a_call_that_is_denied_after_its_permit_was_accepted_is_no_parent_any_more() -> None:
+    """Nothing was executed under it, so nothing can be linked to it."""
+    node, token = Node(), permit()
+    case = node.admitted((PERMIT_KEY, token))
+    assert node.verifier.parent_of(token, PAYMENTS) is case.permit is not None
+    node.notary.refused(case, DENIED)
+    assert node.verifier.parent_of(token, PAYMENTS) is None
+    assert [one.allowed for one in node.records.held if isinstance(one, Intent)] == [False]
+
+
+async def test_a_hand_over_binds_the_permit_caller_and_only_request() -> None:
+    """Signed by the node's own key, for the workload that serves here."""
+    node, token = Node(), permit()
+    case = node.admitted((PERMIT_KEY, token))
+    case.hand_over, case.only_request, case.request_sha256 = True, True, b"\x01" * 32
+    extra = dict(await node.notary.opened(case, ALLOWED, now_ms=NOW_MS))
+    text = str(extra[HANDOVER_KEY])
+    claims = authenticate_handover(text, OWN.public_key(), audience=PAYMENTS, now_ms=NOW_MS)
+    assert (claims.method, claims.caller, claims.execution_id) == (PAY, ALICE, case.execution_id)
+    assert (claims.permit_sha256, claims.request_sha256) == (permit_sha256(token), b"\x01" * 32)
+    assert extra[PERMIT_KEY] == token
+
+
+async def test_below_level_five_a_hand_over_needs_no_permit_and_a_stream_binds_no_request() -> None:
+    """The first message of a stream is not the whole of it."""
+    node = Node(level=4)
+    case = node.admitted()
+    case.hand_over, case.request_sha256 = True, b"\x01" * 32
+    extra = dict(await node.notary.opened(case, ALLOWED, now_ms=NOW_MS))
+    assert extra.keys() == {HANDOVER_KEY}
+    claims = authenticate_handover(
+        str(extra[HANDOVER_KEY]), OWN.public_key(), audience=PAYMENTS, now_ms=NOW_MS
+    )
+    assert claims.permit_sha256 is claims.request_sha256 is None
+
+
+async def test_where_no_hand_over_is_configured_none_is_made() -> None:
+    """It costs a signature."""
+    node, token = Node(), permit()
+    case = node.admitted((PERMIT_KEY, token))
+    assert await node.notary.opened(case, ALLOWED, now_ms=NOW_MS) == ((PERMIT_KEY, token),)
