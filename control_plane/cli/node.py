@@ -1,5 +1,6 @@
 """`egm node`: the nodes of the mesh, and one-time tokens for new ones."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -69,6 +70,28 @@ def token(
 
 
 @app.command()
+def forget(name: str, mesh: MeshOption = None, as_json: JsonFlag = False) -> None:
+    """Forget node NAME: it can renew nothing until it joins anew with a token. What it holds runs out by itself."""
+    file, directory = open_mesh(mesh)
+
+    async def ask() -> int:
+        async with operator_client.operator(file, directory) as client:
+            return (await client.forget_node(name)).certificate_not_after_ms
+
+    not_after_ms = run(ask())
+    until = (
+        f"; the certificate it last reported with is valid until {_time(not_after_ms)}"
+        if not_after_ms
+        else ""
+    )
+    emit(
+        {"node": name, "certificate_not_after_ms": not_after_ms},
+        as_json=as_json,
+        text=f"forgot {name}: its renewals are refused{until}",
+    )
+
+
+@app.command()
 def operator(
     name: str,
     domain: Annotated[Path, typer.Option(help="Trust domain directory (with the CA).", exists=True)],
@@ -111,8 +134,21 @@ def _print(node: NodeView) -> None:
         *((f"level {service}", str(level)) for service, level in sorted(node.levels.items())),
         *((kind, str(count)) for kind, count in sorted(node.decisions.items())),
         *(("alarm", alarm) for alarm in node.alarms),
+        ("last seen", _seen(node.seen_s_ago)),
         ("admin", node.admin),
         ("version", node.version),
     ]
     for name, value in rows:
         console.print(f"{name:<24}{value}", markup=False)
+
+
+def _time(at_ms: int) -> str:
+    return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _seen(ago_s: float) -> str:
+    """Return how long ago the node reported, in the largest unit that fits."""
+    for unit, size in (("days", 86_400), ("h", 3_600), ("min", 60)):
+        if ago_s >= 2 * size:
+            return f"{ago_s / size:.0f} {unit} ago"
+    return f"{ago_s:.0f} s ago"

@@ -32,6 +32,7 @@ ALLOWED: Final[Mapping[str, frozenset[Kind]]] = {
     "/egm.v1.Operator/Withdraw": _PEOPLE,
     "/egm.v1.Operator/CreateJoinToken": _PEOPLE,
     "/egm.v1.Operator/ListNodes": _PEOPLE,
+    "/egm.v1.Operator/ForgetNode": _PEOPLE,
     "/egm.v1.Operator/GetStatus": _PEOPLE,
     "/egm.v1.Operator/ListAudit": _PEOPLE,
     "/egm.v1.Operator/GetExecution": _PEOPLE,

@@ -61,6 +61,13 @@ class NodeReports:
             self._changes.append((node, at_ms, change))
             del self._changes[: -limits.MAX_NODE_HISTORY * 10]  # bounded also while the store is away
 
+    def forget(self, node: str) -> None:
+        """Forget what `node` said; should it report again, it is listed again."""
+        self._known.discard(node)
+        self._pending.pop(node, None)
+        self._last.pop(node, None)
+        self._changes = [change for change in self._changes if change[0] != node]
+
     async def flush(self) -> None:
         """Write what is pending; after a failure it stays pending."""
         async with self._flushing:

@@ -31,7 +31,7 @@ from control_plane.edge.operator_client import chunks
 from control_plane.edge.publisher import required
 from control_plane.edge.records import ExecutionQueries
 from control_plane.edge.status import StatusSource
-from control_plane.edge.store import audit, proposals, repository
+from control_plane.edge.store import audit, fleet, proposals, repository
 from control_plane.edge.tokens import StoredTokens
 from egm.v1 import operator_pb2, operator_pb2_grpc, record_pb2
 from trust import limits
@@ -225,6 +225,26 @@ class OperatorServicer(operator_pb2_grpc.OperatorServicer):
                 for record in await self._reports.records()
             ]
         )
+
+    async def ForgetNode(
+        self, request: operator_pb2.ForgetNodeRequest, context: Context
+    ) -> operator_pb2.ForgetNodeResponse:
+        """Remove a node: it may renew nothing until it joins with a new token."""
+        who = current_caller()
+        await self._reports.flush()  # what it said before now must not be written after it was removed
+        async with self._database.write() as connection:
+            not_after_ms = await fleet.forget(connection, request.node)
+            if not_after_ms is None:
+                raise InputError(Reason.NOT_FOUND, f"no node {request.node[:63]!r}; see 'egm node list'")
+            await audit.record(
+                connection,
+                at_ms=self._clock.now_ms(),
+                who=str(who),
+                action="forget-node",
+                detail=f"node {request.node}",
+            )
+        self._reports.forget(request.node)
+        return operator_pb2.ForgetNodeResponse(certificate_not_after_ms=not_after_ms)
 
     async def GetStatus(
         self, request: operator_pb2.GetStatusRequest, context: Context

@@ -151,6 +151,12 @@ class OperatorClient:
             request = operator_pb2.ListNodesRequest()
             return (await self._stub.ListNodes(request, timeout=CALL_TIMEOUT_S)).nodes
 
+    async def forget_node(self, node: str) -> operator_pb2.ForgetNodeResponse:
+        """Remove a node and its right to renew certificates."""
+        async with _errors():
+            request = operator_pb2.ForgetNodeRequest(node=node)
+            return await self._stub.ForgetNode(request, timeout=CALL_TIMEOUT_S)
+
     async def status(self) -> operator_pb2.ControlPlaneStatus:
         """Ask the control plane how it is."""
         async with _errors():

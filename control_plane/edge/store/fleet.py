@@ -141,6 +141,26 @@ async def grant_of(connection: AsyncConnection, node: str) -> StoredGrant | None
     return None if workloads is None else StoredGrant(node, tuple(workloads))
 
 
+async def forget(connection: AsyncConnection, node: str) -> int | None:
+    """Remove what is known of `node`, its grant and its unused tokens; its execution records stay.
+
+    Returns:
+        The end of the certificate that it last reported with (Unix ms, 0: it never reported); None when there is no
+        such node.
+    """
+    found = await connection.execute(
+        sa.delete(nodes).where(nodes.c.node == node).returning(nodes.c.certificate_not_after_ms)
+    )
+    not_after_ms: int | None = found.scalar_one_or_none()
+    removed = [
+        await connection.execute(sa.delete(table).where(table.c.node == node))
+        for table in (node_grants, join_tokens, node_history)
+    ]
+    if not_after_ms is None and not any(result.rowcount for result in removed):
+        return None
+    return not_after_ms or 0
+
+
 async def _save_grant(connection: AsyncConnection, grant: StoredGrant) -> None:
     # joining again (a node reinstalled, or with other workloads) replaces the earlier grant
     await connection.execute(sa.delete(node_grants).where(node_grants.c.node == grant.node))

@@ -12,14 +12,24 @@ import pytest
 from tuf.api.metadata import Metadata, Root, Snapshot, Targets, Timestamp
 
 from control_plane.edge.operator_client import OperatorClient, chunks
-from egm.v1 import distribution_pb2, distribution_pb2_grpc, node_pb2_grpc, operator_pb2, operator_pb2_grpc
-from tests.support.control_plane import APPROVERS, Domain, archive, publish, running
+from egm.v1 import (
+    distribution_pb2,
+    distribution_pb2_grpc,
+    join_pb2,
+    join_pb2_grpc,
+    node_pb2_grpc,
+    operator_pb2,
+    operator_pb2_grpc,
+)
+from tests.support.control_plane import APPROVERS, TRUST_DOMAIN, Domain, Running, archive, publish, running
 from trust import limits
 from trust.authoring import find_key, next_root, parse_metadata
 from trust.edge.clock import SystemClock
 from trust.edge.grpc_errors import error_from_rpc
+from trust.edge.leaf_keys import make_csr, new_key
 from trust.errors import MeshError, Reason
 from trust.verified import BASE_TARGET
+from trust.x509 import control_plane_dns
 
 OPEN, READY = operator_pb2.PROPOSAL_STATE_OPEN, operator_pb2.PROPOSAL_STATE_READY
 
@@ -169,6 +179,60 @@ async def test_a_node_reports_as_itself_only(domain: Domain) -> None:
             (record,) = await operator.nodes()
             assert (record.node, record.status.policy_version) == ("a", 3)
             assert record.certificate_not_after_ms > record.last_seen_ms > 0
+
+
+async def renew(plane: Running) -> None:
+    """Ask as node a for what every enrolled node may have."""
+    async with plane.channel("node", "a") as channel:
+        try:
+            await join_pb2_grpc.JoinStub(channel).Renew(join_pb2.RenewRequest())
+        except grpc.aio.AioRpcError as error:
+            raise error_from_rpc(error) from None
+
+
+async def enrol(plane: Running, token: str) -> None:
+    """Trade a token for the certificate of node a."""
+    csr = make_csr(new_key())
+    wanted = [join_pb2.CertificateRequest(spiffe_id=f"spiffe://{TRUST_DOMAIN}/node/a", csr_der=csr)]
+    anchors = plane.domain.credentials("node", "a").anchors
+    options = [("grpc.ssl_target_name_override", control_plane_dns(TRUST_DOMAIN))]
+    async with grpc.aio.secure_channel(
+        plane.join_listen, grpc.ssl_channel_credentials(anchors), options
+    ) as channel:
+        try:
+            await join_pb2_grpc.JoinStub(channel).Enrol(join_pb2.EnrolRequest(token=token, requests=wanted))
+        except grpc.aio.AioRpcError as error:
+            raise error_from_rpc(error) from None
+
+
+async def test_a_forgotten_node_renews_nothing_until_it_joins_anew(domain: Domain) -> None:
+    """A machine that is gone must not come back by itself, nor with a token that was made for it before."""
+    async with running(domain) as plane, plane.operator() as operator:
+        await enrol(plane, (await operator.create_join_token("a", ["alice"], 60)).token)
+        unused = (await operator.create_join_token("a", ["alice"], 60)).token
+        async with plane.channel("node", "a") as channel:
+            await node_pb2_grpc.FleetStub(channel).Report(operator_pb2.NodeStatus(node="a", state="READY"))
+            with pytest.raises(grpc.aio.AioRpcError) as caught:  # a node forgets no node
+                request = operator_pb2.ForgetNodeRequest(node="a")
+                await operator_pb2_grpc.OperatorStub(channel).ForgetNode(request)
+            assert error_from_rpc(caught.value).reason is Reason.NOT_AUTHORIZED
+        await renew(plane)
+        assert [record.node for record in await operator.nodes()] == ["a"]
+
+        assert (await operator.forget_node("a")).certificate_not_after_ms > SystemClock().now_ms()
+
+        assert not await operator.nodes()
+        await refused(Reason.NOT_AUTHORIZED, renew(plane))
+        await refused(Reason.JOIN_TOKEN_INVALID, enrol(plane, unused))
+        await refused(Reason.NOT_FOUND, operator.forget_node("a"))
+        (deed, *_) = await operator.audit(limit=10)
+        assert (deed.action, deed.detail, deed.who) == (
+            "forget-node",
+            "node a",
+            f"spiffe://{TRUST_DOMAIN}/operator/olga",
+        )
+        await enrol(plane, (await operator.create_join_token("a", ["alice"], 60)).token)
+        await renew(plane)
 
 
 async def test_only_published_paths_are_served(domain: Domain) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import random
 from pathlib import Path
 
 import pytest
@@ -234,16 +235,17 @@ async def test_a_store_made_by_a_newer_version_is_refused(tmp_path: Path) -> Non
 
 async def test_a_cancelled_write_leaves_no_lock_behind(database: Database) -> None:
     """A task that is cancelled at any point, as every one is at a stop, must not hold up the next writer."""
-    for yields in range(60):
+    pause = random.Random(1)
+    for at in range(80):
 
-        async def write(at_ms: int = yields) -> None:
+        async def write(at_ms: int = at) -> None:
             async with database.write() as connection:
                 await fleet.save_nodes(connection, [fleet.StoredNode("a", at_ms, 9, b"status")])
 
         task = asyncio.create_task(write())
-        for _ in range(yields):
-            await asyncio.sleep(0.0001)
+        for _ in range(pause.randrange(600)):
+            await asyncio.sleep(0)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         async with asyncio.timeout(10), database.write() as connection:  # a lock would be waited for for 30 s
-            await fleet.save_nodes(connection, [fleet.StoredNode("b", yields, 9, b"status")])
+            await fleet.save_nodes(connection, [fleet.StoredNode("b", at, 9, b"status")])

@@ -75,6 +75,11 @@ class OperatorStub:
                 request_serializer=egm_dot_v1_dot_operator__pb2.ListNodesRequest.SerializeToString,
                 response_deserializer=egm_dot_v1_dot_operator__pb2.ListNodesResponse.FromString,
                 _registered_method=True)
+        self.ForgetNode = channel.unary_unary(
+                '/egm.v1.Operator/ForgetNode',
+                request_serializer=egm_dot_v1_dot_operator__pb2.ForgetNodeRequest.SerializeToString,
+                response_deserializer=egm_dot_v1_dot_operator__pb2.ForgetNodeResponse.FromString,
+                _registered_method=True)
         self.GetStatus = channel.unary_unary(
                 '/egm.v1.Operator/GetStatus',
                 request_serializer=egm_dot_v1_dot_operator__pb2.GetStatusRequest.SerializeToString,
@@ -154,6 +159,13 @@ class OperatorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ForgetNode(self, request, context):
+        """The node may renew nothing until it joins with a new token; what it holds is valid until it ends.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetStatus(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -228,6 +240,11 @@ def add_OperatorServicer_to_server(servicer, server):
                     servicer.ListNodes,
                     request_deserializer=egm_dot_v1_dot_operator__pb2.ListNodesRequest.FromString,
                     response_serializer=egm_dot_v1_dot_operator__pb2.ListNodesResponse.SerializeToString,
+            ),
+            'ForgetNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.ForgetNode,
+                    request_deserializer=egm_dot_v1_dot_operator__pb2.ForgetNodeRequest.FromString,
+                    response_serializer=egm_dot_v1_dot_operator__pb2.ForgetNodeResponse.SerializeToString,
             ),
             'GetStatus': grpc.unary_unary_rpc_method_handler(
                     servicer.GetStatus,
@@ -471,6 +488,33 @@ class Operator:
             '/egm.v1.Operator/ListNodes',
             egm_dot_v1_dot_operator__pb2.ListNodesRequest.SerializeToString,
             egm_dot_v1_dot_operator__pb2.ListNodesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ForgetNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/egm.v1.Operator/ForgetNode',
+            egm_dot_v1_dot_operator__pb2.ForgetNodeRequest.SerializeToString,
+            egm_dot_v1_dot_operator__pb2.ForgetNodeResponse.FromString,
             options,
             channel_credentials,
             insecure,

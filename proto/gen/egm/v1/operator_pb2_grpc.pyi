@@ -44,6 +44,8 @@ class OperatorStub:
     Withdraw: _grpc.UnaryUnaryMultiCallable[_operator_pb2.WithdrawRequest, _operator_pb2.Proposal]
     CreateJoinToken: _grpc.UnaryUnaryMultiCallable[_operator_pb2.CreateJoinTokenRequest, _operator_pb2.CreateJoinTokenResponse]
     ListNodes: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListNodesRequest, _operator_pb2.ListNodesResponse]
+    ForgetNode: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ForgetNodeRequest, _operator_pb2.ForgetNodeResponse]
+    """The node may renew nothing until it joins with a new token; what it holds is valid until it ends."""
     GetStatus: _grpc.UnaryUnaryMultiCallable[_operator_pb2.GetStatusRequest, _operator_pb2.ControlPlaneStatus]
     ListAudit: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListAuditRequest, _operator_pb2.ListAuditResponse]
     """What operators did, newest first."""
@@ -64,6 +66,8 @@ class OperatorAsyncStub(OperatorStub):
     Withdraw: _aio.UnaryUnaryMultiCallable[_operator_pb2.WithdrawRequest, _operator_pb2.Proposal]  # type: ignore[assignment]
     CreateJoinToken: _aio.UnaryUnaryMultiCallable[_operator_pb2.CreateJoinTokenRequest, _operator_pb2.CreateJoinTokenResponse]  # type: ignore[assignment]
     ListNodes: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListNodesRequest, _operator_pb2.ListNodesResponse]  # type: ignore[assignment]
+    ForgetNode: _aio.UnaryUnaryMultiCallable[_operator_pb2.ForgetNodeRequest, _operator_pb2.ForgetNodeResponse]  # type: ignore[assignment]
+    """The node may renew nothing until it joins with a new token; what it holds is valid until it ends."""
     GetStatus: _aio.UnaryUnaryMultiCallable[_operator_pb2.GetStatusRequest, _operator_pb2.ControlPlaneStatus]  # type: ignore[assignment]
     ListAudit: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListAuditRequest, _operator_pb2.ListAuditResponse]  # type: ignore[assignment]
     """What operators did, newest first."""
@@ -129,6 +133,14 @@ class OperatorServicer(metaclass=_abc_1.ABCMeta):
         request: _operator_pb2.ListNodesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operator_pb2.ListNodesResponse, _abc.Awaitable[_operator_pb2.ListNodesResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ForgetNode(
+        self,
+        request: _operator_pb2.ForgetNodeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.ForgetNodeResponse, _abc.Awaitable[_operator_pb2.ForgetNodeResponse]]:
+        """The node may renew nothing until it joins with a new token; what it holds is valid until it ends."""
 
     @_abc_1.abstractmethod
     def GetStatus(
