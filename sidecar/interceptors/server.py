@@ -68,12 +68,13 @@ class _Guarded:
             return cast("Handler", make(_refusal(error, kind, aio=aio)))
         one = kind.startswith("unary")
         around = _around_async if aio and _is_async(behaviour) else _around_sync
-        guarded = around(behaviour, call, _check(claims), one=one, streams=kind.endswith("stream"))
+        check = _check(claims)
+        guarded = around(behaviour, call, check, one=one, streams=kind.endswith("stream"))
         return cast(
             "Handler",
             make(
                 guarded,
-                request_deserializer=_hashing(deserialize) if one else deserialize,
+                request_deserializer=_checking(deserialize, check) if one else deserialize,
                 response_serializer=handler.response_serializer,
             ),
         )
@@ -107,11 +108,17 @@ def _check(claims: Handover) -> _Check:
     return lambda digest: check_handed_request(claims, digest)
 
 
-def _hashing(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], tuple[bytes, Any]]:
-    """Return a deserializer that keeps the digest of what was received."""
+def _checking(
+    deserialize: Callable[[bytes], Any] | None, check: _Check
+) -> Callable[[bytes], tuple[MeshError | None, Any]]:
+    """Return a deserializer that parses only what was handed over, and otherwise says what is wrong."""
 
-    def read(data: bytes) -> tuple[bytes, Any]:
-        return hashlib.sha256(data).digest(), data if deserialize is None else deserialize(data)
+    def read(data: bytes) -> tuple[MeshError | None, Any]:
+        try:
+            check(hashlib.sha256(data).digest())
+        except MeshError as error:
+            return error, None
+        return None, data if deserialize is None else deserialize(data)
 
     return read
 
@@ -121,8 +128,9 @@ def _opened(request: Any, check: _Check, *, one: bool) -> Any:
     if not one:
         check(None)
         return request
-    digest, message = request
-    check(digest)
+    error, message = request
+    if error is not None:
+        raise error
     return message
 
 
