@@ -19,6 +19,7 @@ from trust.policy import worlds
 from trust.policy.context import build_context
 from trust.policy.descriptors import MethodTable
 from trust.policy.evaluation import UNEVALUATED, Question, evaluate
+from trust.policy.panics import is_panic
 from trust.policy.reads import Tree
 from trust.policy.request_context import Project, projection
 from trust.policy.rules import Rule, compile_rules
@@ -81,6 +82,17 @@ class Engine:
             EvidenceError: BUNDLE_MALFORMED, BUNDLE_POLICY_INVALID or BUNDLE_OUT_OF_NAMESPACE, naming file
                 and line.
         """
+        try:
+            return cls._build(base, namespaces)
+        except BaseException as error:
+            if not is_panic(error):
+                raise
+            _log.exception("Cedar panicked while it compiled policies")
+            detail = f"Cedar panicked while it compiled the policies: {str(error)[:200]}; simplify what changed last"
+            raise EvidenceError(Reason.BUNDLE_POLICY_INVALID, detail) from None
+
+    @classmethod
+    def _build(cls, base: Bundle, namespaces: Mapping[str, Bundle]) -> "Engine":
         if base.mesh is None or base.manifest.namespace is not None:
             raise EvidenceError(
                 Reason.BUNDLE_MALFORMED, "the base bundle must hold mesh.json and no namespace"
@@ -123,10 +135,9 @@ class Engine:
             if len(call.principal) + len(call.method) <= limits.MAX_CACHED_KEY_CHARS:
                 self._verdicts.put(key, verdict)
             return verdict
-        except Exception:  # noqa: BLE001
+        except BaseException as error:  # noqa: BLE001
             # total by contract: whatever goes wrong in here must refuse the call, not leave it without an answer
-            _log.exception("deciding a call failed; the call is denied")
-            return UNEVALUATED
+            return _unevaluated(error)
 
     def decide_unsliced(self, call: Call, *, now_ms: int) -> Verdict:
         """Answer one call with every policy and nothing reused: what `decide` must agree with.
@@ -148,9 +159,8 @@ class Engine:
             return evaluate(prepared.question, self._unsliced[namespace], context, _encode(context))
         except EvidenceError as error:
             return Verdict(False, error.reason, (), detail=error.detail)
-        except Exception:  # noqa: BLE001
-            _log.exception("deciding a call failed; the call is denied")
-            return UNEVALUATED
+        except BaseException as error:  # noqa: BLE001
+            return _unevaluated(error)
 
     def reads_request(self, principal: str, method: str, service: str) -> bool:
         """Whether a decision on such a call can depend on the request message.
@@ -275,6 +285,14 @@ def _prepare(
         constant=project is None and not policies.reads_part("time") and not policies.reads_part("metadata"),
         timeless=time is not None and "now" not in time,
     )
+
+
+def _unevaluated(error: BaseException) -> Verdict:
+    """Return the deny that a failure in here becomes; what ends a task or the process goes on."""
+    if not isinstance(error, Exception) and not is_panic(error):
+        raise error
+    _log.error("deciding a call failed; the call is denied", exc_info=error)
+    return UNEVALUATED
 
 
 def _entity(world: World, kind: str, name: str) -> Entity:

@@ -1,5 +1,6 @@
 """Decisions: what is allowed, what is refused and why, and what may be reused."""
 
+import asyncio
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -559,3 +560,53 @@ def test_roles_in_a_circle_are_still_refused_by_cedar() -> None:
     with pytest.raises(EvidenceError) as caught:
         Engine.build(made, {})
     assert caught.value.reason is Reason.BUNDLE_MALFORMED
+
+
+# panics of native code
+
+
+class _Raised:
+    """Stands in for a part of the engine, and fails."""
+
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    def __call__(self, *_: object, **__: object) -> Any:
+        raise self._error
+
+
+def panic() -> BaseException:
+    """Return an exception like the one that PyO3 makes of a Rust panic."""
+    kind = type("PanicException", (BaseException,), {"__module__": "pyo3_runtime"})
+    error: BaseException = kind("index out of bounds")
+    return error
+
+
+def test_a_panic_of_cedar_denies_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no Exception; a caller who finds one must get a refusal and not end the sidecar."""
+    engine_of = engines.engine(PLAIN)
+    monkeypatch.setattr("trust.policy.engine.evaluate", _Raised(panic()))
+    for decide in (engine_of.decide, engine_of.decide_unsliced):
+        assert decide(call(), now_ms=NOW_MS).reason == Reason.POLICY_ERROR
+
+
+def test_a_bundle_on_which_cedar_panics_is_not_enforced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The policy before it stays in force."""
+    monkeypatch.setattr("trust.policy.engine.compile_rules", _Raised(panic()))
+    with pytest.raises(EvidenceError, match="index out of bounds") as caught:
+        engines.engine(PLAIN)
+    assert caught.value.reason == Reason.BUNDLE_POLICY_INVALID
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(2), asyncio.CancelledError()])
+def test_what_ends_a_task_or_the_process_is_not_taken_for_a_failure(
+    error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stop must stop."""
+    engine_of = engines.engine(PLAIN)
+    monkeypatch.setattr("trust.policy.engine.evaluate", _Raised(error))
+    with pytest.raises(type(error)):
+        engine_of.decide(call(), now_ms=NOW_MS)
+    monkeypatch.setattr("trust.policy.engine.compile_rules", _Raised(error))
+    with pytest.raises(type(error)):
+        engines.engine(PLAIN)
