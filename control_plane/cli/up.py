@@ -12,7 +12,7 @@ import typer
 
 from control_plane.cli.context import JsonFlag, run
 from control_plane.cli.output import Exit, console, emit, errors, table
-from control_plane.lab.bootstrap import Say, bring_up, prepare, trust_domain_of_folder
+from control_plane.lab.bootstrap import Say, base_of_folder, bring_up, prepare, trust_domain_of_folder
 from control_plane.lab.mesh import DevelopmentMesh, Plan
 from trust.errors import InputError, Reason, StateError
 
@@ -49,6 +49,8 @@ def up(
     """
     directory = directory.resolve()
     services = _services(service or [])
+    if policy is not None:
+        base_of_folder(policy, level)  # its mistakes are told before anything is made or started
     wanted = trust_domain or trust_domain_of_folder(policy)
     with _alone(directory):
         plan = Plan(prepare(directory, wanted), services, tuple(workload or ()), broker=broker)

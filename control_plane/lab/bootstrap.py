@@ -57,6 +57,20 @@ def trust_domain_of_folder(folder: Path | None) -> str | None:
     return found if isinstance(found, str) else None
 
 
+def base_of_folder(policy: Path, level: int | None) -> tuple[bytes, str]:
+    """Build the base bundle that a policy folder holds; return it with a title for its proposal.
+
+    Raises:
+        InputError: INPUT_INVALID, every mistake with file and line, or the folder is a namespace's.
+    """
+    archive, role, name = build_folder(policy, level_override=level)
+    if role != BASE_ROLE:
+        raise InputError(
+            Reason.INPUT_INVALID, f"{policy} is the bundle of namespace {role}; give the base bundle"
+        )
+    return archive, f"{name}, from {policy.name}"
+
+
 def deny_all(trust_domain: str, services: Sequence[str], level: int) -> bytes:
     """Return a bundle that names the services and allows nothing."""
     source = {
@@ -123,12 +137,7 @@ async def _first_policy(mesh: DevelopmentMesh, policy: Path | None, level: int |
     base = current.bundle(BASE_ROLE)
     version = 0 if current.policy is None else current.policy.base.version
     if policy is not None:
-        archive, role, name = build_folder(policy, level_override=level)
-        if role != BASE_ROLE:
-            raise InputError(
-                Reason.INPUT_INVALID, f"{policy} is the bundle of namespace {role}; give the base bundle"
-            )
-        title = f"{name}, from {policy.name}"
+        archive, title = base_of_folder(policy, level)
     elif base is None or level is not None:
         archive = deny_all(mesh.plan.trust_domain, list(mesh.plan.services), 4 if level is None else level)
         title = DENY_ALL

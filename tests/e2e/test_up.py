@@ -311,3 +311,22 @@ def test_up_refuses_what_it_cannot_run(tmp_path: Path) -> None:
     assert egm("up", "--dir", tmp_path / "a", "--service", "probe").code == 2
     level = egm("up", "--dir", tmp_path / "b", "--service", "probe=127.0.0.1:1", "--level", "2")
     assert (level.code, "level 2" in level.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "word"),
+    [
+        ("policies/probe.cedar", "permit (principal", "probe.cedar:1"),
+        ("bundle.yaml", "name: [", "bundle.yaml"),
+        ("bundle.yaml", "name: p\nnamespace: probes\nservices: {probe: {}}\n", "namespace probes"),
+    ],
+)
+def test_a_policy_folder_with_a_mistake_is_refused_before_anything_is_made(
+    tmp_path: Path, file: str, text: str, word: str
+) -> None:
+    """The mistake is told at once, not after a control plane was started for nothing."""
+    folder = write(tmp_path / "policy", POLICY | {file: text} if "namespace" not in text else {file: text})
+    refused = egm("up", "--dir", tmp_path / "mesh", "--policy", folder)
+    assert refused.code == 2
+    assert word in refused.stderr
+    assert not (tmp_path / "mesh").exists()
