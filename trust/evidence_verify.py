@@ -34,6 +34,7 @@ from trust.x509 import load_certificate, load_chain, to_pem
 
 NOT_PROVED: Final = (
     "permit: the token is not in the file, only its digest in the records; its signature and claims are not checked",
+    "decision: it is what the node recorded under that policy; the policy is not evaluated again",
     "request and response: the records hold digests; compare them with the bytes if you have them",
     "time: every time is from the clock of a node; no independent party saw the checkpoint",
     "completeness: a node can keep whole executions to itself; the file proves those it contains",
@@ -294,10 +295,14 @@ def _check_authority(case: _Case) -> None:
     used: set[str] = set()
     for number, part in enumerate(case.evidence.records):
         record = case.records.get((part.node, part.index))
-        if not isinstance(record, Intent) or not record.policy_sha256:
+        where = f"records[{number}].record"
+        if not isinstance(record, Intent):
+            continue
+        if not record.policy_sha256:
+            if record.allowed:
+                case.open(Section.AUTHORITY, where, "by what authority: it was allowed without a policy")
             continue
         held = case.policies.get(record.policy_sha256)
-        where = f"records[{number}].record"
         if held is None:
             what = f"the policy it was decided under ({record.policy_sha256.hex()}) is not in the file"
             case.open(Section.AUTHORITY, where, what)
@@ -328,6 +333,7 @@ def _check_identity(case: _Case, trust_domain: str | None) -> None:
             key = _endorsed(case, node, anchors, domain)
         except StateError as error:
             case.wrong(Section.TIME, where, error)
+            case.open(Section.IDENTITY, where, f"whose key signed for {node.name}: {error.detail}")
         except MeshError as error:
             case.wrong(Section.IDENTITY, where, error)
         else:
