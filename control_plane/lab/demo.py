@@ -1,7 +1,6 @@
 """`egm demo`: every promise of this version shown on real processes, and checked."""
 
 import asyncio
-import shutil
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -13,6 +12,7 @@ import grpc
 import grpc.aio
 
 from control_plane.edge import operator_client
+from control_plane.edge.evidence_export import export_evidence, ledgers_of
 from control_plane.edge.lineage_view import seen_of
 from control_plane.edge.operator_client import OperatorClient
 from control_plane.edge.release import Release
@@ -24,8 +24,8 @@ from egm.sample.v1 import shop_pb2, shop_pb2_grpc
 from egm.v1 import operator_pb2
 from trust.edge.grpc_errors import error_from_rpc
 from trust.edge.keyfiles import load_signer, passphrase_source
-from trust.edge.ledger import verify
-from trust.errors import MeshError, Reason
+from trust.errors import EvidenceError, MeshError, Reason
+from trust.evidence_verify import Report, Section, Verdict, verify_evidence
 from trust.lineage import build_tree
 from trust.lineage_export import to_text
 from trust.permit import read_claims
@@ -73,7 +73,7 @@ class Tour:
             ("somebody else is refused", self._stranger),
             ("raised to level 5 by policy, a call carries a permit", self._permit),
             ("three nodes tell of one chain, linked by verified permits", self._lineage),
-            ("a ledger verifies, and a copy with one changed byte does not", self._ledger),
+            ("the evidence verifies offline, a copy with one changed byte does not", self._evidence),
             ("a policy change cuts a stream in flight", self._withdraw),
             ("control plane killed: FRESH, then STALE, still serving", self._stale),
             ("then SEALED: every call is refused", self._sealed),
@@ -193,21 +193,29 @@ class Tour:
                     raise CheckError(f"two executions on three nodes, got {to_text(tree)}")
                 await asyncio.sleep(_POLL_S)
 
-    async def _ledger(self) -> str:
-        found = self._directory / "nodes" / "payments" / "data" / "ledger"
-        await asyncio.sleep(_CHECKPOINT_S)  # a checkpoint is signed every second
-        copy = self._directory / "ledger-copy"
-        await asyncio.to_thread(shutil.copytree, found, copy, dirs_exist_ok=True)
-        good = await asyncio.to_thread(verify, copy)
-        _expect(good.ok and good.records > 0, f"a ledger that verifies, got {good.findings}")
-        segment = min((copy / "records").iterdir())
-        data = bytearray(segment.read_bytes())
-        data[len(data) // 2] ^= 1
-        segment.write_bytes(data)
-        bad = await asyncio.to_thread(verify, copy)
-        _expect(not bad.ok, "that the changed copy is refused")
-        wrong = bad.findings[0]
-        return f"{good.records} records verify under the signed checkpoint; the copy: {wrong.where}: {wrong.what}"
+    async def _evidence(self) -> str:
+        await asyncio.sleep(_CHECKPOINT_S)  # a ledger signs a checkpoint every second
+        root = read_claims(self._payments.permit).root_id
+        domain = self._directory / "domain"
+
+        def judge() -> tuple[Report, int, str]:
+            trusted, anchors = (domain / "root.json").read_bytes(), (domain / "ca" / "ca.pem").read_bytes()
+            data, _ = export_evidence([root], ledgers_of(self._directory), ca_pem=anchors)
+            place = data.index(b'"record":"') + 40
+            other = b"B" if data[place : place + 1] == b"A" else b"A"
+            try:
+                found = verify_evidence(data[:place] + other + data[place + 1 :], trusted, anchors)
+                wrong = next(str(f.what) for f in found.findings if f.reason is not None)
+            except EvidenceError as error:
+                wrong = str(error)
+            return verify_evidence(data, trusted, anchors), len(data), wrong
+
+        report, size, wrong = await asyncio.to_thread(judge)
+        _expect(report.verdict() is not Verdict.CONTRADICTED, f"a file that verifies, got {report.findings}")
+        _expect(report.verdict(Section.INTEGRITY) is Verdict.ESTABLISHED, f"integrity, got {report.findings}")
+        _expect(report.verdict(Section.AUTHORITY) is Verdict.ESTABLISHED, f"authority, got {report.findings}")
+        signed = ", ".join(report.approved[0].approvers)
+        return f"{size} bytes, checked with root.json and ca.pem, no mesh: integrity, policy signed by {signed}; the copy: {wrong}"
 
     async def _withdraw(self) -> str:
         files = _policy()
