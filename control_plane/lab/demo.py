@@ -215,7 +215,8 @@ class Tour:
         _expect(report.verdict(Section.INTEGRITY) is Verdict.ESTABLISHED, f"integrity, got {report.findings}")
         _expect(report.verdict(Section.AUTHORITY) is Verdict.ESTABLISHED, f"authority, got {report.findings}")
         signed = ", ".join(report.approved[0].approvers)
-        return f"{size} bytes, checked with root.json and ca.pem, no mesh: integrity, policy signed by {signed}; the copy: {wrong}"
+        held = f"integrity; policy signed by {signed}"
+        return f"{size} bytes, checked with root.json and ca.pem, no mesh: {held}; the copy: {wrong}"
 
     async def _withdraw(self) -> str:
         files = _policy()
