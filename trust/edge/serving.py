@@ -33,8 +33,11 @@ Build = Callable[[str], tuple[grpc.aio.Server, int]]
 def new_server(
     *, interceptors: Sequence[Any] = (), options: Sequence[tuple[str, Any]] = ()
 ) -> grpc.aio.Server:
-    """Return a server to add servicers and one port to. The only way to make one: see above."""
-    server = grpc.aio.server(interceptors=interceptors, options=options)
+    """Return a server to add servicers and one port to. The only way to make one: see above.
+
+    Its port is its own: with gRPC's default two servers may share one, and each would get some of the calls.
+    """
+    server = grpc.aio.server(interceptors=interceptors, options=[*options, ("grpc.so_reuseport", 0)])
     cast("Any", server).add_registered_method_handlers = _register_nothing
     return server
 
