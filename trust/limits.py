@@ -44,6 +44,7 @@ MAX_REQUEST_JSON_BYTES: Final = 1024 * 1024
 # authoring
 MAX_TESTS_CHARS: Final = 2 * 1024 * 1024  # of all tests of one bundle
 MAX_ANCESTORS: Final = 1_000_000  # over all entities of a bundle; Cedar holds every one of them
+MAX_ACTION_MEMBERSHIPS: Final = 400_000  # over all actions of a schema; 8 million took Cedar 16 s
 MAX_DIFF_CALLS: Final = 20_000  # calls that `egm policy diff` decides under each bundle
 MAX_REFLECTION_FILES: Final = 2_000
 MAX_REFLECTION_BYTES: Final = 32 * 1024 * 1024
@@ -142,4 +143,6 @@ MAX_EVIDENCE_RECORDS: Final = 10_000
 MAX_EVIDENCE_NODES: Final = 1_000
 MAX_EVIDENCE_POLICIES: Final = 16
 MAX_EVIDENCE_ANCHORS: Final = 64
-MAX_KEPT_ENDORSEMENTS: Final = 10_000  # endorsements of its key that a node keeps for evidence: a year of hours
+MAX_KEPT_ENDORSEMENTS: Final = (
+    10_000  # endorsements of its key that a node keeps for evidence: a year of hours
+)

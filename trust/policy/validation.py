@@ -7,7 +7,9 @@ from typing import Final
 
 import cedarpy
 
+from trust import limits
 from trust.policy.cedar_text import Statement
+from trust.policy.memberships import too_many_in_schema
 from trust.policy.problems import Problem, Severity
 
 ACTION: Final = re.compile(r'action "([^"]+)"')  # in a generated schema
@@ -22,6 +24,9 @@ def schema_problems(statements: list[Statement], schema: str) -> list[Problem]:
     """Validate against the schema; one bad policy does not hide another."""
     if not statements:
         return []
+    if too_many_in_schema(schema):
+        what = f"its action groups in groups make over {limits.MAX_ACTION_MEMBERSHIPS} memberships"
+        return [Problem("schema.cedarschema", 0, what, "nest them less deeply")]
     try:
         parsed = cedarpy.Schema.from_str(schema)
     except ValueError as error:

@@ -16,6 +16,7 @@ from trust.bundle import Bundle
 from trust.errors import EvidenceError, Reason
 from trust.nesting import line_too_deep
 from trust.policy.descriptors import MethodTable
+from trust.policy.memberships import exceeds, too_many_in_schema
 
 WORKLOAD: Final = "Workload"
 ROLE: Final = "Role"
@@ -76,12 +77,16 @@ def parse_bundle(bundle: Bundle, label: str) -> Parsed:
     """Parse schema, entities and descriptors, each of them strictly.
 
     Raises:
-        EvidenceError: BUNDLE_MALFORMED or BUNDLE_POLICY_INVALID, naming the file.
+        EvidenceError: BUNDLE_MALFORMED, BUNDLE_POLICY_INVALID or BUNDLE_TOO_LARGE, naming the file.
     """
     deep = line_too_deep(bundle.schema, schema=True)
     if deep is not None:  # the native parser would end the process
         detail = f"{label}schema.cedarschema:{deep}: nested too deeply"
         raise EvidenceError(Reason.BUNDLE_POLICY_INVALID, detail)
+    if too_many_in_schema(bundle.schema):
+        limit = limits.MAX_ACTION_MEMBERSHIPS
+        detail = f"{label}schema.cedarschema: action groups in groups make over {limit} memberships"
+        raise EvidenceError(Reason.BUNDLE_TOO_LARGE, f"{detail}; nest them less deeply")
     try:
         schema = cedarpy.Schema.from_str(bundle.schema, release_gil=True)
     except ValueError as error:
@@ -110,29 +115,9 @@ def _check_ancestors(text: str, label: str) -> None:
         if isinstance(item, dict) and isinstance(item.get("parents"), list):
             above = parents.setdefault(_any_uid(item.get("uid")), set())
             above.update(map(_any_uid, item["parents"]))
-    found: dict[str, set[str]] = {}
-    total = 0
-    for start in parents:
-        stack = [start]
-        while stack:
-            key = stack[-1]
-            waiting = [p for p in parents[key] if p in parents and p not in found] if key not in found else []
-            found.setdefault(
-                key, set()
-            )  # known while it is visited, so that a cycle ends; Cedar refuses cycles
-            if waiting:
-                stack.extend(waiting)
-                continue
-            stack.pop()
-            if found[key]:
-                continue
-            found[key] = parents[key].union(*(found.get(p, ()) for p in parents[key]))
-            total += len(found[key])
-            if total > limits.MAX_ANCESTORS:
-                detail = (
-                    f"{label}entities.json: groups in groups make over {limits.MAX_ANCESTORS} memberships"
-                )
-                raise EvidenceError(Reason.BUNDLE_TOO_LARGE, f"{detail}; nest roles and groups less deeply")
+    if exceeds(parents, limits.MAX_ANCESTORS):
+        detail = f"{label}entities.json: groups in groups make over {limits.MAX_ANCESTORS} memberships"
+        raise EvidenceError(Reason.BUNDLE_TOO_LARGE, f"{detail}; nest roles and groups less deeply")
 
 
 def _any_uid(value: object) -> str:
