@@ -1,5 +1,6 @@
 """`egm evidence`: take executions out of the mesh as a file that proves itself, and check such a file, offline."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -9,10 +10,12 @@ from control_plane.cli.context import JsonFlag
 from control_plane.cli.output import Exit, emit
 from control_plane.edge.evidence_export import export_evidence, ledgers_of
 from trust import limits
+from trust.chain import verify_roots
 from trust.edge.files import write_atomic
-from trust.errors import EvidenceError, InputError, Reason
+from trust.errors import EvidenceError, InputError, MeshError, Reason
 from trust.evidence_verify import NOT_PROVED, Report, Section, Verdict, verify_evidence
 from trust.execution import parse_id
+from trust.x509 import check_anchors
 
 app = typer.Typer(
     add_completion=False,
@@ -84,7 +87,8 @@ def verify(
     """Say what a file proves. Exit 0: all that it can; 1: something contradicts; 3: something could not be told."""
     with file.open("rb") as opened:  # one byte more than allowed shows that it is too large
         data = opened.read(limits.MAX_EVIDENCE_BYTES + 1)
-    trusted, anchors = root.read_bytes(), None if ca is None else ca.read_bytes()
+    trusted = _usable(root, lambda data: verify_roots(data, ()))
+    anchors = None if ca is None else _usable(ca, check_anchors)
     try:
         report = verify_evidence(data, trusted, anchors)
     except EvidenceError as error:
@@ -98,6 +102,20 @@ def verify(
     code = _EXITS[report.verdict()]
     if code:
         raise typer.Exit(code)
+
+
+def _usable(path: Path, check: Callable[[bytes], object]) -> bytes:
+    """Return a file that the reader trusts; a damaged one says nothing about the evidence.
+
+    Raises:
+        InputError: INPUT_INVALID, naming it.
+    """
+    data = path.read_bytes()
+    try:
+        check(data)
+    except MeshError as error:
+        raise InputError(Reason.INPUT_INVALID, f"{path} cannot be used: {error.detail}") from None
+    return data
 
 
 def _as_json(report: Report) -> dict[str, object]:

@@ -273,6 +273,10 @@ def test_the_verbs_write_check_and_refuse_a_file(made: Made, tmp_path: pathlib.P
     told = cli(*check, "--ca", str(ca))
     assert (told.exit_code, json.loads(told.stdout)["verdict"]) == (0, "established")
     assert cli(*check).exit_code == 3
+    swapped = cli(
+        "verify", str(file), "--root", str(ca), "--ca", str(root)
+    )  # by mistake: nothing about the file
+    assert isinstance(swapped.exception, InputError)
     document = json.loads(made.data)
     document["records"][1]["index"], document["records"][0]["index"] = 1, 0
     file.write_bytes(changed(document, ("records", 0, "record"), document["records"][1]["record"]))
