@@ -6,11 +6,10 @@ nothing that the quorum did not sign.
 
 import asyncio
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any
 
 import grpc
 from securesystemslib.signer import Signer
@@ -21,6 +20,7 @@ from control_plane.core.bundle_checks import check_bundles
 from control_plane.core.proposals import ID_DIGITS
 from control_plane.edge.mesh_file import MeshFile
 from control_plane.edge.operator_client import Credentials, OperatorClient, ProposalContent
+from control_plane.edge.operator_memory import OperatorMemory
 from control_plane.edge.source_folder import read_folder
 from egm.v1 import operator_pb2
 from trust import limits
@@ -38,8 +38,7 @@ from trust.bundle import Bundle, read_bundle, read_claimed_bundle
 from trust.chain import Stored, sha256_of_target, verify_metadata, verify_policy
 from trust.edge.clock import SystemClock
 from trust.edge.distribution_client import GrpcFileSource
-from trust.edge.files import write_atomic
-from trust.errors import CapacityError, EvidenceError, InputError, Reason, StateError
+from trust.errors import CapacityError, EvidenceError, InputError, Reason
 from trust.keys import key_name
 from trust.metadata import ONLINE_ROLES, check, check_root, check_targets, lint_rotation
 from trust.metadata_diff import HolderChange, holder_changes
@@ -48,11 +47,6 @@ from trust.ports import FileSource
 from trust.quorum import keys_of
 from trust.repository import RepositoryState, metadata_path, target_file_path
 from trust.verified import BASE_ROLE, VerifiedPolicy, target_path
-
-FLOOR_FILE: Final = "operator-floor.json"
-REVIEWED_FILE: Final = "reviewed.json"  # proposal id to the digest that `egm policy review` showed here
-_MAX_REVIEWED: Final = 200
-V = TypeVar("V", int, str)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +86,7 @@ class Release:
 
     def __init__(self, mesh: MeshFile, directory: Path, client: OperatorClient) -> None:
         self._mesh, self._directory, self._client = mesh, directory, client
-        self._clock = SystemClock()
+        self._clock, self._memory = SystemClock(), OperatorMemory(directory)
 
     async def in_force(self) -> InForce:
         """Fetch and verify what is published now.
@@ -116,40 +110,20 @@ class Release:
             state = RepositoryState.load(read, anchor=trusted)
             root = state.root_metadata()
             if state.timestamp is None or state.snapshot is None:
-                self._check_floor({"root": root.signed.version}, frozenset({BASE_ROLE}))
+                self._memory.check_floor({"root": root.signed.version}, frozenset({BASE_ROLE}))
                 return InForce(root, {}, None)
             # Expiry is not judged here: an expired policy is what a new proposal must be able to follow.
             stored = Stored((), state.timestamp, state.snapshot, state.roles)
             verified = verify_metadata(root.signed, stored)
             delegations = verified.roles[BASE_ROLE].delegations
             delegated = frozenset() if delegations is None else frozenset(delegations.roles or {})
-            self._check_floor(verified.versions, delegated | {BASE_ROLE})
+            self._memory.check_floor(verified.versions, delegated | {BASE_ROLE})
             paths = {sha256_of_target(role, targets): role for role, targets in verified.roles.items()}
             policy = verify_policy(verified, lambda sha256: read(target_file_path(paths[sha256], sha256)))
         finally:
             source.close()
         roles = {role: parse_metadata(data, Targets) for role, data in state.roles.items()}
         return InForce(root, {role: roles[role] for role in verified.roles}, policy)
-
-    def _check_floor(self, versions: Mapping[str, int], expected: frozenset[str]) -> None:
-        """Refuse a control plane that shows less than it once showed here; then remember what it shows.
-
-        Args:
-            versions: what it shows.
-            expected: policy roles that it may not hide once it has shown them.
-        """
-        file = self._directory / FLOOR_FILE
-        floor = _read_record(file, int)
-        for role, lowest in floor.items():
-            shown = versions.get(role, 0 if role in expected else lowest)
-            if role not in ONLINE_ROLES and shown < lowest:
-                raise StateError(
-                    Reason.POLICY_ROLLBACK,
-                    f"the control plane shows {f'version {shown}' if shown else 'no version'} of {role}; "
-                    f"it showed {lowest} before",
-                )
-        if floor != (raised := floor | dict(versions)):
-            write_atomic(file, json.dumps(raised, sort_keys=True).encode())
 
     def _source(self) -> GrpcFileSource:
         credentials = Credentials.load(self._directory / self._mesh.operator)
@@ -276,10 +250,7 @@ class Release:
 
     def remember(self, reviewed: Reviewed) -> None:
         """Note what was shown to the person at this terminal, for `check_reviewed`."""
-        file = self._directory / REVIEWED_FILE
-        record = {**_read_record(file, str), reviewed.digest[:ID_DIGITS]: reviewed.digest}
-        kept = dict(list(record.items())[-_MAX_REVIEWED:])
-        write_atomic(file, json.dumps(kept).encode())
+        self._memory.note_reviewed(reviewed.digest)
 
     def check_reviewed(self, reviewed: Reviewed, digest: str | None = None) -> None:
         """Refuse to sign anything but what was shown: an id is the start of a digest, and two may begin alike.
@@ -291,14 +262,7 @@ class Release:
         Raises:
             EvidenceError: DIGEST_MISMATCH.
         """
-        noted = _read_record(self._directory / REVIEWED_FILE, str).get(reviewed.digest[:ID_DIGITS])
-        for seen in (digest, noted):
-            if seen is not None and seen != reviewed.digest:
-                raise EvidenceError(
-                    Reason.DIGEST_MISMATCH,
-                    f"what was reviewed has the digest {seen[:64]}, what would be signed {reviewed.digest}: "
-                    "the control plane sent something else; do not sign it",
-                )
+        self._memory.check_reviewed(reviewed.digest, digest)
 
     async def sign(
         self, reviewed: Reviewed, signer: Signer, *, digest: str | None = None
@@ -339,26 +303,6 @@ def _fetch(source: FileSource, path: str) -> bytes:
                 Reason.LIMIT_EXCEEDED, f"{path} is over {limits.MAX_BUNDLE_ARCHIVE_BYTES} bytes"
             )
     return bytes(data)
-
-
-def _read_record(file: Path, kind: type[V]) -> dict[str, V]:
-    """Return a file of ours that maps text to values of one kind; empty when there is none.
-
-    Raises:
-        StateError: POLICY_ROLLBACK, if it is damaged: it guards against being shown older policy.
-    """
-    try:
-        record = json.loads(file.read_bytes())
-        if not isinstance(record, dict) or not all(type(value) is kind for value in record.values()):
-            raise ValueError("not such a record")
-    except FileNotFoundError:
-        return {}
-    except (ValueError, RecursionError):
-        raise StateError(
-            Reason.POLICY_ROLLBACK,
-            f"{file} is damaged; restore it, or delete it if you trust the control plane",
-        ) from None
-    return record
 
 
 def _archive_of(

@@ -12,7 +12,8 @@ from tuf.api.metadata import Metadata, Targets
 
 from control_plane.edge.mesh_file import MeshFile
 from control_plane.edge.operator_client import OperatorClient, ProposalContent
-from control_plane.edge.release import FLOOR_FILE, REVIEWED_FILE, Release, Reviewed
+from control_plane.edge.operator_memory import FLOOR_FILE, REVIEWED_FILE, OperatorMemory
+from control_plane.edge.release import Release, Reviewed
 from egm.v1 import operator_pb2
 from tests.support.control_plane import archive
 from tests.support.folders import folder, namespace_folder
@@ -222,11 +223,17 @@ def test_a_control_plane_that_hides_all_policy_is_refused(terminal: Terminal) ->
 def test_a_control_plane_that_hides_a_namespace_is_refused(terminal: Terminal) -> None:
     """A delegated namespace that was shown once must stay: its forbids are part of what is in force."""
     asyncio.run(terminal.release.in_force())
-    terminal.release._check_floor({"targets": 1, "root": 1, "payments": 3}, frozenset({"targets"}))
+    OperatorMemory(terminal.directory).check_floor(
+        {"targets": 1, "root": 1, "payments": 3}, frozenset({"targets"})
+    )
     with pytest.raises(MeshError) as caught:
-        terminal.release._check_floor({"targets": 2, "root": 1}, frozenset({"targets", "payments"}))
+        OperatorMemory(terminal.directory).check_floor(
+            {"targets": 2, "root": 1}, frozenset({"targets", "payments"})
+        )
     assert caught.value.reason is Reason.POLICY_ROLLBACK
-    terminal.release._check_floor({"targets": 2, "root": 1}, frozenset({"targets"}))  # its delegation ended
+    OperatorMemory(terminal.directory).check_floor(
+        {"targets": 2, "root": 1}, frozenset({"targets"})
+    )  # its delegation ended
 
 
 def test_a_damaged_floor_is_refused_with_the_way_out(terminal: Terminal) -> None:
