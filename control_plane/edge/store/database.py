@@ -1,5 +1,6 @@
 """The connection to the database: migrated at start, reads and writes in explicit transactions."""
 
+import asyncio
 import contextlib
 import logging
 import sqlite3
@@ -7,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, Final
 
+import aiosqlite
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
@@ -23,6 +25,7 @@ _MIGRATIONS: Final = Path(__file__).resolve().parent.parent / "migrations"
 _WRITES: Final = "egm_writes"
 _BUSY_TIMEOUT_MS: Final = 30_000
 _CONNECT_TIMEOUT_S: Final = 10
+_CLOSE_TIMEOUT_S: Final = 10.0
 # Any fixed number: only one control plane at a time may migrate a shared database.
 _MIGRATION_LOCK: Final = 0x65676D
 
@@ -40,7 +43,10 @@ class Database:
     def __init__(self, url: str) -> None:
         self._url = sa.make_url(url)
         self._sqlite = self._url.get_backend_name() == "sqlite"
-        arguments: dict[str, Any] = {} if self._sqlite else {"timeout": _CONNECT_TIMEOUT_S}
+        self._opened: set[aiosqlite.Connection] = set()
+        arguments: dict[str, Any] = {"timeout": _CONNECT_TIMEOUT_S}
+        if self._sqlite:
+            arguments = {"async_creator_fn": self._open_sqlite}
         self._engine: AsyncEngine = create_async_engine(
             self._url, connect_args=arguments, pool_pre_ping=not self._sqlite
         )
@@ -122,8 +128,21 @@ class Database:
             ) from error
 
     async def close(self) -> None:
-        """Close every connection."""
+        """Close every connection, and wait for the thread of each: one that outlives the loop dies with an error."""
         await self._engine.dispose()
+        for connection in self._opened:
+            # Left open by a task that was cancelled while it connected or wrote.
+            if connection._running:
+                connection.stop()
+            await asyncio.to_thread(connection._thread.join, _CLOSE_TIMEOUT_S)
+        self._opened.clear()
+
+    def _open_sqlite(self, *arguments: Any, **options: Any) -> aiosqlite.Connection:
+        """Make a connection that `close` knows of, also when the task that asked for it is cancelled."""
+        connection = aiosqlite.connect(*arguments, **options)
+        connection._thread.daemon = True  # as SQLAlchemy does for the connections that it makes itself
+        self._opened = {one for one in self._opened if one._thread.is_alive()} | {connection}
+        return connection
 
     def _shown(self) -> str:
         return self._url.render_as_string(hide_password=True)
