@@ -1,7 +1,6 @@
 """`make bench`: measure, print, and write docs/performance.md with the machine and the date."""
 
 import datetime
-import os
 import platform
 import sys
 from collections.abc import Sequence
@@ -112,7 +111,6 @@ def page(
 
 def main() -> int:
     """Run every benchmark."""
-    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # as the egm command does
     sys.stderr.write("decisions …\n")
     decided = decisions.run()
     sys.stderr.write("proxy …\n")
