@@ -24,10 +24,11 @@ def lines() -> Iterator[io.StringIO]:
     handler.addFilter(RateLimit(monotonic=lambda: 0.0))
     logger = logging.getLogger("egm.decisions")
     logger.addHandler(handler)
-    before, logger.level = logger.level, logging.INFO
+    before = logger.level
+    logger.setLevel(logging.INFO)  # not `level =`: a logger remembers what an earlier test found disabled
     yield stream
     logger.removeHandler(handler)
-    logger.level = before
+    logger.setLevel(before)
 
 
 def test_refusal_is_one_json_line_with_everything_to_ask_why(lines: io.StringIO) -> None:
