@@ -179,6 +179,7 @@ def test_the_untouched_file_is_established_by_both_verifiers(made: Made) -> None
 _OPTIONAL = {"endorsement", "policies", "outcome"}
 
 
+@pytest.mark.timeout(900)  # over a thousand files, each judged twice
 @pytest.mark.timeout(300)
 def test_every_tampering_at_every_place_is_refused_by_both_and_named(made: Made) -> None:
     """One change anywhere: not accepted, a place is named, and the second verifier agrees."""
