@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -139,12 +140,12 @@ async def test_every_kind_of_call_is_guarded_and_knows_its_caller(tmp_path: Path
         assert found == [ALICE.encode()] * 2
         executed = len(seen.calls)
         assert await refusal(output(b"y", metadata=sidecar.hand_over(OUTPUT, b"x"))) is Reason.PERMIT_MISMATCH
-        for call in (output(b"x"), duplex(iter([b"1"]))):
+        for call in (output(b"x"), duplex(silent())):
             assert await refusal(call) is Reason.PERMIT_MISSING
         metadata = sidecar.hand_over(DUPLEX, b"1")
-        assert await refusal(duplex(iter([b"1"]), metadata=metadata)) is Reason.PERMIT_MISMATCH
+        assert await refusal(duplex(silent(), metadata=metadata)) is Reason.PERMIT_MISMATCH
         with pytest.raises(grpc.aio.AioRpcError) as error:
-            await collect(iter([b"1"]))
+            await collect(silent())
         assert error_from_rpc(error.value).reason is Reason.PERMIT_MISSING
         assert error.value.code() is grpc.StatusCode.FAILED_PRECONDITION
         sidecar.file.unlink()
@@ -153,6 +154,12 @@ async def test_every_kind_of_call_is_guarded_and_knows_its_caller(tmp_path: Path
         health = await sidecars.unary(address, "/grpc.health.v1.Health/Check")
         assert health is Reason.SOURCE_UNAVAILABLE  # unknown there (UNIMPLEMENTED), not refused
         assert len(seen.calls) == executed
+
+
+async def silent() -> AsyncIterator[bytes]:
+    """Open a stream and say nothing: a message written into a refusal turns it into INTERNAL at grpc.aio's clients."""
+    await asyncio.Event().wait()
+    yield b""
 
 
 async def refusal(call: Any) -> Reason:
