@@ -17,6 +17,7 @@ from trust import limits
 from trust.record_rules import check_intent, check_outcome, is_simple, malformed, plain, trace_of
 
 FORMAT: Final = 1
+FORMAT_WITH_PERMIT: Final = 2  # a reader that knows only the first says that it must be upgraded
 
 
 @enum.unique
@@ -80,6 +81,7 @@ class Intent:
     span_id: bytes = b""
     decision_id: str = ""
     sealed_request: bytes = b""
+    permit: bytes = b""  # the token itself; records of format 1 hold its digest alone
 
     @property
     def trace_id(self) -> bytes:
@@ -130,7 +132,8 @@ def build_record(record: Record) -> bytes:
     if isinstance(record, Intent):
         record = _written(record)
         check_intent(record)
-        message = pb.ExecutionRecord(format=FORMAT, intent=_intent_to_wire(record))
+        number = FORMAT_WITH_PERMIT if record.permit else FORMAT
+        message = pb.ExecutionRecord(format=number, intent=_intent_to_wire(record))
     else:
         check_outcome(record)
         message = pb.ExecutionRecord(format=FORMAT, outcome=_outcome_to_wire(record))
@@ -154,12 +157,17 @@ def parse_record(data: bytes) -> Record:
         message.ParseFromString(data)
     except (DecodeError, RecursionError):
         raise malformed("not an egm.v1.ExecutionRecord") from None
-    if message.format != FORMAT:
-        raise malformed(f"format {message.format}; this version reads format {FORMAT}, upgrade to read newer")
+    if message.format not in {FORMAT, FORMAT_WITH_PERMIT}:
+        raise malformed(
+            f"format {message.format}; this version reads formats {FORMAT} and {FORMAT_WITH_PERMIT}, "
+            "upgrade to read newer"
+        )
     message.DiscardUnknownFields()
     if message.SerializeToString(deterministic=True) != data:
         raise malformed("unknown fields, or not the shortest encoding in field order")
     kind = message.WhichOneof("kind")
+    if (message.format == FORMAT_WITH_PERMIT) is not bool(message.intent.permit):
+        raise malformed(f"format {FORMAT_WITH_PERMIT} is for records with a permit, and for those alone")
     try:
         if kind == "intent":
             intent = _intent_from_wire(message.intent)
@@ -237,6 +245,7 @@ def _intent_to_wire(r: Intent) -> pb.Intent:
         span_id=r.span_id,
         decision_id=r.decision_id,
         sealed_request=r.sealed_request,
+        permit=r.permit,
     )
 
 
@@ -273,6 +282,7 @@ def _intent_from_wire(m: pb.Intent) -> Intent:
         span_id=m.span_id,
         decision_id=m.decision_id,
         sealed_request=m.sealed_request,
+        permit=m.permit,
     )
 
 

@@ -118,7 +118,15 @@ def check_intent(r: "Intent") -> None:
     _number("policies_omitted", r.policies_omitted, _MAX_UINT32)
     _number("obligations_omitted", r.obligations_omitted, _MAX_UINT32)
     _size_up_to("sealed_request", r.sealed_request, limits.MAX_SEALED_PAYLOAD_BYTES)
+    if r.permit:
+        _check_permit(r.permit, r.permit_sha256)
     _check_chain(r)
+
+
+def _check_permit(permit: bytes, sha256: bytes) -> None:
+    _size_up_to("permit", permit, limits.MAX_PERMIT_BYTES)
+    if hashlib.sha256(permit).digest() != sha256:
+        raise malformed("permit is not the one that permit_sha256 names")
 
 
 def _check_chain(r: "Intent") -> None:

@@ -65,6 +65,7 @@ class Case:
     parent: Permit | None = None
     permit: Permit | None = None  # accepted (inbound)
     permit_sha256: bytes = b""
+    permit_token: bytes = b""  # what it is the digest of: minted (outbound) or accepted (inbound)
     request_sha256: bytes = b""
     hand_over: bool = False  # the local service accepts only what this sidecar signs for it
     only_request: bool = False  # the request that was decided is the whole of what the caller sends
@@ -186,6 +187,7 @@ class Notary:
             return
         claims = permit.claims
         case.permit, case.permit_sha256 = permit, permit.sha256
+        case.permit_token = b"" if case.token is None else case.token.encode("ascii")
         case.execution_id, case.root_id = claims.execution_id, claims.root_id
         case.link = Link.NONE if claims.parent_sha256 is None else Link.VERIFIED
 
@@ -245,7 +247,7 @@ class Notary:
             callee=self._callee(attempt.service),
             policy_sha256=bytes.fromhex(held.policy.base.sha256),
         )
-        case.permit_sha256 = permit_sha256(token)
+        case.permit_sha256, case.permit_token = permit_sha256(token), token.encode("ascii")
         return (PERMIT_KEY, token), (ENDORSEMENT_KEY, signing.endorsement())
 
     def _hand_over(self, case: Case, now_ms: int) -> str:
@@ -321,6 +323,7 @@ class Notary:
             would_deny="" if decision.would_deny is None else decision.would_deny.value,
             level=decision.level,
             permit_sha256=case.permit_sha256,
+            permit=case.permit_token,
             node=self._node,
             boot_id=self._boot_id,
             wall_ms=self._clock.now_ms(),

@@ -1,6 +1,7 @@
 """Execution records: one accepted encoding, bounded, and total over what others choose."""
 
-from dataclasses import fields
+import hashlib
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -36,6 +37,8 @@ FULL = intent(
     traceparent=TRACE,
     span_id=b"12345678",
     sealed_request=b"sealed",
+    permit=b"the.permit.itself",
+    permit_sha256=hashlib.sha256(b"the.permit.itself").digest(),
 )
 ENDED = outcome(FULL, ending=Ending.CUT, reason="AUTHORIZATION_WITHDRAWN", sealed_response=b"sealed")
 
@@ -92,7 +95,8 @@ def test_bytes_that_say_the_same_differently_are_refused() -> None:
 def test_what_is_no_record_is_refused() -> None:
     """Empty, another format, no kind, two kinds, not protobuf, too large."""
     assert "format 0" in refused(b"")
-    assert "format 2" in refused(pb.ExecutionRecord(format=2).SerializeToString())
+    assert "format 3" in refused(pb.ExecutionRecord(format=3).SerializeToString())
+    assert "for records with a permit" in refused(pb.ExecutionRecord(format=2).SerializeToString())
     assert "neither" in refused(pb.ExecutionRecord(format=1).SerializeToString())
     assert "not an egm" in refused(b"\xff\xff\xff")
     both = build_record(intent()) + build_record(outcome(intent()))
@@ -243,3 +247,27 @@ def test_a_child_links_to_the_permit_of_its_parent() -> None:
     built = parse_record(build_record(child(2, parent)))
     assert isinstance(built, Intent)
     assert (built.root_id, built.parent_permit_sha256) == (parent.execution_id, parent.permit_sha256)
+
+
+def test_a_permit_that_is_not_the_one_of_the_digest_is_refused() -> None:
+    """Else a node could show one permit to the callee and another to the auditor."""
+    for false in (
+        replace(FULL, permit=b"another.permit.here"),
+        replace(FULL, permit_sha256=b""),
+        replace(FULL, permit=b"x" * (limits.MAX_PERMIT_BYTES + 1)),
+    ):
+        with pytest.raises(EvidenceError, match="permit"):
+            build_record(false)
+    message = pb.ExecutionRecord.FromString(build_record(FULL))
+    message.intent.permit = b"another.permit.here"
+    assert "permit_sha256 names" in refused(message.SerializeToString(deterministic=True))
+
+
+def test_records_from_before_permits_were_kept_are_read_and_stay_what_they_were() -> None:
+    """Ledgers of yesterday hold the digest alone, as format 1; a permit under that number is refused."""
+    old = replace(FULL, permit=b"")
+    message = pb.ExecutionRecord.FromString(build_record(old))
+    assert message.format == 1
+    assert parse_record(build_record(old)) == old
+    message.intent.permit = FULL.permit
+    assert "for records with a permit" in refused(message.SerializeToString(deterministic=True))

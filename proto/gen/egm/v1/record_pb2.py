@@ -24,49 +24,49 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13\x65gm/v1/record.proto\x12\x06\x65gm.v1\"o\n\x0f\x45xecutionRecord\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\r\x12 \n\x06intent\x18\x02 \x01(\x0b\x32\x0e.egm.v1.IntentH\x00\x12\"\n\x07outcome\x18\x03 \x01(\x0b\x32\x0f.egm.v1.OutcomeH\x00\x42\x06\n\x04kind\"\xac\x05\n\x06Intent\x12\x14\n\x0c\x65xecution_id\x18\x01 \x01(\x0c\x12\x0f\n\x07root_id\x18\x02 \x01(\x0c\x12\x11\n\tparent_id\x18\x03 \x01(\x0c\x12\'\n\x0bparent_link\x18\x04 \x01(\x0e\x32\x12.egm.v1.ParentLink\x12\x1c\n\x14parent_permit_sha256\x18\x05 \x01(\x0c\x12$\n\tdirection\x18\x06 \x01(\x0e\x32\x11.egm.v1.Direction\x12\x0e\n\x06\x63\x61ller\x18\x07 \x01(\t\x12\r\n\x05\x61uthn\x18\x08 \x01(\t\x12\x0f\n\x07service\x18\t \x01(\t\x12\x0e\n\x06\x63\x61llee\x18\n \x01(\t\x12\x0e\n\x06method\x18\x0b \x01(\t\x12\x16\n\x0erequest_sha256\x18\x0c \x01(\x0c\x12\x16\n\x0epolicy_version\x18\r \x01(\x03\x12\x15\n\rpolicy_sha256\x18\x0e \x01(\x0c\x12\x10\n\x08policies\x18\x0f \x03(\t\x12\x18\n\x10policies_omitted\x18\x10 \x01(\r\x12\x0f\n\x07\x61llowed\x18\x11 \x01(\x08\x12\x0e\n\x06reason\x18\x12 \x01(\t\x12\x12\n\nwould_deny\x18\x13 \x01(\t\x12\r\n\x05level\x18\x14 \x01(\x05\x12\'\n\x0bobligations\x18\x15 \x03(\x0b\x32\x12.egm.v1.Obligation\x12\x15\n\rpermit_sha256\x18\x16 \x01(\x0c\x12\x0c\n\x04node\x18\x17 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x18 \x01(\t\x12\x0f\n\x07wall_ms\x18\x19 \x01(\x03\x12\x14\n\x0cmonotonic_ms\x18\x1a \x01(\x03\x12\x13\n\x0btraceparent\x18\x1b \x01(\t\x12\x0f\n\x07span_id\x18\x1c \x01(\x0c\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x1d \x01(\t\x12\x16\n\x0esealed_request\x18\x1e \x01(\x0c\x12\x1b\n\x13obligations_omitted\x18\x1f \x01(\r\")\n\nObligation\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"\xf9\x02\n\x07Outcome\x12\x14\n\x0c\x65xecution_id\x18\x01 \x01(\x0c\x12$\n\tdirection\x18\x02 \x01(\x0e\x32\x11.egm.v1.Direction\x12!\n\x04kind\x18\x03 \x01(\x0e\x32\x13.egm.v1.OutcomeKind\x12\x0e\n\x06status\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x17\n\x0fresponse_sha256\x18\x06 \x01(\x0c\x12\x18\n\x10request_messages\x18\x07 \x01(\x04\x12\x15\n\rrequest_bytes\x18\x08 \x01(\x04\x12\x19\n\x11response_messages\x18\t \x01(\x04\x12\x16\n\x0eresponse_bytes\x18\n \x01(\x04\x12\x13\n\x0b\x64uration_us\x18\x0b \x01(\x03\x12\x0c\n\x04node\x18\x0c \x01(\t\x12\x0f\n\x07\x62oot_id\x18\r \x01(\t\x12\x0f\n\x07wall_ms\x18\x0e \x01(\x03\x12\x14\n\x0cmonotonic_ms\x18\x0f \x01(\x03\x12\x17\n\x0fsealed_response\x18\x10 \x01(\x0c\"/\n\x0fPositionRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0e\n\x06ledger\x18\x02 \x01(\t\"&\n\x10PositionResponse\x12\x12\n\nnext_index\x18\x01 \x01(\x03\"d\n\x0bShipRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0e\n\x06ledger\x18\x02 \x01(\t\x12\x13\n\x0b\x66irst_index\x18\x03 \x01(\x03\x12\x0f\n\x07records\x18\x04 \x03(\x0c\x12\x11\n\tafter_gap\x18\x05 \x01(\x08\"\x1d\n\x07ShipAck\x12\x12\n\nnext_index\x18\x01 \x01(\x03\"|\n\x0e\x45xecutionEntry\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0e\n\x06ledger\x18\x02 \x01(\t\x12\x14\n\x0cintent_index\x18\x03 \x01(\x03\x12\x0e\n\x06intent\x18\x04 \x01(\x0c\x12\x15\n\routcome_index\x18\x05 \x01(\x03\x12\x0f\n\x07outcome\x18\x06 \x01(\x0c\"+\n\x13GetExecutionRequest\x12\x14\n\x0c\x65xecution_id\x18\x01 \x01(\x0c\"?\n\x14GetExecutionResponse\x12\'\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x16.egm.v1.ExecutionEntry\"\xbb\x01\n\x15ListExecutionsRequest\x12\r\n\x05limit\x18\x01 \x01(\x05\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\t\x12\x0e\n\x06\x63\x61ller\x18\x03 \x01(\t\x12\x0f\n\x07service\x18\x04 \x01(\t\x12\x0e\n\x06method\x18\x05 \x01(\t\x12\x10\n\x08\x64\x65\x63ision\x18\x06 \x01(\t\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12\x0c\n\x04node\x18\x08 \x01(\t\x12\x10\n\x08since_ms\x18\t \x01(\x03\x12\x10\n\x08until_ms\x18\n \x01(\x03\"V\n\x16ListExecutionsResponse\x12\'\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x16.egm.v1.ExecutionEntry\x12\x13\n\x0bnext_cursor\x18\x02 \x01(\t\"!\n\x0eGetTreeRequest\x12\x0f\n\x07root_id\x18\x01 \x01(\x0c\"^\n\x0fGetTreeResponse\x12\x0f\n\x07root_id\x18\x01 \x01(\x0c\x12\'\n\x07\x65ntries\x18\x02 \x03(\x0b\x32\x16.egm.v1.ExecutionEntry\x12\x11\n\ttruncated\x18\x03 \x01(\x08*U\n\tDirection\x12\x19\n\x15\x44IRECTION_UNSPECIFIED\x10\x00\x12\x16\n\x12\x44IRECTION_OUTBOUND\x10\x01\x12\x15\n\x11\x44IRECTION_INBOUND\x10\x02*u\n\nParentLink\x12\x1b\n\x17PARENT_LINK_UNSPECIFIED\x10\x00\x12\x14\n\x10PARENT_LINK_NONE\x10\x01\x12\x1a\n\x16PARENT_LINK_UNVERIFIED\x10\x02\x12\x18\n\x14PARENT_LINK_VERIFIED\x10\x03*{\n\x0bOutcomeKind\x12\x1c\n\x18OUTCOME_KIND_UNSPECIFIED\x10\x00\x12\x1a\n\x16OUTCOME_KIND_COMPLETED\x10\x01\x12\x14\n\x10OUTCOME_KIND_CUT\x10\x02\x12\x1c\n\x18OUTCOME_KIND_INTERRUPTED\x10\x03\x32z\n\x07Records\x12=\n\x08Position\x12\x17.egm.v1.PositionRequest\x1a\x18.egm.v1.PositionResponse\x12\x30\n\x04Ship\x12\x13.egm.v1.ShipRequest\x1a\x0f.egm.v1.ShipAck(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13\x65gm/v1/record.proto\x12\x06\x65gm.v1\"o\n\x0f\x45xecutionRecord\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\r\x12 \n\x06intent\x18\x02 \x01(\x0b\x32\x0e.egm.v1.IntentH\x00\x12\"\n\x07outcome\x18\x03 \x01(\x0b\x32\x0f.egm.v1.OutcomeH\x00\x42\x06\n\x04kind\"\xbc\x05\n\x06Intent\x12\x14\n\x0c\x65xecution_id\x18\x01 \x01(\x0c\x12\x0f\n\x07root_id\x18\x02 \x01(\x0c\x12\x11\n\tparent_id\x18\x03 \x01(\x0c\x12\'\n\x0bparent_link\x18\x04 \x01(\x0e\x32\x12.egm.v1.ParentLink\x12\x1c\n\x14parent_permit_sha256\x18\x05 \x01(\x0c\x12$\n\tdirection\x18\x06 \x01(\x0e\x32\x11.egm.v1.Direction\x12\x0e\n\x06\x63\x61ller\x18\x07 \x01(\t\x12\r\n\x05\x61uthn\x18\x08 \x01(\t\x12\x0f\n\x07service\x18\t \x01(\t\x12\x0e\n\x06\x63\x61llee\x18\n \x01(\t\x12\x0e\n\x06method\x18\x0b \x01(\t\x12\x16\n\x0erequest_sha256\x18\x0c \x01(\x0c\x12\x16\n\x0epolicy_version\x18\r \x01(\x03\x12\x15\n\rpolicy_sha256\x18\x0e \x01(\x0c\x12\x10\n\x08policies\x18\x0f \x03(\t\x12\x18\n\x10policies_omitted\x18\x10 \x01(\r\x12\x0f\n\x07\x61llowed\x18\x11 \x01(\x08\x12\x0e\n\x06reason\x18\x12 \x01(\t\x12\x12\n\nwould_deny\x18\x13 \x01(\t\x12\r\n\x05level\x18\x14 \x01(\x05\x12\'\n\x0bobligations\x18\x15 \x03(\x0b\x32\x12.egm.v1.Obligation\x12\x15\n\rpermit_sha256\x18\x16 \x01(\x0c\x12\x0c\n\x04node\x18\x17 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x18 \x01(\t\x12\x0f\n\x07wall_ms\x18\x19 \x01(\x03\x12\x14\n\x0cmonotonic_ms\x18\x1a \x01(\x03\x12\x13\n\x0btraceparent\x18\x1b \x01(\t\x12\x0f\n\x07span_id\x18\x1c \x01(\x0c\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x1d \x01(\t\x12\x16\n\x0esealed_request\x18\x1e \x01(\x0c\x12\x1b\n\x13obligations_omitted\x18\x1f \x01(\r\x12\x0e\n\x06permit\x18! \x01(\x0c\")\n\nObligation\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"\xf9\x02\n\x07Outcome\x12\x14\n\x0c\x65xecution_id\x18\x01 \x01(\x0c\x12$\n\tdirection\x18\x02 \x01(\x0e\x32\x11.egm.v1.Direction\x12!\n\x04kind\x18\x03 \x01(\x0e\x32\x13.egm.v1.OutcomeKind\x12\x0e\n\x06status\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x17\n\x0fresponse_sha256\x18\x06 \x01(\x0c\x12\x18\n\x10request_messages\x18\x07 \x01(\x04\x12\x15\n\rrequest_bytes\x18\x08 \x01(\x04\x12\x19\n\x11response_messages\x18\t \x01(\x04\x12\x16\n\x0eresponse_bytes\x18\n \x01(\x04\x12\x13\n\x0b\x64uration_us\x18\x0b \x01(\x03\x12\x0c\n\x04node\x18\x0c \x01(\t\x12\x0f\n\x07\x62oot_id\x18\r \x01(\t\x12\x0f\n\x07wall_ms\x18\x0e \x01(\x03\x12\x14\n\x0cmonotonic_ms\x18\x0f \x01(\x03\x12\x17\n\x0fsealed_response\x18\x10 \x01(\x0c\"/\n\x0fPositionRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0e\n\x06ledger\x18\x02 \x01(\t\"&\n\x10PositionResponse\x12\x12\n\nnext_index\x18\x01 \x01(\x03\"d\n\x0bShipRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0e\n\x06ledger\x18\x02 \x01(\t\x12\x13\n\x0b\x66irst_index\x18\x03 \x01(\x03\x12\x0f\n\x07records\x18\x04 \x03(\x0c\x12\x11\n\tafter_gap\x18\x05 \x01(\x08\"\x1d\n\x07ShipAck\x12\x12\n\nnext_index\x18\x01 \x01(\x03\"|\n\x0e\x45xecutionEntry\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0e\n\x06ledger\x18\x02 \x01(\t\x12\x14\n\x0cintent_index\x18\x03 \x01(\x03\x12\x0e\n\x06intent\x18\x04 \x01(\x0c\x12\x15\n\routcome_index\x18\x05 \x01(\x03\x12\x0f\n\x07outcome\x18\x06 \x01(\x0c\"+\n\x13GetExecutionRequest\x12\x14\n\x0c\x65xecution_id\x18\x01 \x01(\x0c\"?\n\x14GetExecutionResponse\x12\'\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x16.egm.v1.ExecutionEntry\"\xbb\x01\n\x15ListExecutionsRequest\x12\r\n\x05limit\x18\x01 \x01(\x05\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\t\x12\x0e\n\x06\x63\x61ller\x18\x03 \x01(\t\x12\x0f\n\x07service\x18\x04 \x01(\t\x12\x0e\n\x06method\x18\x05 \x01(\t\x12\x10\n\x08\x64\x65\x63ision\x18\x06 \x01(\t\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12\x0c\n\x04node\x18\x08 \x01(\t\x12\x10\n\x08since_ms\x18\t \x01(\x03\x12\x10\n\x08until_ms\x18\n \x01(\x03\"V\n\x16ListExecutionsResponse\x12\'\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x16.egm.v1.ExecutionEntry\x12\x13\n\x0bnext_cursor\x18\x02 \x01(\t\"!\n\x0eGetTreeRequest\x12\x0f\n\x07root_id\x18\x01 \x01(\x0c\"^\n\x0fGetTreeResponse\x12\x0f\n\x07root_id\x18\x01 \x01(\x0c\x12\'\n\x07\x65ntries\x18\x02 \x03(\x0b\x32\x16.egm.v1.ExecutionEntry\x12\x11\n\ttruncated\x18\x03 \x01(\x08*U\n\tDirection\x12\x19\n\x15\x44IRECTION_UNSPECIFIED\x10\x00\x12\x16\n\x12\x44IRECTION_OUTBOUND\x10\x01\x12\x15\n\x11\x44IRECTION_INBOUND\x10\x02*u\n\nParentLink\x12\x1b\n\x17PARENT_LINK_UNSPECIFIED\x10\x00\x12\x14\n\x10PARENT_LINK_NONE\x10\x01\x12\x1a\n\x16PARENT_LINK_UNVERIFIED\x10\x02\x12\x18\n\x14PARENT_LINK_VERIFIED\x10\x03*{\n\x0bOutcomeKind\x12\x1c\n\x18OUTCOME_KIND_UNSPECIFIED\x10\x00\x12\x1a\n\x16OUTCOME_KIND_COMPLETED\x10\x01\x12\x14\n\x10OUTCOME_KIND_CUT\x10\x02\x12\x1c\n\x18OUTCOME_KIND_INTERRUPTED\x10\x03\x32z\n\x07Records\x12=\n\x08Position\x12\x17.egm.v1.PositionRequest\x1a\x18.egm.v1.PositionResponse\x12\x30\n\x04Ship\x12\x13.egm.v1.ShipRequest\x1a\x0f.egm.v1.ShipAck(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'egm.v1.record_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DIRECTION']._serialized_start=2121
-  _globals['_DIRECTION']._serialized_end=2206
-  _globals['_PARENTLINK']._serialized_start=2208
-  _globals['_PARENTLINK']._serialized_end=2325
-  _globals['_OUTCOMEKIND']._serialized_start=2327
-  _globals['_OUTCOMEKIND']._serialized_end=2450
+  _globals['_DIRECTION']._serialized_start=2137
+  _globals['_DIRECTION']._serialized_end=2222
+  _globals['_PARENTLINK']._serialized_start=2224
+  _globals['_PARENTLINK']._serialized_end=2341
+  _globals['_OUTCOMEKIND']._serialized_start=2343
+  _globals['_OUTCOMEKIND']._serialized_end=2466
   _globals['_EXECUTIONRECORD']._serialized_start=31
   _globals['_EXECUTIONRECORD']._serialized_end=142
   _globals['_INTENT']._serialized_start=145
-  _globals['_INTENT']._serialized_end=829
-  _globals['_OBLIGATION']._serialized_start=831
-  _globals['_OBLIGATION']._serialized_end=872
-  _globals['_OUTCOME']._serialized_start=875
-  _globals['_OUTCOME']._serialized_end=1252
-  _globals['_POSITIONREQUEST']._serialized_start=1254
-  _globals['_POSITIONREQUEST']._serialized_end=1301
-  _globals['_POSITIONRESPONSE']._serialized_start=1303
-  _globals['_POSITIONRESPONSE']._serialized_end=1341
-  _globals['_SHIPREQUEST']._serialized_start=1343
-  _globals['_SHIPREQUEST']._serialized_end=1443
-  _globals['_SHIPACK']._serialized_start=1445
-  _globals['_SHIPACK']._serialized_end=1474
-  _globals['_EXECUTIONENTRY']._serialized_start=1476
-  _globals['_EXECUTIONENTRY']._serialized_end=1600
-  _globals['_GETEXECUTIONREQUEST']._serialized_start=1602
-  _globals['_GETEXECUTIONREQUEST']._serialized_end=1645
-  _globals['_GETEXECUTIONRESPONSE']._serialized_start=1647
-  _globals['_GETEXECUTIONRESPONSE']._serialized_end=1710
-  _globals['_LISTEXECUTIONSREQUEST']._serialized_start=1713
-  _globals['_LISTEXECUTIONSREQUEST']._serialized_end=1900
-  _globals['_LISTEXECUTIONSRESPONSE']._serialized_start=1902
-  _globals['_LISTEXECUTIONSRESPONSE']._serialized_end=1988
-  _globals['_GETTREEREQUEST']._serialized_start=1990
-  _globals['_GETTREEREQUEST']._serialized_end=2023
-  _globals['_GETTREERESPONSE']._serialized_start=2025
-  _globals['_GETTREERESPONSE']._serialized_end=2119
-  _globals['_RECORDS']._serialized_start=2452
-  _globals['_RECORDS']._serialized_end=2574
+  _globals['_INTENT']._serialized_end=845
+  _globals['_OBLIGATION']._serialized_start=847
+  _globals['_OBLIGATION']._serialized_end=888
+  _globals['_OUTCOME']._serialized_start=891
+  _globals['_OUTCOME']._serialized_end=1268
+  _globals['_POSITIONREQUEST']._serialized_start=1270
+  _globals['_POSITIONREQUEST']._serialized_end=1317
+  _globals['_POSITIONRESPONSE']._serialized_start=1319
+  _globals['_POSITIONRESPONSE']._serialized_end=1357
+  _globals['_SHIPREQUEST']._serialized_start=1359
+  _globals['_SHIPREQUEST']._serialized_end=1459
+  _globals['_SHIPACK']._serialized_start=1461
+  _globals['_SHIPACK']._serialized_end=1490
+  _globals['_EXECUTIONENTRY']._serialized_start=1492
+  _globals['_EXECUTIONENTRY']._serialized_end=1616
+  _globals['_GETEXECUTIONREQUEST']._serialized_start=1618
+  _globals['_GETEXECUTIONREQUEST']._serialized_end=1661
+  _globals['_GETEXECUTIONRESPONSE']._serialized_start=1663
+  _globals['_GETEXECUTIONRESPONSE']._serialized_end=1726
+  _globals['_LISTEXECUTIONSREQUEST']._serialized_start=1729
+  _globals['_LISTEXECUTIONSREQUEST']._serialized_end=1916
+  _globals['_LISTEXECUTIONSRESPONSE']._serialized_start=1918
+  _globals['_LISTEXECUTIONSRESPONSE']._serialized_end=2004
+  _globals['_GETTREEREQUEST']._serialized_start=2006
+  _globals['_GETTREEREQUEST']._serialized_end=2039
+  _globals['_GETTREERESPONSE']._serialized_start=2041
+  _globals['_GETTREERESPONSE']._serialized_end=2135
+  _globals['_RECORDS']._serialized_start=2468
+  _globals['_RECORDS']._serialized_end=2590
 # @@protoc_insertion_point(module_scope)

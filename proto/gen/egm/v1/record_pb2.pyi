@@ -106,7 +106,7 @@ class ExecutionRecord(_message.Message):
     INTENT_FIELD_NUMBER: _builtins.int
     OUTCOME_FIELD_NUMBER: _builtins.int
     format: _builtins.int
-    """1"""
+    """2 when it holds a permit, else 1"""
     @_builtins.property
     def intent(self) -> Global___Intent: ...
     @_builtins.property
@@ -165,6 +165,7 @@ class Intent(_message.Message):
     DECISION_ID_FIELD_NUMBER: _builtins.int
     SEALED_REQUEST_FIELD_NUMBER: _builtins.int
     OBLIGATIONS_OMITTED_FIELD_NUMBER: _builtins.int
+    PERMIT_FIELD_NUMBER: _builtins.int
     execution_id: _builtins.bytes
     """UUIDv7, 16 bytes; the same on both sides when a permit carries it"""
     root_id: _builtins.bytes
@@ -217,6 +218,8 @@ class Intent(_message.Message):
     """only for @audit("payload"): encrypted to the auditor's key"""
     obligations_omitted: _builtins.int
     """beyond the most that a record lists"""
+    permit: _builtins.bytes
+    """the permit itself: the compact JWS as it travels, whose SHA-256 is permit_sha256"""
     @_builtins.property
     def policies(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """determining policy ids, ascending"""
@@ -257,10 +260,11 @@ class Intent(_message.Message):
         decision_id: _builtins.str = ...,
         sealed_request: _builtins.bytes = ...,
         obligations_omitted: _builtins.int = ...,
+        permit: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed", "authn", b"authn", "boot_id", b"boot_id", "callee", b"callee", "caller", b"caller", "decision_id", b"decision_id", "direction", b"direction", "execution_id", b"execution_id", "level", b"level", "method", b"method", "monotonic_ms", b"monotonic_ms", "node", b"node", "obligations", b"obligations", "obligations_omitted", b"obligations_omitted", "parent_id", b"parent_id", "parent_link", b"parent_link", "parent_permit_sha256", b"parent_permit_sha256", "permit_sha256", b"permit_sha256", "policies", b"policies", "policies_omitted", b"policies_omitted", "policy_sha256", b"policy_sha256", "policy_version", b"policy_version", "reason", b"reason", "request_sha256", b"request_sha256", "root_id", b"root_id", "sealed_request", b"sealed_request", "service", b"service", "span_id", b"span_id", "traceparent", b"traceparent", "wall_ms", b"wall_ms", "would_deny", b"would_deny"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed", "authn", b"authn", "boot_id", b"boot_id", "callee", b"callee", "caller", b"caller", "decision_id", b"decision_id", "direction", b"direction", "execution_id", b"execution_id", "level", b"level", "method", b"method", "monotonic_ms", b"monotonic_ms", "node", b"node", "obligations", b"obligations", "obligations_omitted", b"obligations_omitted", "parent_id", b"parent_id", "parent_link", b"parent_link", "parent_permit_sha256", b"parent_permit_sha256", "permit", b"permit", "permit_sha256", b"permit_sha256", "policies", b"policies", "policies_omitted", b"policies_omitted", "policy_sha256", b"policy_sha256", "policy_version", b"policy_version", "reason", b"reason", "request_sha256", b"request_sha256", "root_id", b"root_id", "sealed_request", b"sealed_request", "service", b"service", "span_id", b"span_id", "traceparent", b"traceparent", "wall_ms", b"wall_ms", "would_deny", b"would_deny"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

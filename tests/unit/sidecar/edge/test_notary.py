@@ -1,5 +1,6 @@
 """What the notary adds to a call and forgets of one: hand-overs, and permits of calls that were denied."""
 
+import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from sidecar.core.call import Attempt, Decision, Direction
@@ -10,7 +11,7 @@ from tests.support.permits import ALICE, CERTIFICATE, NODE, NOW_MS, PAY, PAYMENT
 from tests.support.permits import Signing as NodeSigning
 from tests.support.permits import token as mint
 from tests.support.sidecar_core import ManualClock
-from trust.errors import Reason
+from trust.errors import Reason, StateError
 from trust.handover import HANDOVER_KEY, authenticate_handover
 from trust.permit import PERMIT_KEY, permit_sha256
 from trust.policy.types import Authn
@@ -111,3 +112,17 @@ async def test_where_no_hand_over_is_configured_none_is_made() -> None:
     node, token = Node(), permit()
     case = node.admitted((PERMIT_KEY, token))
     assert await node.notary.opened(case, ALLOWED, now_ms=NOW_MS) == ((PERMIT_KEY, token),)
+
+
+async def test_an_accepted_permit_is_recorded_whole_and_one_that_is_refused_is_not() -> None:
+    """The token itself is the proof; what was not accepted is chosen by whoever calls, and fills no ledger."""
+    node, token = Node(), permit()
+    await node.notary.opened(node.admitted((PERMIT_KEY, token)), ALLOWED, now_ms=NOW_MS)
+    attempt = Attempt(Direction.INBOUND, "payments", PAY, ALICE, Authn.MTLS)
+    replayed = node.notary.arrived(attempt, ((PERMIT_KEY, token),), CERTIFICATE)
+    assert replayed is not None
+    with pytest.raises(StateError, match="PERMIT_REPLAYED"):
+        node.notary.admit(replayed, None, now_ms=NOW_MS)
+    node.notary.refused(replayed, DENIED)
+    kept = [one.permit for one in node.records.held if isinstance(one, Intent)]
+    assert kept == [token.encode(), b""]
