@@ -80,6 +80,25 @@ class Reason(enum.StrEnum):
     PROOF_INVALID = "PROOF_INVALID"  # a proof, note, checkpoint or tile is malformed or does not hold
     LEDGER_UNAVAILABLE = "LEDGER_UNAVAILABLE"  # the disk failed or is full: nothing more is acknowledged
     LEDGER_CONTRADICTED = "LEDGER_CONTRADICTED"  # what is on disk is not what was signed
+    # attestation
+    NODE_NOT_ATTESTED = "NODE_NOT_ATTESTED"  # level 5: too few witnesses vouch for this node now
+    ATTESTATION_MISSING = "ATTESTATION_MISSING"  # the permit names no trust credential
+    ATTESTATION_UNKNOWN = "ATTESTATION_UNKNOWN"  # the credential that a permit names is not here
+    ATTESTATION_INVALID = "ATTESTATION_INVALID"  # a credential that does not verify, or is another node's
+    ATTESTATION_EXPIRED = "ATTESTATION_EXPIRED"  # too few of its cosignatures are young enough
+    EVIDENCE_INVALID = "EVIDENCE_INVALID"  # malformed, or not signed by the node it speaks of
+    NONCE_UNKNOWN = "NONCE_UNKNOWN"  # the evidence answers no open challenge of this witness
+    COUNTER_REGRESSED = "COUNTER_REGRESSED"  # the node signed a counter that is not above its last
+    BOOT_RETURNED = "BOOT_RETURNED"  # an earlier boot of the node speaks again
+    MEASUREMENT_REFUSED = "MEASUREMENT_REFUSED"  # not among the reference values of the policy
+    POLICY_BEHIND = "POLICY_BEHIND"  # the node enforces older policy than the signed lag allows
+    POLICY_CONFLICT = "POLICY_CONFLICT"  # two contents under one policy version
+    LEVEL_TOO_LOW = "LEVEL_TOO_LOW"  # the node enforces less than its policy says
+    CHECKPOINT_REGRESSED = "CHECKPOINT_REGRESSED"  # the node's ledger is shorter than it was
+    CHECKPOINT_CONFLICT = "CHECKPOINT_CONFLICT"  # two ledgers under one name
+    CLOCK_WRONG = "CLOCK_WRONG"  # the node's clock is not that of its witness
+    WITNESS_NOT_LISTED = "WITNESS_NOT_LISTED"  # this node is no witness by the policy in force
+    WITNESS_UNAVAILABLE = "WITNESS_UNAVAILABLE"  # the witness cannot remember what it would vouch for
     # capacity
     LIMIT_EXCEEDED = "LIMIT_EXCEEDED"
 

@@ -146,3 +146,20 @@ MAX_EVIDENCE_ANCHORS: Final = 64
 MAX_KEPT_ENDORSEMENTS: Final = (
     10_000  # endorsements of its key that a node keeps for evidence: a year of hours
 )
+
+# attestation
+MIN_ATTESTATION_TTL_S: Final = 3
+MAX_ATTESTATION_TTL_S: Final = 3600
+MAX_ATTESTATION_LAG_S: Final = 24 * 3600  # how long a node may enforce an older policy than its witness
+MAX_WITNESSES: Final = 32  # in one roster
+MAX_LOG_WITNESSES: Final = 8  # third parties that cosign checkpoints alone
+MAX_EVIDENCE_STATEMENT_BYTES: Final = 16 * 1024  # what a node says of itself, signed
+MAX_CREDENTIAL_BYTES: Final = 32 * 1024  # that, with the cosignatures
+MAX_CREDENTIALS: Final = 4_096  # of other nodes, verified and kept
+MAX_WITNESSED_NODES: Final = 10_000  # that one witness remembers
+MAX_EARLIER_BOOTS: Final = 16  # of one node, that a witness remembers
+MAX_CONSISTENCY_HASHES: Final = 64  # in one consistency proof
+MAX_REFERENCE_VALUES: Final = 1_024  # accepted measurements in one bundle
+MAX_MEASURED_FILES: Final = 20_000  # of the installed distribution
+NONCE_LIFETIME_MS: Final = 15_000  # from a challenge to its evidence
+WITNESS_TIMEOUT_S: Final = 5.0  # for one answer of a witness
