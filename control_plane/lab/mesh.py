@@ -1,7 +1,7 @@
 """A development mesh: one control plane, one sidecar per service, one for the other workloads."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -16,6 +16,7 @@ from trust.edge.files import write_atomic
 from trust.errors import InputError, MeshError, Reason, StateError
 from trust.spiffe import check_name
 
+CONTROL_PLANE: Final = "control-plane"  # the member; no node may have the name
 WORKLOADS_NODE: Final = "workloads"  # the sidecar of every workload that is not itself a service
 LOOPBACK: Final = "127.0.0.1"
 SETTLE_TIMEOUT_S: Final = 30.0
@@ -30,16 +31,21 @@ class Plan:
     trust_domain: str
     services: Mapping[str, str]  # service -> HOST:PORT or unix:///PATH
     workloads: Sequence[str] = ()
-    broker: str = "embedded"
+    broker: str = "embedded"  # as the control plane is told
+    node_broker: str | None = None  # as the nodes are told; default: what the control plane says of it
+    # node -> the services and other workloads it speaks for; default: a node per service, one for the others
+    placement: Mapping[str, Sequence[str]] | None = None
 
     def __post_init__(self) -> None:
-        for name in (*self.services, *self.workloads):
+        for name in (*self.services, *self.workloads, *(self.placement or ())):
             check_name(name)
-        if WORKLOADS_NODE in self.services:
+        if self.placement is None and WORKLOADS_NODE in self.services:
             raise InputError(Reason.INPUT_INVALID, f"{WORKLOADS_NODE!r} names a node; rename the service")
 
     def nodes(self) -> dict[str, tuple[str, ...]]:
         """Return node -> workloads it speaks for."""
+        if self.placement is not None:
+            return {node: tuple(workloads) for node, workloads in self.placement.items()}
         nodes = {service: (service,) for service in self.services}
         others = tuple(sorted(set(self.workloads) - set(self.services)))
         return nodes | ({WORKLOADS_NODE: others} if others else {})
@@ -52,8 +58,18 @@ class NodePlan:
     name: str
     workloads: Sequence[str]
     admin: str
-    inbound: str | None  # for the service of the same name
+    inbound: Mapping[str, str]  # service -> listener
     outbound: Mapping[tuple[str, str], str]  # (workload, service) -> listener
+
+
+def own_process(name: str, arguments: Sequence[str], log: Path) -> Process:
+    """Return the process `egm ARGUMENTS…` of a member."""
+    return Process(name, arguments, log=log)
+
+
+def as_it_is(_member: str, address: str) -> str:
+    """Members reach each other where they listen."""
+    return address
 
 
 @dataclass
@@ -64,11 +80,14 @@ class DevelopmentMesh:
     plan: Plan
     processes: dict[str, Process] = field(default_factory=dict)
     file: MeshFile | None = None
+    process: Callable[[str, Sequence[str], Path], Process] = own_process  # (member, arguments, log)
+    # (member, where it listens) -> the address that the other members are told (the lab puts links between)
+    reached: Callable[[str, str], str] = as_it_is
 
     @property
     def control_plane(self) -> Process:
         """The control plane's process."""
-        return self.processes["control-plane"]
+        return self.processes[CONTROL_PLANE]
 
     @property
     def mesh(self) -> MeshFile:
@@ -100,12 +119,9 @@ class DevelopmentMesh:
         }
         path = home / "control-plane.yaml"
         write_atomic(path, yaml.safe_dump(config, sort_keys=False).encode())
-        process = Process(
-            "control-plane",
-            ["control-plane", "run", "-c", str(path), "--json"],
-            log=self.directory / "logs" / "control-plane.log",
-        )
-        self.processes["control-plane"] = process
+        log = self.directory / "logs" / f"{CONTROL_PLANE}.log"
+        process = self.process(CONTROL_PLANE, ["control-plane", "run", "-c", str(path), "--json"], log)
+        self.processes[CONTROL_PLANE] = process
         ready = await process.start()
         self.file = MeshFile(
             trust_domain=self.plan.trust_domain,
@@ -122,15 +138,18 @@ class DevelopmentMesh:
         """Enrol and start every sidecar."""
         taken: set[int] = set()
         plans = [self._node_plan(name, workloads, taken) for name, workloads in self.plan.nodes().items()]
-        addresses = {plan.name: plan.inbound for plan in plans if plan.inbound is not None}
+        addresses = {
+            service: self.reached(plan.name, listen)
+            for plan in plans
+            for service, listen in plan.inbound.items()
+        }
         await asyncio.gather(*(self._start_node(plan, addresses) for plan in plans))
         nodes = {}
         workloads = {}
         for plan in plans:
-            inbound = {plan.name: plan.inbound} if plan.inbound is not None else {}
             config = str(self._home(plan.name) / "sidecar.yaml")
             pid = self.processes[plan.name].pid
-            nodes[plan.name] = NodeEntry(admin=plan.admin, inbound=inbound, config=config, pid=pid)
+            nodes[plan.name] = NodeEntry(admin=plan.admin, inbound=dict(plan.inbound), config=config, pid=pid)
             for workload in plan.workloads:
                 routes = {service: at for (who, service), at in plan.outbound.items() if who == workload}
                 workloads[workload] = WorkloadEntry(outbound=routes, node=plan.name)
@@ -144,7 +163,11 @@ class DevelopmentMesh:
             name,
             workloads,
             admin=kept("admin"),
-            inbound=kept("inbound") if name in self.plan.services else None,
+            inbound={
+                service: kept("inbound" if service == name else f"inbound-{service}")
+                for service in workloads
+                if service in self.plan.services
+            },
             outbound={
                 (workload, service): kept(f"outbound-{workload}-{service}")
                 for workload in workloads
@@ -161,11 +184,8 @@ class DevelopmentMesh:
             write_atomic(home / "join-token", token.token.encode(), mode=0o600)
         path = home / "sidecar.yaml"
         write_atomic(path, yaml.safe_dump(self._node_config(plan, addresses), sort_keys=False).encode())
-        process = Process(
-            plan.name,
-            ["sidecar", "run", "-c", str(path), "--json"],
-            log=self.directory / "logs" / f"{plan.name}.log",
-        )
+        log = self.directory / "logs" / f"{plan.name}.log"
+        process = self.process(plan.name, ["sidecar", "run", "-c", str(path), "--json"], log)
         self.processes[plan.name] = process
         await process.start()
 
@@ -176,14 +196,17 @@ class DevelopmentMesh:
             "trust_domain": self.plan.trust_domain,
             "data_dir": str(home / "data"),
             "root": self.mesh.root,
-            "control_plane": {"addresses": [self.mesh.control_plane], "join_addresses": [self.mesh.join]},
+            "control_plane": {
+                "addresses": [self.reached(CONTROL_PLANE, self.mesh.control_plane)],
+                "join_addresses": [self.reached(CONTROL_PLANE, str(self.mesh.join))],
+            },
             "identity": {
                 "source": "embedded",
                 "ca": str(self.directory / "domain" / "ca" / "ca.pem"),
                 "join_token_file": str(home / "join-token"),
                 "workloads": list(plan.workloads),
             },
-            "broker": self.mesh.broker,
+            "broker": self.plan.node_broker or self.mesh.broker,
             "outbound": [
                 {"workload": workload, "service": service, "listen": listen, "identify": "loopback"}
                 for (workload, service), listen in plan.outbound.items()
@@ -191,9 +214,11 @@ class DevelopmentMesh:
             "services": {service: {"addresses": [address]} for service, address in addresses.items()},
             "admin": {"listen": plan.admin},
         }
-        if plan.inbound is not None:
-            upstream = {"address": self.plan.services[plan.name]}
-            config["inbound"] = [{"service": plan.name, "listen": plan.inbound, "upstream": upstream}]
+        if plan.inbound:
+            config["inbound"] = [
+                {"service": service, "listen": listen, "upstream": {"address": self.plan.services[service]}}
+                for service, listen in plan.inbound.items()
+            ]
         return config
 
     async def settled(self, *, version: int, timeout_s: float = SETTLE_TIMEOUT_S) -> None:
@@ -227,9 +252,9 @@ class DevelopmentMesh:
 
     async def stop(self) -> None:
         """Stop everything, sidecars first."""
-        ordered = [p for name, p in self.processes.items() if name != "control-plane"]
+        ordered = [p for name, p in self.processes.items() if name != CONTROL_PLANE]
         await asyncio.gather(*(process.stop() for process in ordered))
-        if "control-plane" in self.processes:
+        if CONTROL_PLANE in self.processes:
             await self.control_plane.stop()
         self.file = None
 

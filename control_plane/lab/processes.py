@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -20,21 +20,43 @@ _LOG_TAIL_LINES: Final = 8
 _PR_SET_PDEATHSIG: Final = 1
 
 
-def _die_with_parent() -> None:
+EGM: Final = (sys.executable, "-m", "control_plane.cli.main")
+_LIBC: Final = ctypes.CDLL(None)  # not between fork and exec, where another thread may hold the loader's lock
+
+
+def die_with_parent(how: signal.Signals = signal.SIGTERM) -> None:
     """Ask the kernel to end this process when its parent ends, also by kill -9 (prctl, Linux)."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    _LIBC.prctl(_PR_SET_PDEATHSIG, how)
 
 
 class Process:
     """One `egm …` process: its standard error goes to `log`, its first line of output says it is ready."""
 
     def __init__(
-        self, name: str, arguments: Sequence[str], *, log: Path, environment: Mapping[str, str] | None = None
+        self,
+        name: str,
+        arguments: Sequence[str],
+        *,
+        log: Path,
+        environment: Mapping[str, str] | None = None,
+        program: Sequence[str] = EGM,
+        forked: Callable[[], None] | None = die_with_parent,
     ) -> None:
+        """Describe a process; nothing is started.
+
+        Args:
+            name: for messages.
+            arguments: of `program`.
+            log: gets what the process writes to standard error; appended to.
+            environment: added to ours.
+            program: what to run.
+            forked: run in the child before `program`; None where `program` sees to its own end.
+        """
         self.name = name
         self.log = log
         self.ready: dict[str, object] = {}
-        self._arguments = [sys.executable, "-m", "control_plane.cli.main", *arguments]
+        self._arguments = [*program, *arguments]
+        self._forked = forked
         self._environment = {**os.environ, **(environment or {})}
         self._process: asyncio.subprocess.Process | None = None
         self._drain: asyncio.Task[None] | None = None
@@ -65,7 +87,7 @@ class Process:
                 env=self._environment,
                 limit=MAX_LINE_BYTES,
                 start_new_session=True,
-                preexec_fn=_die_with_parent,
+                preexec_fn=self._forked,
             )
         try:
             self.ready = await asyncio.wait_for(_first_line(self._process), START_TIMEOUT_S)
