@@ -5,8 +5,10 @@ iat exp          Unix seconds, at most MAX_PERMIT_LIFETIME_S apart
 jti              128 random bits, base64url
 txn eid parent   UUIDv7 of the root execution and of this one; base64url SHA-256 of the parent permit. A root
                  has no parent and is its own transaction
-mth req          "package.Service/Method"; base64url SHA-256 of the request as received, absent when the
-                 method alone is bound
+mth req          "package.Service/Method"; base64url SHA-256 of the request as received (of a stream: of its
+                 opening message; `NO_MESSAGE` when it ended without one), absent when the method alone is bound
+att              base64url SHA-256 of the trust credential of the node that minted it; absent where the policy
+                 names no witnesses
 bnd cnf          {"v": policy version, "d": base64url digest}; {"x5t#S256": base64url SHA-256 of the client
                  certificate} (RFC 8705, section 3.1)
 """
@@ -26,10 +28,13 @@ from trust.compact import (
 )
 from trust.errors import EvidenceError, Reason
 
+# `req` of a stream that was half-closed before its first message: no message is known to have this SHA-256, and
+# least of all the empty one, which is a message.
+NO_MESSAGE: Final = bytes(32)
 _DIGEST_BYTES: Final = 32
 _ID_BYTES: Final = 16
 _REQUIRED: Final = frozenset({"iss", "sub", "aud", "iat", "exp", "jti", "txn", "eid", "mth", "bnd", "cnf"})
-_KNOWN: Final = _REQUIRED | {"parent", "req"}
+_KNOWN: Final = _REQUIRED | {"parent", "req", "att"}
 _BUNDLE: Final = frozenset({"v", "d"})
 _CONFIRMATION: Final = frozenset({"x5t#S256"})
 _MAX_NUMBER: Final = 2**40  # of seconds and versions
@@ -51,8 +56,9 @@ class PermitClaims:
     policy_version: int  # of the base bundle that the minting node decided under
     policy_digest: bytes  # of what it enforced
     certificate_sha256: bytes  # of the client certificate (DER) that the call comes with
-    request_sha256: bytes | None = None  # of the request as received; None: bound by method alone
+    request_sha256: bytes | None = None  # of the (opening) request, or NO_MESSAGE; None: bound by method alone
     parent_sha256: bytes | None = None  # of the permit of the execution that makes this call; None: a root
+    credential_sha256: bytes | None = None  # of the minting node's trust credential; None: it has none
 
 
 def refuse(why: str) -> NoReturn:
@@ -90,6 +96,8 @@ def write_claims(claims: PermitClaims) -> bytes:
         payload["parent"] = to_base64url(claims.parent_sha256)
     if claims.request_sha256 is not None:
         payload["req"] = to_base64url(claims.request_sha256)
+    if claims.credential_sha256 is not None:
+        payload["att"] = to_base64url(claims.credential_sha256)
     return write_object(payload)
 
 
@@ -135,6 +143,7 @@ def _claims(payload: dict[str, Any]) -> PermitClaims:
         certificate_sha256=bytes_claim(confirmation["x5t#S256"], _DIGEST_BYTES, "cnf"),
         request_sha256=bytes_claim(payload["req"], _DIGEST_BYTES, "req") if "req" in names else None,
         parent_sha256=bytes_claim(payload["parent"], _DIGEST_BYTES, "parent") if "parent" in names else None,
+        credential_sha256=bytes_claim(payload["att"], _DIGEST_BYTES, "att") if "att" in names else None,
     )
     _check_sense(claims)
     return claims
@@ -160,6 +169,7 @@ def _check_mintable(claims: PermitClaims) -> None:
         claims.certificate_sha256,
         claims.request_sha256,
         claims.parent_sha256,
+        claims.credential_sha256,
     ):
         if digest is not None and len(digest) != _DIGEST_BYTES:
             refuse("one of its digests is no SHA-256")

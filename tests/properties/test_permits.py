@@ -47,6 +47,7 @@ def any_claims(draw: st.DrawFn) -> PermitClaims:
         certificate_sha256=draw(digests),
         request_sha256=draw(st.none() | digests),
         parent_sha256=parent,
+        credential_sha256=draw(st.none() | digests),
     )
 
 
