@@ -173,7 +173,8 @@ WRONG: list[tuple[str, Any]] = [
     ("cnf", {"x5t#S256": b64(CERTIFICATE), "jwk": {}}),
     ("cnf", "x5t#S256"),
     ("nbf", NOW_S),
-    ("att", "A" * 43),
+    ("att", "A" * 42),
+    ("att", 7),
     ("admin", True),
 ]
 
