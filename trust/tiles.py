@@ -5,10 +5,11 @@ import struct
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Final
 
 from trust.errors import EvidenceError, Reason
-from trust.merkle import HASH_BYTES, MAX_SIZE, CompactTree, HashReader, fold_edge, leaf_hash, node_hash
+from trust.merkle import HASH_BYTES, MAX_SIZE, HashReader, fold_edge, leaf_hash
 
 TILE_WIDTH: Final = 256  # hashes in a full tile
 TILE_HEIGHT: Final = 8  # levels of the tree in one tile
@@ -78,7 +79,8 @@ def partial_tiles(size: int) -> Iterator[Tile]:
 
 def encode_entries(entries: Sequence[bytes]) -> bytes:
     """Return an entry bundle: each entry after its length, two bytes big-endian."""
-    return b"".join(struct.pack(">H", len(entry)) + entry for entry in entries)
+    pack = struct.Struct(">H").pack
+    return b"".join([pack(len(entry)) + entry for entry in entries])
 
 
 def decode_entries(data: bytes, count: int) -> tuple[bytes, ...]:
@@ -108,8 +110,7 @@ class TileBuilder:
         """Continue a tree of `size`: `read` gives its hashes, `entries` the last `size % 256` entries."""
         self.size = size
         self.entries = list(entries)
-        self._edge = [read(level, start) for start, level in _edge_places(size)]
-        self._levels: list[list[bytes]] = []
+        self._levels: list[list[bytes]] = []  # of each level, the hashes that do not fill a tile yet
         for level in range(MAX_TILE_LEVEL + 1):
             hashes = size >> (TILE_HEIGHT * level)
             first = hashes - hashes % TILE_WIDTH
@@ -124,23 +125,31 @@ class TileBuilder:
 
     def append(self, entry: bytes) -> list[tuple[Tile, bytes]]:
         """Add an entry; return the tiles that are full now, with their content. Mostly none."""
-        node = leaf_hash(entry)
         self.entries.append(entry)
-        self._levels[0].append(node)
-        carry, edge, height = self.size, self._edge, 0
-        while carry & 1:
-            node = node_hash(edge.pop(), node)
-            carry >>= 1
-            height += 1
-            if not height % TILE_HEIGHT:
-                self._levels[height // TILE_HEIGHT].append(node)
-        edge.append(node)
+        self._levels[0].append(leaf_hash(entry))
         self.size += 1
         return [] if self.size % TILE_WIDTH else self._full_tiles()
 
+    def extend(self, entries: Sequence[bytes]) -> list[tuple[Tile, bytes]]:
+        """Add many entries, as `append` does one after the other, in a third of its time."""
+        full: list[tuple[Tile, bytes]] = []
+        at = 0
+        while at < len(entries):
+            part = entries[at : at + TILE_WIDTH - len(self.entries)]
+            self.entries += part
+            self._levels[0] += [sha256(b"\x00" + entry).digest() for entry in part]
+            self.size += len(part)
+            at += len(part)
+            if not self.size % TILE_WIDTH:
+                full += self._full_tiles()
+        return full
+
     def root(self) -> bytes:
-        """Return the root hash of everything appended."""
-        return fold_edge(self._edge)
+        """Return the root hash of everything appended. At most 255 hashes per level of tiles."""
+        edge: list[bytes] = []
+        for hashes in reversed(self._levels):
+            edge += _edge_of_hashes(hashes)
+        return fold_edge(edge)
 
     def partial(self) -> list[tuple[Tile, bytes]]:
         """Return the partial tiles and the partial entry bundle of this size, with their content."""
@@ -161,6 +170,8 @@ class TileBuilder:
                 break
             index = (self.size >> (TILE_HEIGHT * level)) // TILE_WIDTH - 1
             full.append((Tile(level, index), b"".join(hashes)))
+            if level < MAX_TILE_LEVEL:
+                self._levels[level + 1].append(tile_root(hashes))
             hashes.clear()
         return full
 
@@ -233,24 +244,28 @@ def expand_tile(hashes: Sequence[bytes]) -> tuple[Sequence[bytes], ...]:
     """Return the perfect subtrees of a tile by height: the hashes themselves, their pairs, and so on."""
     levels = [hashes]
     while len(levels) < TILE_HEIGHT:
-        below = iter(levels[-1])
-        levels.append([node_hash(left, right) for left, right in zip(below, below, strict=False)])
+        levels.append(_pairs(levels[-1]))
     return tuple(levels)
 
 
 def tile_root(hashes: Sequence[bytes]) -> bytes:
     """Return the root over the hashes of a full tile: one hash of the level above."""
-    tree = CompactTree()
-    for value in hashes:
-        tree.append(value)
-    return tree.root()
+    return _pairs(expand_tile(hashes)[-1])[0]
 
 
-def _edge_places(size: int) -> list[tuple[int, int]]:
-    """The perfect subtrees of a tree, largest first: (index on its level, level)."""
-    places, start = [], 0
-    for level in reversed(range(size.bit_length())):
-        if size >> level & 1:
-            places.append((start >> level, level))
-            start += 1 << level
-    return places
+def _pairs(hashes: Sequence[bytes]) -> list[bytes]:
+    """The nodes above pairs of neighbours (`node_hash`, written out: this is where the time goes)."""
+    below = iter(hashes)
+    return [sha256(b"\x01" + left + right).digest() for left, right in zip(below, below, strict=False)]
+
+
+def _edge_of_hashes(hashes: Sequence[bytes]) -> list[bytes]:
+    """The roots of the perfect subtrees over the hashes of a partial tile, largest first."""
+    edge: list[bytes] = []
+    rest = list(hashes)
+    while rest:  # from the smallest: an odd one has no neighbour at its height
+        if len(rest) % 2:
+            edge.append(rest.pop())
+        rest = _pairs(rest)
+    edge.reverse()
+    return edge
