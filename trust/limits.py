@@ -80,6 +80,19 @@ CA_TTL_S: Final = 5 * 365 * 24 * 3600
 ANCHORS_REFRESH_S: Final = 300  # how soon a node learns of a new CA
 IDENTITY_RPC_TIMEOUT_S: Final = 10.0
 
+# revocation, gossip, misbehaviour
+MAX_EMERGENCY_KEYS: Final = 16
+MAX_REVOCATION_BYTES: Final = 4 * 1024  # one signed directive
+MAX_REVOCATION_TTL_S: Final = 30 * 24 * 3600  # policy may set a lower bound, not a higher one
+MAX_REVOCATION_REASON_CHARS: Final = 200
+MAX_REVOCATION_VALUE_CHARS: Final = 400  # a method name
+MAX_REVOCATIONS_PER_KEY: Final = 1_000  # one emergency key cannot use up the room of another
+MAX_PERMANENT_REVOCATIONS: Final = 10_000  # of each list in the signed policy
+MAX_PROOFS: Final = 256  # misbehaviour proofs that a member holds
+MAX_PROOFS_PER_NODE: Final = 4  # one is enough to quarantine it
+MAX_PROOF_BYTES: Final = 256 * 1024
+MAX_DENIALS_BYTES: Final = 128 * 1024 * 1024  # what a node keeps of them across restarts
+
 # permits
 MAX_PERMIT_BYTES: Final = 4 * 1024
 MAX_PERMIT_LIFETIME_S: Final = 30
@@ -89,6 +102,9 @@ MAX_ENDORSEMENT_LIFETIME_S: Final = 24 * 3600
 MAX_NODE_KEYS: Final = 4_096  # verified endorsements that a sidecar keeps
 MAX_SPENT_PERMITS: Final = 500_000  # remembered until they expire; full means refuse
 MAX_PARENT_PERMITS: Final = 100_000  # of executions that are still open
+OPENING_MESSAGE_TIMEOUT_S: Final = (
+    10.0  # how long a stream may take to send the message that its permit binds
+)
 
 # control plane
 MAX_PROPOSAL_BYTES: Final = MAX_BUNDLE_ARCHIVE_BYTES + MAX_METADATA_BYTES
@@ -111,10 +127,16 @@ MAX_RECORD_TEXT_BYTES: Final = 512  # method, service, traceparent and other tex
 MAX_RECORD_POLICIES: Final = 64  # determining policies listed in one record
 MAX_RECORD_OBLIGATIONS: Final = 32
 MAX_SEALED_PAYLOAD_BYTES: Final = 96 * 1024  # encrypted payload in one record
+MAX_AUDITED_PAYLOAD_BYTES: Final = (
+    64 * 1024
+)  # a payload that is sealed; a larger one cannot be, see docs/policy.md
+MAX_AUDITORS: Final = 8  # to whom one payload is sealed
 MAX_LEDGER_NAME_BYTES: Final = 255
 MAX_LEDGERS_PER_NODE: Final = 64  # ledgers of one node that the index follows
 MAX_SHIP_BATCH_RECORDS: Final = 1_024
 MAX_SHIP_BATCH_BYTES: Final = 1024 * 1024
+MAX_RECENT_RECORDS: Final = 4_096  # of a node's ledger, kept in memory for shipping
+MAX_RECENT_RECORD_BYTES: Final = 4 * 1024 * 1024
 SHIP_WINDOW_RECORDS: Final = 4_096  # sent and not yet acknowledged
 SHIP_ACK_TIMEOUT_S: Final = 30.0  # without an acknowledgement while records are under way
 MAX_SHIP_STREAMS: Final = 20_000  # open at one control plane
@@ -143,6 +165,7 @@ MAX_EVIDENCE_RECORDS: Final = 10_000
 MAX_EVIDENCE_NODES: Final = 1_000
 MAX_EVIDENCE_POLICIES: Final = 16
 MAX_EVIDENCE_ANCHORS: Final = 64
+MAX_EVIDENCE_ENDORSEMENTS: Final = 1_000  # of keys that signed permits, besides one of each node
 MAX_KEPT_ENDORSEMENTS: Final = (
     10_000  # endorsements of its key that a node keeps for evidence: a year of hours
 )

@@ -12,8 +12,7 @@ DIR/ledger-open       the index of the oldest execution that was still open
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator, Callable
-from itertools import islice
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Self
 
@@ -23,6 +22,7 @@ from sidecar.core.permits import Endorsements, Minter, Verifier
 from sidecar.core.pipeline import Pipeline
 from sidecar.core.readiness import Alarms
 from sidecar.core.replay import ReplayCache
+from sidecar.edge.ledger_feed import LedgerFeed, RecentRecords
 from sidecar.edge.node_signer import KEY_FILE, NodeSigner
 from sidecar.edge.notary import Journal, Notary, Signing
 from sidecar.edge.permit_floor import FLOOR_FILE, PermitFloor
@@ -44,21 +44,21 @@ logger = logging.getLogger(__name__)
 
 LEDGER_DIRECTORY: Final = "ledger"
 ENDORSEMENTS_DIRECTORY: Final = "endorsements"
-_POLL_S: Final = 0.05  # how soon shipping sees a record that became durable
-_READ_RECORDS: Final = 256
 _OPEN_PERIOD_S: Final = 5.0
 _ALARM: Final = "ledger"
 
 
 class LedgerJournal:
-    """The ledger as the notary writes to it, with what is still open."""
+    """The ledger as the notary writes to it, with what is still open and what shipping needs next."""
 
-    def __init__(self, ledger: Ledger, opened: OpenExecutions) -> None:
-        self._ledger, self._opened = ledger, opened
+    def __init__(self, ledger: Ledger, opened: OpenExecutions, recent: RecentRecords) -> None:
+        self._ledger, self._opened, self._recent = ledger, opened, recent
 
     def append(self, record: Intent | Outcome) -> object:
         """Take one record; see `sidecar.edge.notary.Journal`."""
-        pending = self._ledger.append(build_record(record))
+        data = build_record(record)
+        pending = self._ledger.append(data)
+        self._recent.note(pending.index, data)
         self._opened.note(pending.index, record)
         return pending
 
@@ -129,14 +129,15 @@ class Provenance:
         try:
             ledger = await asyncio.to_thread(_open_ledger, config, signer, clock)
             opened = await asyncio.to_thread(_left_open, open_path, ledger)
-            journal = LedgerJournal(ledger, opened)
+            feed = LedgerFeed(ledger)
+            journal = LedgerJournal(ledger, opened, feed.recent)
             _close_orphans(journal, opened, boot_id, clock)
             shipper = Shipper(
                 channels,
                 config.control_plane.addresses,
                 node=node,
                 ledger=_ledger_name(config.data_dir / "ledger.name", ledger),
-                source=_source(ledger),
+                source=feed.read,
                 size=lambda: ledger.durable_size,
             )
         except (MeshError, OSError) as error:
@@ -268,26 +269,3 @@ def _ledger_name(path: Path, ledger: Ledger) -> str:
     name = f"{ledger.origin}#{secrets.token_hex(8)}"
     write_atomic(path, name.encode())
     return name
-
-
-def _source(ledger: Ledger) -> Callable[[int], AsyncIterator[tuple[int, bytes]]]:
-    """Return how shipping reads the ledger: durable records from an index on, waiting for later ones."""
-
-    def read(start: int) -> list[tuple[int, bytes]]:
-        return [(frame.index, frame.record) for frame in islice(ledger.scan(start), _READ_RECORDS)]
-
-    async def records(start: int) -> AsyncIterator[tuple[int, bytes]]:
-        while True:
-            if start > ledger.durable_size:
-                detail = (
-                    f"the control plane has {start} records of this ledger, which holds {ledger.durable_size}"
-                )
-                raise StateError(Reason.LEDGER_CONTRADICTED, detail)
-            if start == ledger.durable_size:
-                await asyncio.sleep(_POLL_S)
-                continue
-            for index, record in await asyncio.to_thread(read, start):
-                yield index, record
-                start = index + 1
-
-    return records

@@ -5,11 +5,11 @@ a partition, a restart or a lost acknowledgement shipping resumes where the inde
 """
 
 import asyncio
-import contextlib
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import aclosing
 from typing import Any, Final, cast
 
 import grpc
@@ -27,12 +27,12 @@ from trust.x509 import control_plane_dns
 
 logger = logging.getLogger(__name__)
 
-# Yields (index, record) of the ledger from an index on, and waits for later ones; only what is durable. It may start
-# above the index it was asked for when older records are archived, but never leave one out after that.
-Source = Callable[[int], AsyncIterator[tuple[int, bytes]]]
+# Yields (first index, records that follow each other) of the ledger from an index on, and waits for later ones; only
+# what is durable. It may start above the index it was asked for when older records are archived, but never leave one
+# out after that.
+Source = Callable[[int], AsyncGenerator[tuple[int, list[bytes]]]]
 
 POSITION_TIMEOUT_S: Final = 10.0
-_QUEUED_RECORDS: Final = 256  # read ahead of what is being sent
 # A refusal of what we say cannot heal by repeating it soon; it may when the control plane is upgraded.
 _REFUSED: Final = RENEW
 
@@ -152,30 +152,29 @@ class Shipper:
         return start
 
     async def _send(self, call: Any, start: int) -> None:
-        queue: asyncio.Queue[tuple[int, bytes]] = asyncio.Queue(_QUEUED_RECORDS)
-        reading = asyncio.create_task(self._read(start, queue))
-        try:
-            held: tuple[int, bytes] | None = None
-            while True:
-                batch, held = await _batch(held, queue, reading, self._window)
-                request = self._request(batch)
-                async with self._progress:
-                    end = request.first_index + len(batch)
-                    await self._progress.wait_for(self._room_for(end))
-                    self._sent = end
-                    if self._waiting_since is None:
-                        self._waiting_since = time.monotonic()
-                await call.write(request)
-        finally:
-            reading.cancel()
-            await asyncio.gather(reading, return_exceptions=True)
+        async with aclosing(self._source(start)) as found:
+            async for index, records in found:
+                for first, batch in _batches(
+                    index, records, min(limits.MAX_SHIP_BATCH_RECORDS, self._window)
+                ):
+                    await self._send_batch(call, first, batch)
+        raise StateError(Reason.SOURCE_UNAVAILABLE, "the ledger was closed")
+
+    async def _send_batch(self, call: Any, first: int, batch: list[bytes]) -> None:
+        request = self._request(first, batch)
+        async with self._progress:
+            end = first + len(batch)
+            await self._progress.wait_for(self._room_for(end))
+            self._sent = end
+            if self._waiting_since is None:
+                self._waiting_since = time.monotonic()
+        await call.write(request)
 
     def _room_for(self, end: int) -> Callable[[], bool]:
         # what is archived is never acknowledged: with nothing under way there is room, whatever the distance
         return lambda: end - self.acknowledged <= self._window or self.acknowledged == self._sent
 
-    def _request(self, batch: list[tuple[int, bytes]]) -> pb.ShipRequest:
-        first = batch[0][0]
+    def _request(self, first: int, batch: list[bytes]) -> pb.ShipRequest:
         if first < self._sent:
             raise StateError(Reason.INTERNAL, f"the ledger gave record {first} after {self._sent - 1}")
         if first > self._sent:
@@ -184,14 +183,9 @@ class Shipper:
             node=self._node.name,
             ledger=self._ledger,
             first_index=first,
-            records=[record for _, record in batch],
+            records=batch,
             after_gap=first > self._sent,
         )
-
-    async def _read(self, start: int, queue: asyncio.Queue[tuple[int, bytes]]) -> None:
-        async for item in self._source(start):
-            await queue.put(item)
-        raise StateError(Reason.SOURCE_UNAVAILABLE, "the ledger was closed")
 
     async def _receive(self, call: Any) -> None:
         while (ack := await call.read()) is not cast("Any", grpc.aio).EOF:
@@ -218,41 +212,15 @@ class Shipper:
                 )
 
 
-async def _batch(
-    held: tuple[int, bytes] | None,
-    queue: asyncio.Queue[tuple[int, bytes]],
-    reading: asyncio.Task[None],
-    window: int,
-) -> tuple[list[tuple[int, bytes]], tuple[int, bytes] | None]:
-    """Return records that follow each other, as many as are there now and fit, and the one that did not."""
-    first = held or await _next(queue, reading)
-    batch, size = [first], len(first[1])
-    most = min(limits.MAX_SHIP_BATCH_RECORDS, window)
-    while len(batch) < most:
-        try:
-            item = queue.get_nowait()
-        except asyncio.QueueEmpty:
-            await asyncio.sleep(0)  # the reader may have more at once
-            if queue.empty():
-                break
-            continue
-        size += len(item[1])
-        if item[0] != batch[-1][0] + 1 or size > limits.MAX_SHIP_BATCH_BYTES:
-            return batch, item
-        batch.append(item)
-    return batch, None
-
-
-async def _next(queue: asyncio.Queue[tuple[int, bytes]], reading: asyncio.Task[None]) -> tuple[int, bytes]:
-    """Return the next record, or raise what ended the reading."""
-    following = asyncio.create_task(queue.get())
-    try:
-        await asyncio.wait({following, reading}, return_when=asyncio.FIRST_COMPLETED)
-        if following.done():
-            return following.result()
-        await reading
-        raise StateError(Reason.SOURCE_UNAVAILABLE, "the ledger was closed")
-    finally:
-        following.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await following
+def _batches(first: int, records: list[bytes], most: int) -> Iterator[tuple[int, list[bytes]]]:
+    """Yield (first index, records) in parts of at most `most` records and MAX_SHIP_BATCH_BYTES."""
+    batch: list[bytes] = []
+    size = 0
+    for record in records:
+        size += len(record)
+        if batch and (len(batch) >= most or size > limits.MAX_SHIP_BATCH_BYTES):
+            yield first, batch
+            first, batch, size = first + len(batch), [], len(record)
+        batch.append(record)
+    if batch:
+        yield first, batch

@@ -1,7 +1,7 @@
 """A second implementation of a ledger as shipping reads it: a list in memory that grows and can be waited for."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 
 from trust.record import Intent, Outcome, build_record
 
@@ -26,14 +26,15 @@ class MemoryLedger:
         """Return the index after the last record."""
         return self.first + len(self.records)
 
-    async def read(self, start: int) -> AsyncIterator[tuple[int, bytes]]:
-        """Yield records from `start` on, or from the oldest there is; wait for more."""
+    async def read(self, start: int) -> AsyncGenerator[tuple[int, list[bytes]]]:
+        """Yield all records from `start` on, or from the oldest there is; wait for more."""
         self.reads.append(start)
         index = max(start, self.first)
         while True:
             grown = self._grown
             if index < self.size():
-                yield index, self.records[index - self.first]
-                index += 1
+                found = self.records[index - self.first :]
+                yield index, found
+                index += len(found)
             else:
                 await grown.wait()

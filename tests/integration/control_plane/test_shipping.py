@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Any, cast
 
 import grpc
@@ -22,7 +22,7 @@ from trust.backoff import Backoff
 from trust.edge.clock import SystemClock
 from trust.edge.grpc_errors import error_from_rpc
 from trust.edge.identity_directory import DirectoryIdentity
-from trust.edge.tls import Channels, server_credentials
+from trust.edge.tls import Channels, ServerCredentials
 from trust.errors import Reason
 from trust.record import build_record
 from trust.spiffe import SpiffeId
@@ -341,9 +341,9 @@ async def test_a_source_that_goes_back_ships_nothing_wrong(domain: Domain) -> No
     """A fault in the reading of a ledger is said, not passed on."""
 
     class Broken(MemoryLedger):
-        async def read(self, start: int) -> AsyncIterator[tuple[int, bytes]]:
+        async def read(self, start: int) -> AsyncGenerator[tuple[int, list[bytes]]]:
             for index in (start, start + 1, start):
-                yield index, self.records[index]
+                yield index, [self.records[index]]
 
     ledger = Broken(intents(1, 3))
     async with running(domain) as plane, shipping(domain, ledger, [plane.listen]) as shipper:
@@ -386,7 +386,7 @@ async def test_a_control_plane_that_never_acknowledges_or_lies_is_left_and_asked
     server = grpc.aio.server()
     silent = SilentRecords()
     rpc.add_RecordsServicer_to_server(silent, server)
-    credentials = server_credentials(DirectoryIdentity(directory, SystemClock()), spiffe_id)
+    credentials = ServerCredentials(DirectoryIdentity(directory, SystemClock()), spiffe_id)()
     port = server.add_secure_port("127.0.0.1:0", credentials)
     await server.start()
     try:
