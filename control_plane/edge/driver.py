@@ -40,7 +40,7 @@ from trust.edge.clock import SystemClock
 from trust.edge.grpc_errors import FixedInternalErrors
 from trust.edge.mqtt import BrokerUrl, MqttAnnouncer
 from trust.edge.serving import SteadyServer, new_server
-from trust.edge.tls import server_credentials, server_options
+from trust.edge.tls import ServerCredentials, server_options
 from trust.errors import InputError, Reason, StateError
 from trust.repository import RepositoryState, parse_metadata
 from trust.spiffe import SpiffeId
@@ -173,7 +173,7 @@ class _Plane:
             require_client: only callers with a certificate of the mesh, checked again at every call.
         """
         identity = self._status.identity
-        credentials = server_credentials(identity.source, identity.spiffe_id, require_client=require_client)
+        credentials = ServerCredentials(identity.source, identity.spiffe_id, require_client=require_client)
         options = dict(server_options()) | {"grpc.max_receive_message_length": MAX_REQUEST_BYTES}
         interceptors: list[Any] = [FixedInternalErrors()]
         if require_client:
@@ -184,7 +184,7 @@ class _Plane:
         def build(at: str) -> tuple[grpc.aio.Server, int]:
             server = new_server(interceptors=interceptors, options=list(options.items()))
             add(server)
-            return server, server.add_secure_port(at, credentials)
+            return server, server.add_secure_port(at, credentials())
 
         try:
             server = SteadyServer(build, address)

@@ -37,7 +37,7 @@ from sidecar.edge.upstream import UPSTREAM_OPTIONS
 from trust.edge.clock import SystemClock
 from trust.edge.distribution_client import GrpcFileSource, WatchListener
 from trust.edge.mqtt import BrokerUrl, MqttListener
-from trust.edge.tls import Channels, channel_credentials, channel_options, server_credentials, server_options
+from trust.edge.tls import Channels, ServerCredentials, channel_credentials, channel_options, server_options
 from trust.edge.tuf_client import PolicyClient
 from trust.errors import InputError, Reason
 from trust.ports import Clock
@@ -321,7 +321,7 @@ class Sidecar:
             self.health.add_to(server)
 
         node = self.config.spiffe_id("node", self.config.node)
-        credentials = server_credentials(self.identity, node)
+        credentials = ServerCredentials(self.identity, node)
         server, address = own_server(add, self.config.admin.listen, credentials, server_options())
         self._own_servers.append(server)
         await server.start()

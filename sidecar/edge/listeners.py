@@ -22,7 +22,7 @@ from sidecar.edge.proxy import Proxy, build_server
 from trust.edge.grpc_errors import FixedInternalErrors
 from trust.edge.jwt_bundles import JwtBundles, verifier
 from trust.edge.serving import SteadyServer, new_server
-from trust.edge.tls import Channels, read_ca_file, server_credentials, server_options
+from trust.edge.tls import Channels, ServerCredentials, read_ca_file, server_options
 from trust.errors import InputError, Reason
 from trust.identity import IdentitySource
 from trust.policy.types import Authn
@@ -100,7 +100,7 @@ class Listeners:
         by_certificate = one.identify == "mtls"
         identifier = identify.mtls(config.trust_domain) if by_certificate else self._jwt_identifier()
         served_by = config.spiffe_id("workload", config.workload_of(one.service))
-        credentials = server_credentials(parts.identity, served_by, require_client=by_certificate)
+        credentials = ServerCredentials(parts.identity, served_by, require_client=by_certificate)
         proxy = self._proxy(
             Direction.INBOUND, one.service, identifier, lambda *_: target, hand_over=one.handover
         )
@@ -165,7 +165,7 @@ class Listeners:
             hand_over=hand_over,
         )
 
-    def _serve(self, proxy: Proxy, listen: str, credentials: grpc.ServerCredentials | None) -> str:
+    def _serve(self, proxy: Proxy, listen: str, credentials: ServerCredentials | None) -> str:
         max_bytes = self._parts.config.limits.max_message_bytes
         if not listen.startswith(UNIX):
             server, port = bind(
@@ -231,7 +231,7 @@ def prepare_socket(path: Path) -> None:
 def own_server(
     add: Callable[[grpc.aio.Server], None],
     listen: str,
-    credentials: grpc.ServerCredentials | None = None,
+    credentials: ServerCredentials | None = None,
     options: Sequence[tuple[str, Any]] = (),
 ) -> tuple[grpc.aio.Server, str]:
     """Return a bound server for our own services, and its real address. It has the limits of every mesh server.
@@ -245,7 +245,7 @@ def own_server(
         add(server)
         if credentials is None:
             return server, server.add_insecure_port(at)
-        return server, server.add_secure_port(at, credentials)
+        return server, server.add_secure_port(at, credentials())
 
     if listen.startswith(UNIX):
         prepare_socket(Path(listen.removeprefix(UNIX)))

@@ -3,7 +3,7 @@
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import grpc
@@ -151,7 +151,7 @@ class _Method:
 def build_server(
     handlers: Sequence[GenericHandler],
     listen: str,
-    credentials: grpc.ServerCredentials | None,
+    credentials: Callable[[], grpc.ServerCredentials] | None,
     *,
     max_message_bytes: int = limits.MAX_MESSAGE_BYTES,
     options: Sequence[tuple[str, Any]] = (),
@@ -161,7 +161,7 @@ def build_server(
     Args:
         handlers: usually one `Proxy`; asked in order.
         listen: "host:port" or "unix:///path".
-        credentials: None for plaintext, which is right only for loopback and Unix sockets.
+        credentials: makes those of one listener; None for plaintext, which is right only for loopback and Unix sockets.
         max_message_bytes: as given to the proxy.
         options: further gRPC channel arguments; they win.
 
@@ -180,7 +180,7 @@ def build_server(
         server = new_server(options=channel_arguments)
         server.add_generic_rpc_handlers(tuple(handlers))
         if credentials is not None:
-            return server, server.add_secure_port(address, credentials)
+            return server, server.add_secure_port(address, credentials())
         if not address.startswith("unix:"):
             return server, server.add_insecure_port(address)
         before = os.umask(

@@ -37,7 +37,7 @@ from tests.support.pki import Authority, StaticIdentity
 from tests.support.proxies import ALICE, DOMAIN, SHOP
 from tests.support.sidecar_core import verified
 from trust.edge.clock import SystemClock
-from trust.edge.tls import Channels, server_credentials
+from trust.edge.tls import Channels, ServerCredentials
 from trust.identity import Svid
 
 EOF: Any = cast("Any", grpc.aio).EOF
@@ -181,7 +181,7 @@ async def serve(role: str, target: str, folder: Path) -> None:
             route=lambda service, method, metadata: to,
             clock=SystemClock(),
         )
-    credentials = None if role == "echo" else server_credentials(identity, SHOP)
+    credentials = None if role == "echo" else ServerCredentials(identity, SHOP)
     server, port = build_server([handler], "127.0.0.1:0", credentials)
     await server.start()
     print(port, flush=True)  # noqa: T201

@@ -15,7 +15,7 @@ from trust.edge.clock import SystemClock
 from trust.edge.grpc_errors import FixedInternalErrors
 from trust.edge.identity_directory import DirectoryIdentity
 from trust.edge.leaf_keys import key_to_pem, make_csr, new_key
-from trust.edge.tls import server_credentials, server_options
+from trust.edge.tls import ServerCredentials, server_options
 from trust.identity import Svid
 from trust.spiffe import SpiffeId
 from trust.x509 import read_svid
@@ -108,7 +108,7 @@ async def control_plane(
     for require_client in (True, False):
         server = grpc.aio.server(interceptors=[FixedInternalErrors()], options=server_options())
         join_pb2_grpc.add_JoinServicer_to_server(servicer, server)
-        credentials = server_credentials(identity, me, require_client=require_client)
+        credentials = ServerCredentials(identity, me, require_client=require_client)()
         ports.append(server.add_secure_port("127.0.0.1:0", credentials))
         await server.start()
         servers.append(server)

@@ -17,7 +17,7 @@ from tests.support.interop_service import EMPTY, FLOOD, OUTPUT, UNARY, GenericHa
 from tests.support.open_gate import OpenGate
 from tests.support.pki import Authority, StaticIdentity
 from trust.edge.clock import SystemClock
-from trust.edge.tls import Channels, server_credentials
+from trust.edge.tls import Channels, ServerCredentials
 from trust.policy.types import Authn
 from trust.spiffe import SpiffeId
 
@@ -93,7 +93,7 @@ async def hop(
         clock=options.pop("clock", SystemClock()),
         **options,
     )
-    credentials = None if identity is None else server_credentials(identity, SHOP)
+    credentials = None if identity is None else ServerCredentials(identity, SHOP)
     limit = {key: options[key] for key in ("max_message_bytes",) if key in options}
     server, port = build_server([proxy], listen, credentials, **limit)
     await server.start()

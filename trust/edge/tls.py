@@ -6,6 +6,8 @@ channels after a rotation and lets the old ones finish the calls they carry.
 
 import asyncio
 import logging
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +24,8 @@ from trust.x509 import check_peer
 logger = logging.getLogger(__name__)
 
 Options = list[tuple[str, Any]]
+# A handshake that has asked for the certificate takes it within microseconds: it gets this long.
+_BEFORE_ROTATION_S: Final = 0.05
 _KEEPALIVE_MS: Final = 30_000
 _KEEPALIVE_TIMEOUT_MS: Final = 10_000
 # Exponential between these two. gRPC's own wait grows to two minutes: a lease would lapse while it sleeps.
@@ -61,6 +65,16 @@ def server_options(*, max_connection_age_ms: int = limits.MAX_CONNECTION_AGE_MS)
     ]
 
 
+@dataclass(frozen=True, slots=True)
+class _Presented:
+    key_pem: bytes
+    chain_pem: bytes
+    anchors_pem: bytes | None  # that clients must lead to; None: they are not asked
+
+    def configuration(self) -> grpc.ServerCertificateConfiguration:
+        return grpc.ssl_server_certificate_configuration([(self.key_pem, self.chain_pem)], self.anchors_pem)
+
+
 def channel_options(server: SpiffeId | str | None = None) -> Options:
     """Return the options of a mesh channel to `server`: its SPIFFE ID or DNS SAN, None when there is none.
 
@@ -80,57 +94,76 @@ def channel_options(server: SpiffeId | str | None = None) -> Options:
     return options
 
 
-def server_credentials(
-    source: IdentitySource, spiffe_id: SpiffeId, *, require_client: bool = True
-) -> grpc.ServerCredentials:
-    """Return credentials that present the current SVID of `spiffe_id` on every new connection.
+class ServerCredentials:
+    """Makes credentials that present the current SVID of one member on every new connection.
 
-    Args:
-        source: supplies the SVID and the anchors that client certificates must lead to.
-        spiffe_id: who the server is.
-        require_client: refuse connections without a client certificate. False (the enrolment listener only):
-            clients are not asked for one.
-
-    Raises:
-        StateError: IDENTITY_UNAVAILABLE, if there is no SVID to start with.
-    """
-    fetch = _CertificateFetcher(source, spiffe_id, with_clients=require_client)
-    return grpc.dynamic_ssl_server_credentials(
-        fetch.current(),
-        fetch,  # type: ignore[arg-type]  # the stub forgets that None means: no change
-        require_client_authentication=require_client,
-    )
-
-
-class _CertificateFetcher:
-    """Called by gRPC threads before each handshake. gRPC would lose an exception: log, then keep the old.
-
-    It never answers "unchanged", which gRPC allows: a listener that was built again has nothing to keep, and
-    could not be bound.
+    Call it for every listener that is bound, also when one is bound again: gRPC hands "unchanged" only to a
+    listener that has a certificate already.
     """
 
-    def __init__(self, source: IdentitySource, spiffe_id: SpiffeId, *, with_clients: bool) -> None:
-        self._source, self._spiffe_id, self._with_clients = source, spiffe_id, with_clients
-        self._last: grpc.ServerCertificateConfiguration | None = None
+    def __init__(self, source: IdentitySource, spiffe_id: SpiffeId, *, require_client: bool = True) -> None:
+        """Take the SVID that there is now.
 
-    def current(self) -> grpc.ServerCertificateConfiguration:
-        """Return the configuration to present now, and remember it.
+        Args:
+            source: supplies the SVID and the anchors that client certificates must lead to.
+            spiffe_id: who the server is.
+            require_client: refuse connections without a client certificate. False (the enrolment listener
+                only): clients are not asked for one.
 
         Raises:
-            StateError: IDENTITY_UNAVAILABLE, if there is no current SVID.
+            StateError: IDENTITY_UNAVAILABLE, if there is no SVID to start with.
         """
-        svid = self._source.svid(self._spiffe_id)
-        anchors = self._source.anchors_pem() if self._with_clients else None
-        self._last = grpc.ssl_server_certificate_configuration([(svid.key_pem, svid.chain_pem)], anchors)
-        return self._last
+        self._source, self._spiffe_id, self._require_client = source, spiffe_id, require_client
+        self._newest = self._read()
 
-    def __call__(self) -> grpc.ServerCertificateConfiguration | None:
+    def __call__(self) -> grpc.ServerCredentials:
+        """Return the credentials of one listener."""
+        fetch = _CertificateFetcher(self.newest)
+        return grpc.dynamic_ssl_server_credentials(
+            fetch.first(),
+            fetch,  # type: ignore[arg-type]  # the stub forgets that None means: no change
+            require_client_authentication=self._require_client,
+        )
+
+    def newest(self) -> _Presented:
+        """Return what to present now; what was presented last while there is no current SVID."""
         try:
-            return self.current()
+            self._newest = self._read()
         except MeshError as error:
             # Clients refuse an expired certificate themselves; readiness reports it (see IdentitySource.svid).
             logger.error("no current certificate for %s: %s", self._spiffe_id, error)
-            return self._last
+        return self._newest
+
+    def _read(self) -> _Presented:
+        svid = self._source.svid(self._spiffe_id)
+        anchors = self._source.anchors_pem() if self._require_client else None
+        return _Presented(svid.key_pem, svid.chain_pem, anchors)
+
+
+class _CertificateFetcher:
+    """Called by gRPC's threads before each handshake of one listener. gRPC would lose an exception."""
+
+    def __init__(self, newest: Callable[[], _Presented]) -> None:
+        self._newest = newest
+        self._presented = newest()
+
+    def first(self) -> grpc.ServerCertificateConfiguration:
+        """Return the configuration to start with."""
+        return self._presented.configuration()
+
+    def __call__(self) -> grpc.ServerCertificateConfiguration | None:
+        """Return a new configuration after a rotation, None as long as there is none.
+
+        gRPC frees the old configuration while another connection may be about to use it (its issue 36693): with
+        a new one at every connection, connecting often enough crashed the server, before any TLS. gRPC holds a
+        lock while this runs, so those who asked before are waited for.
+        """
+        newest = self._newest()
+        if newest == self._presented:
+            return None
+        self._presented = newest
+        time.sleep(_BEFORE_ROTATION_S)
+        return newest.configuration()
 
 
 def channel_credentials(source: IdentitySource, client: SpiffeId | None) -> grpc.ChannelCredentials:

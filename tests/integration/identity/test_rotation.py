@@ -29,7 +29,7 @@ from trust.edge.grpc_errors import FixedInternalErrors, abort, error_from_rpc
 from trust.edge.identity_directory import DirectoryIdentity
 from trust.edge.identity_embedded import EmbeddedIdentity
 from trust.edge.leaf_keys import key_to_pem, new_key
-from trust.edge.tls import Channels, channel_options, peer_of, server_credentials, server_options
+from trust.edge.tls import Channels, ServerCredentials, channel_options, peer_of, server_options
 from trust.errors import InputError, MeshError, Reason
 from trust.identity import IdentitySource
 from trust.spiffe import SpiffeId
@@ -70,7 +70,7 @@ async def echo_server(source: IdentitySource, spiffe_id: SpiffeId, clock: Shifte
     """Serve Echo with mTLS as `spiffe_id`."""
     server = grpc.aio.server(interceptors=[FixedInternalErrors()], options=server_options())
     server.add_generic_rpc_handlers([Echo(clock)])
-    port = server.add_secure_port("127.0.0.1:0", server_credentials(source, spiffe_id))
+    port = server.add_secure_port("127.0.0.1:0", ServerCredentials(source, spiffe_id)())
     await server.start()
     try:
         yield f"127.0.0.1:{port}"

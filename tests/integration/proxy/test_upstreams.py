@@ -59,7 +59,7 @@ async def test_local_service_behind_tls_is_verified_by_its_ca_and_name() -> None
     authority = Authority(DOMAIN)
     svid = authority.svid(SHOP)
     credentials = grpc.ssl_server_credentials([(svid.key_pem, svid.chain_pem)])
-    server, port = build_server([InteropService()], "127.0.0.1:0", credentials)
+    server, port = build_server([InteropService()], "127.0.0.1:0", lambda: credentials)
     await server.start()
     async with pool() as channels:
         for ca, expected in ((authority, None), (Authority(DOMAIN), "UPSTREAM_UNAVAILABLE")):
