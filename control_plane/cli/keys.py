@@ -1,5 +1,6 @@
 """`egm keys`: make, show and list keys, sign root metadata, replace keys."""
 
+import enum
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +13,9 @@ from tuf.api.metadata import Metadata, Root
 from control_plane.cli.context import JsonFlag
 from control_plane.cli.output import console, emit, table
 from control_plane.edge.domain import describe_root, open_domain
+from trust.auditor import AuditorKey
 from trust.authoring import digest_of, find_key, next_root, parse_metadata, sign
+from trust.edge.auditor_keys import create_auditor_key, is_auditor_public, load_auditor_public
 from trust.edge.clock import SystemClock
 from trust.edge.files import write_atomic
 from trust.edge.keyfiles import (
@@ -34,6 +37,14 @@ from trust.verified import BASE_ROLE
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
 
+
+class Purpose(enum.StrEnum):
+    """What a key is for."""
+
+    SIGNING = "signing"  # of root metadata and policy
+    AUDITOR = "auditor"  # reading sealed payloads
+
+
 DomainOption = Annotated[Path, typer.Option("--domain", help="Directory of the trust domain (egm init).")]
 
 
@@ -51,14 +62,23 @@ def passphrase_for(key: str) -> Callable[[], bytes]:
 def new(
     name: Annotated[str, typer.Argument(help="Who holds it, for example approver-1.")],
     directory: Annotated[Path, typer.Option("--dir", help="Where NAME.pem will be.")] = Path(),
+    purpose: Annotated[
+        Purpose,
+        typer.Option(help="signing: root and policy (Ed25519); auditor: read sealed payloads (X25519)."),
+    ] = Purpose.SIGNING,
     as_json: JsonFlag = False,
 ) -> None:
-    """Make an Ed25519 key pair of your own: NAME.pem (encrypted, mode 0600) and NAME.pub.json to hand over."""
+    """Make a key pair of your own: NAME.pem (encrypted, mode 0600) and NAME.pub.json to hand over."""
     path = directory / f"{name}.pem"
     given = passphrase_from_environment()
-    public = create_key(
-        path, name, given if given is not None else _ask(f"New passphrase for {path}", confirm=True)
-    )
+    passphrase = given if given is not None else _ask(f"New passphrase for {path}", confirm=True)
+    if purpose is Purpose.AUDITOR:
+        auditor = create_auditor_key(path, name, passphrase)
+        record = {**_auditor_record(auditor), "private": str(path), "public": str(public_path_of(path))}
+        text = f"{path}: keep it\n{record['public']}: hand this one over\n{_for_bundle(auditor)}"
+        emit(record, as_json=as_json, text=text)
+        return
+    public = create_key(path, name, passphrase)
     data = {**_key_record(public), "private": str(path), "public": str(public_path_of(path))}
     emit(data, as_json=as_json, text=f"{path}: keep it\n{data['public']}: hand this one over")
 
@@ -69,6 +89,11 @@ def show(
     as_json: JsonFlag = False,
 ) -> None:
     """Show a public key, to compare its id by voice before it is trusted."""
+    if is_auditor_public(file):
+        auditor = load_auditor_public(file)
+        text = f"{auditor.name}  X25519\nkey id  {auditor.id}\n{_for_bundle(auditor)}"
+        emit(_auditor_record(auditor), as_json=as_json, text=text)
+        return
     public = load_public(file)
     data = _key_record(public)
     text = f"{data['name']}  {data['scheme']}\nkey id  {data['key_id']}"
@@ -268,6 +293,14 @@ def _report_signatures(
 
 def _key_record(key: Key) -> dict[str, object]:
     return {"name": key_name(key), "scheme": key.scheme, "key_id": key.keyid}
+
+
+def _auditor_record(key: AuditorKey) -> dict[str, object]:
+    return {"name": key.name, "scheme": "x25519", "key_id": key.id, "key": key.text}
+
+
+def _for_bundle(key: AuditorKey) -> str:
+    return f"in bundle.yaml  auditors: {{{key.name}: {key.text}}}"
 
 
 def _ask(prompt: str, *, confirm: bool) -> bytes:

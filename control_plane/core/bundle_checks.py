@@ -49,13 +49,16 @@ def check_bundles(role: str, archive: bytes, others: Mapping[str, bytes], *, tru
     ]
     _refuse(problems)
     try:
-        check_forbidden(Engine.build(base, namespaces))
+        engine = Engine.build(base, namespaces)
+        check_forbidden(engine)
     except MeshError as error:
         if namespaces and role == BASE_ROLE:
             raise EvidenceError(
                 error.reason, f"{error.detail} (compiled together with {', '.join(sorted(namespaces))})"
             ) from None
         raise
+    if not base.mesh.auditors and (asking := engine.payload_policies()):
+        _refuse([f'bundle.yaml: auditors: none, but {name} says @audit("payload")' for name in asking])
     results = run_tests(proposed, None if role == BASE_ROLE else base)
     _refuse([f"{r.file}:{r.line}: case {r.name!r} fails: {r.message}" for r in results if not r.passed])
     return proposed

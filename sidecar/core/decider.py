@@ -48,6 +48,10 @@ class Decider(Protocol):
         """Return whether any policy that could decide such a call reads the request message."""
         ...
 
+    def audits_payload(self, principal: str, method: str, service: str) -> bool:
+        """Return whether a permit that could determine such a call asks to keep its payload."""
+        ...
+
     def governs(self, method: str, service: str) -> bool:
         """Return whether any policy speaks of `method` on `service`."""
         ...

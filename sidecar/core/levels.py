@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Final
 
 from sidecar.core.bundle_state import Lease
+from sidecar.core.obligations import beyond_us
 from trust.errors import InputError, Reason
 from trust.mesh import SUPPORTED_LEVELS, MeshSettings
 from trust.policy.types import Verdict
@@ -33,6 +34,8 @@ class Finding(enum.StrEnum):
     UNGOVERNED = "ungoverned"  # no permit, and no policy speaks of the method and service
     ERROR = "error"  # a policy failed to evaluate
     UNREPRESENTABLE = "unrepresentable"  # the request cannot be shown to the policies
+    REVOKED = "revoked"  # an emergency key or the quorum denies it, whatever the policies say
+    QUARANTINED = "quarantined"  # a proof of misbehaviour accuses a node that has a part in it
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +48,17 @@ class Effect:
 
 
 # A person should look: a call went on without governance, or a policy is broken.
-ALARMING: Final = frozenset({Reason.GOVERNANCE_UNAVAILABLE, Reason.POLICY_ERROR, Reason.INTERNAL})
+ALARMING: Final = frozenset(
+    {
+        Reason.GOVERNANCE_UNAVAILABLE,
+        Reason.POLICY_ERROR,
+        Reason.INTERNAL,
+        Reason.REVOKED,
+        Reason.NODE_QUARANTINED,
+    }
+)
+# Denied from outside the policies, at every level that enforces any: also when the lease is over.
+_AT_ONCE: Final = frozenset({Finding.REVOKED, Finding.QUARANTINED})
 
 REFUSE_UNLISTED: Final = Effect(allow=False, reason=Reason.INTERNAL)
 
@@ -64,6 +77,8 @@ _REFUSAL_OF_FINDING: Final[Mapping[Finding, Reason | None]] = {
     Finding.UNGOVERNED: Reason.NO_POLICY_PERMITS,
     Finding.ERROR: Reason.POLICY_ERROR,
     Finding.UNREPRESENTABLE: Reason.REQUEST_UNREPRESENTABLE,
+    Finding.REVOKED: Reason.REVOKED,
+    Finding.QUARANTINED: Reason.NODE_QUARANTINED,
 }
 _FINDING_OF_REASON: Final[Mapping[Reason, Finding]] = {
     Reason.ALLOWED: Finding.ALLOWED,
@@ -91,7 +106,7 @@ def _effect(level: int, lease: Lease, identified: bool, finding: Finding) -> Eff
         reason = Reason.ALLOWED if refusal is None else Reason.PASSED_UNGOVERNED
         return Effect(allow=True, reason=reason, would_deny=refusal)
     if level == POLICY_AWARE:
-        if lease in {Lease.SEALED, Lease.EXPIRED}:
+        if lease in {Lease.SEALED, Lease.EXPIRED} and finding not in _AT_ONCE:
             return Effect(allow=True, reason=Reason.GOVERNANCE_UNAVAILABLE, would_deny=refusal)
         if finding not in {Finding.ALLOWED, Finding.UNGOVERNED}:
             reason = _REFUSAL_OF_FINDING[finding] or Reason.INTERNAL
@@ -126,7 +141,7 @@ def finding_of(verdict: Verdict, *, governs: bool) -> Finding:
     if verdict.allowed:
         if verdict.errors or verdict.reason is not Reason.ALLOWED:
             return Finding.ERROR
-        return Finding.OBLIGED if verdict.obligations else Finding.ALLOWED
+        return Finding.OBLIGED if beyond_us(verdict.obligations) else Finding.ALLOWED
     finding = _FINDING_OF_REASON.get(verdict.reason, Finding.ERROR)
     if finding is Finding.ALLOWED:  # says ALLOWED and is not
         return Finding.ERROR

@@ -72,6 +72,10 @@ class RuleDecider:
         """Return the same for every call."""
         return self.reads
 
+    def audits_payload(self, principal: str, method: str, service: str) -> bool:
+        """Return whether any answer asks for the payload."""
+        return any(("audit", "payload") in verdict.obligations for verdict in self.rules.values())
+
     def governs(self, method: str, service: str) -> bool:
         """Return the same for every method."""
         return self.governed

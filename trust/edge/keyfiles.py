@@ -108,6 +108,11 @@ def load_public(path: Path) -> Key:
         raise InputError(
             Reason.KEY_UNREADABLE, f"{path} is a private key; give the public half: {path.stem}.pub.json"
         )
+    if b'"X25519"' in data:
+        raise InputError(
+            Reason.KEY_UNREADABLE,
+            f"{path} is an auditor's key: it signs nothing; give an approver's or root holder's",
+        )
     try:
         record = json.loads(data)
         key = Key.from_dict(record.pop("keyid"), record)

@@ -4,15 +4,21 @@ import re
 from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from securesystemslib.signer import SSlibKey
 
+from trust import limits
+from trust.attestation.roster import AttestationSettings, check_key_names
+from trust.auditor import parse_auditor_key, parse_auditors
 from trust.bundle import MAX_DESCRIPTION_CHARS, MAX_NAME_CHARS, RESERVED_NAMESPACES
 from trust.errors import EvidenceError
-from trust.mesh import DEFAULT_LEVEL, LEVELS_TEXT, SUPPORTED_LEVELS, LeaseSettings
+from trust.keys import check_public_key
+from trust.mesh import DEFAULT_LEVEL, LEVELS_TEXT, SUPPORTED_LEVELS, LeaseSettings, PermanentRevocation
 from trust.policy.schema import ANY_ACTION
 from trust.spiffe import SpiffeId, check_name, check_trust_domain
 
 _GRPC_NAME: Final = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*(/[A-Za-z_]\w*)?\Z", re.ASCII)
 _GROUP: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}\Z")
+_HEX64: Final = re.compile(r"[0-9a-f]{64}\Z")
 _METADATA_KEY: Final = re.compile(r"[a-z0-9_.-]{1,64}\Z")
 
 
@@ -74,6 +80,41 @@ def _metadata_key(text: str) -> str:
     return text
 
 
+def _public_key(text: str) -> str:
+    """An Ed25519 public key, as 'egm keys new --purpose emergency' prints it."""
+    if not _HEX64.match(text):
+        raise ValueError(f"{text[:80]!r} is not an Ed25519 public key: write its 64 hexadecimal digits")
+    try:
+        check_public_key(SSlibKey("it", "ed25519", "ed25519", {"public": text}))
+    except EvidenceError as error:
+        raise ValueError(error.detail) from None
+    return text
+
+
+def _digest(text: str) -> str:
+    if not _HEX64.match(text):
+        raise ValueError(
+            f"{text[:80]!r} is not an id: write its 64 hexadecimal digits, as 'egm revoke list' shows"
+        )
+    return text
+
+
+def _auditors(value: dict[str, str]) -> dict[str, str]:
+    """Names and keys one by one were accepted; now all together."""
+    try:
+        parse_auditors(value)
+    except EvidenceError as error:
+        raise ValueError(error.detail) from None
+    return value
+
+
+def _auditor_key(text: str) -> str:
+    try:
+        return parse_auditor_key("x", text).text
+    except EvidenceError as error:
+        raise ValueError(error.detail.removeprefix("the key of auditor x ")) from None
+
+
 Name = Annotated[str, AfterValidator(_name)]
 Namespace = Annotated[str, AfterValidator(_namespace)]
 TrustDomain = Annotated[str, AfterValidator(_trust_domain)]
@@ -81,6 +122,9 @@ Member = Annotated[str, AfterValidator(_member)]
 GrpcName = Annotated[str, AfterValidator(_grpc_name)]
 Group = Annotated[str, AfterValidator(_group)]
 Level = Annotated[int, AfterValidator(_level)]
+PublicKey = Annotated[str, AfterValidator(_public_key)]
+Digest = Annotated[str, AfterValidator(_digest)]
+Auditors = Annotated[dict[Name, Annotated[str, AfterValidator(_auditor_key)]], AfterValidator(_auditors)]
 MetadataKey = Annotated[str, AfterValidator(_metadata_key)]
 
 
@@ -107,11 +151,24 @@ class BundleSettings(_Strict):
     level: Level = DEFAULT_LEVEL
     lease: LeaseSettings = LeaseSettings()
     ledger: Literal["durable", "async"] = "async"
+    attestation: AttestationSettings | None = None
     services: dict[Name, ServiceSource] = Field(default_factory=dict)
     roles: dict[str, list[Member]] = Field(default_factory=dict)
     action_groups: dict[Group, list[GrpcName]] = Field(default_factory=dict)
     service_groups: dict[str, list[Name]] = Field(default_factory=dict)
     metadata_keys: list[MetadataKey] = Field(default_factory=list)
+    auditors: Auditors = Field(default_factory=dict)
+    emergency_keys: dict[Name, PublicKey] = Field(default_factory=dict)
+    revocation_max_ttl_s: int = Field(default=24 * 3600, ge=60, le=limits.MAX_REVOCATION_TTL_S)
+    revocations: list[PermanentRevocation] = Field(default_factory=list)
+    ended_revocations: list[Digest] = Field(default_factory=list)
+    released_proofs: list[Digest] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _witnesses_are_of_the_mesh(self) -> "BundleSettings":
+        if self.attestation is not None:
+            check_key_names(self.attestation, self.trust_domain)
+        return self
 
     @model_validator(mode="after")
     def _is_printable(self) -> "BundleSettings":

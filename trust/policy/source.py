@@ -4,6 +4,7 @@
     policies/*.cedar     the policies, each with an @id
     entities.json        Cedar entities, when roles and service_groups are not enough (optional)
     descriptors.binpb    FileDescriptorSet of the governed services (optional)
+    reference_values.json  which measurements of nodes are accepted (optional, base bundle)
     tests/*.yaml         table tests (trust.policy.casetests)
 
 Everything here is pure: a folder is a mapping from relative path to bytes.
@@ -16,7 +17,8 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from trust.bundle import DESCRIPTORS, ENTITIES, MESH, SCHEMA, check_path, write_bundle
+from trust.attestation.measurement import parse_reference_values
+from trust.bundle import DESCRIPTORS, ENTITIES, MESH, REFERENCE_VALUES, SCHEMA, check_path, write_bundle
 from trust.errors import EvidenceError
 from trust.mesh import MeshSettings, ServiceSettings
 from trust.policy.descriptors import MethodTable
@@ -29,7 +31,18 @@ from trust.spiffe import SpiffeId
 
 SETTINGS: Final = "bundle.yaml"
 # Settings of the whole mesh, which a namespace's approvers may not change.
-_BASE_ONLY: Final = ("level", "lease", "ledger")
+_BASE_ONLY: Final = (
+    "level",
+    "lease",
+    "ledger",
+    "attestation",
+    "auditors",
+    "emergency_keys",
+    "revocation_max_ttl_s",
+    "revocations",
+    "ended_revocations",
+    "released_proofs",
+)
 _SERVICE_BASE_ONLY: Final = ("level", "workload")
 
 
@@ -45,6 +58,7 @@ class Source:
     descriptors: bytes | None
     tests: Mapping[str, str]
     schema: str
+    reference_values: bytes | None = None
 
     @property
     def entities_json(self) -> str:
@@ -68,8 +82,15 @@ class Source:
             level=settings.level,
             lease=settings.lease,
             ledger=settings.ledger,
+            attestation=settings.attestation,
             services=services,
             metadata_keys=tuple(sorted(set(settings.metadata_keys))),
+            auditors=dict(sorted(settings.auditors.items())),
+            emergency_keys=dict(sorted(settings.emergency_keys.items())),
+            revocation_max_ttl_s=settings.revocation_max_ttl_s,
+            revocations=tuple(settings.revocations),
+            ended_revocations=tuple(sorted(set(settings.ended_revocations))),
+            released_proofs=tuple(sorted(set(settings.released_proofs))),
         )
 
 
@@ -116,8 +137,9 @@ def load(
         descriptors=files.get(DESCRIPTORS),
         tests={path: text for path, text in texts.items() if path.startswith("tests/")},
         schema=schema,
+        reference_values=files.get(REFERENCE_VALUES),
     )
-    return source, problems
+    return source, problems + _reference_problems(source)
 
 
 def build(
@@ -153,6 +175,8 @@ def archive_of(source: Source) -> bytes:
     if source.descriptors is not None:
         content[DESCRIPTORS] = source.descriptors
     if source.settings.namespace is None:
+        if source.reference_values is not None:
+            content[REFERENCE_VALUES] = source.reference_values
         content[MESH] = source.mesh().model_dump_json(indent=1, exclude_none=True).encode() + b"\n"
     settings = source.settings
     return write_bundle(
@@ -175,7 +199,7 @@ def _unknown_files(files: Mapping[str, bytes]) -> list[Problem]:
     """Report what does not become part of the bundle: an error where it looks as if it should."""
     problems = []
     for path in files:
-        if path in {SETTINGS, ENTITIES, DESCRIPTORS}:
+        if path in {SETTINGS, ENTITIES, DESCRIPTORS, REFERENCE_VALUES}:
             continue
         folder = path.partition("/")[0]
         if folder not in {"policies", "tests"}:
@@ -191,6 +215,20 @@ def _unknown_files(files: Mapping[str, bytes]) -> list[Problem]:
             what = f"cannot be part of a bundle: {folder}/ holds {ending} files named with A-Z a-z 0-9 . _ -"
             problems.append(Problem(path, 0, what, "rename or remove it"))
     return problems
+
+
+def _reference_problems(source: Source) -> list[Problem]:
+    """Report reference values that nobody could read, or that a namespace may not set."""
+    if source.reference_values is None:
+        return []
+    if source.settings.namespace is not None:
+        return [Problem(REFERENCE_VALUES, 0, "belongs to the base bundle alone", "remove it here")]
+    try:
+        parse_reference_values(source.reference_values)
+    except EvidenceError as error:
+        what = error.detail.removeprefix(f"{REFERENCE_VALUES}: ")
+        return [Problem(REFERENCE_VALUES, 0, what, "write it with: egm sidecar measure")]
+    return []
 
 
 def _settings(
