@@ -22,6 +22,7 @@ class Reason(enum.StrEnum):
     POLICY_ERROR = "POLICY_ERROR"  # a policy failed to evaluate: deny
     REQUEST_UNREPRESENTABLE = "REQUEST_UNREPRESENTABLE"  # cannot be decoded or expressed in Cedar
     OBLIGATION_UNSUPPORTED = "OBLIGATION_UNSUPPORTED"  # a determining policy asks what this node cannot do
+    OBLIGATION_UNMET = "OBLIGATION_UNMET"  # a determining policy asks what cannot be done for this very call
     GOVERNANCE_UNAVAILABLE = "GOVERNANCE_UNAVAILABLE"  # level 3: continued without a decision
     # trust gate
     POLICY_MISSING = "POLICY_MISSING"
@@ -64,6 +65,7 @@ class Reason(enum.StrEnum):
     INTERNAL = "INTERNAL"
     # execution records
     RECORD_MALFORMED = "RECORD_MALFORMED"
+    PAYLOAD_INVALID = "PAYLOAD_INVALID"  # a sealed payload is malformed, changed, or of another record
     # configuration and requests
     CONFIG_INVALID = "CONFIG_INVALID"
     INPUT_INVALID = "INPUT_INVALID"
@@ -75,6 +77,7 @@ class Reason(enum.StrEnum):
     PERMIT_MISMATCH = "PERMIT_MISMATCH"  # genuine, but for another call
     PERMIT_EXPIRED = "PERMIT_EXPIRED"  # outside its time
     PERMIT_REPLAYED = "PERMIT_REPLAYED"
+    OPENING_MISSING = "OPENING_MISSING"  # the message that a stream's permit must bind did not come in time
     PERMIT_UNVERIFIABLE = "PERMIT_UNVERIFIABLE"  # we lack the key, the memory or the room to tell
     # ledger
     PROOF_INVALID = "PROOF_INVALID"  # a proof, note, checkpoint or tile is malformed or does not hold
@@ -99,6 +102,11 @@ class Reason(enum.StrEnum):
     CLOCK_WRONG = "CLOCK_WRONG"  # the node's clock is not that of its witness
     WITNESS_NOT_LISTED = "WITNESS_NOT_LISTED"  # this node is no witness by the policy in force
     WITNESS_UNAVAILABLE = "WITNESS_UNAVAILABLE"  # the witness cannot remember what it would vouch for
+    # revocation and misbehaviour
+    REVOKED = "REVOKED"  # an emergency key or the quorum denies it
+    NODE_QUARANTINED = "NODE_QUARANTINED"  # a misbehaviour proof accuses the node
+    REVOCATION_INVALID = "REVOCATION_INVALID"  # a directive does not verify, or has ended
+    MISBEHAVIOUR_UNPROVEN = "MISBEHAVIOUR_UNPROVEN"  # a proof does not prove what it claims
     # capacity
     LIMIT_EXCEEDED = "LIMIT_EXCEEDED"
 

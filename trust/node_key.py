@@ -58,6 +58,20 @@ class NodeKey:
     not_after_ms: int  # Unix ms; the earlier of the endorsement's and the certificate's
     digest: str  # base64url SHA-256 of the endorsement: the key id of its permits
 
+    @property
+    def spki_sha256(self) -> bytes:
+        """SHA-256 of the key's DER SubjectPublicKeyInfo: how a revocation names it."""
+        return ed25519_spki_sha256(self.public_key.public_bytes_raw())
+
+
+# DER of SubjectPublicKeyInfo up to the 32 bytes of the key (RFC 8410, section 4)
+_SPKI_PREFIX: Final = bytes.fromhex("302a300506032b6570032100")
+
+
+def ed25519_spki_sha256(public_key: bytes) -> bytes:
+    """Return the SHA-256 of the DER SubjectPublicKeyInfo of an Ed25519 key (32 bytes)."""
+    return hashlib.sha256(_SPKI_PREFIX + public_key).digest()
+
 
 def endorsement_digest(endorsement: bytes) -> str:
     """Return the key id that an endorsement stands for: base64url of its SHA-256, 43 characters."""

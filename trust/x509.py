@@ -5,6 +5,7 @@ SVID specification, sections 2 to 5). Chains are checked up to given anchors; no
 """
 
 import datetime
+import hashlib
 import itertools
 from collections.abc import Sequence
 from typing import Final
@@ -335,6 +336,15 @@ def _spki(key: object) -> bytes:
         raise _invalid("unsupported kind of key")
     encoded = public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     return bytes(encoded)
+
+
+def public_key_sha256(certificate: bytes | x509.Certificate) -> bytes:
+    """Return the SHA-256 of a certificate's DER SubjectPublicKeyInfo: how a revocation names its key.
+
+    Raises:
+        EvidenceError: IDENTITY_INVALID.
+    """
+    return hashlib.sha256(_spki(load_certificate(certificate).public_key())).digest()
 
 
 def check_peer(certificate_pem: bytes, *, trust_domain: str, now_ms: int) -> SpiffeId:

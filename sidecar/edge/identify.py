@@ -32,6 +32,7 @@ class Caller:
     authn: Authn | None
     unidentified: Reason | None = None
     certificate_sha256: bytes = b""  # of the peer's certificate (DER), by which a permit is bound to it
+    key_sha256: bytes = b""  # of its public key, by which it can be revoked
 
 
 class Identifier(Protocol):
@@ -86,7 +87,8 @@ class Mtls:
             return Caller(None, None, error.reason if ambiguous else Reason.CALLER_UNIDENTIFIED), 0
         if spiffe_id.trust_domain != self._trust_domain:
             return _NOBODY, 0
-        return Caller(str(spiffe_id), Authn.MTLS, None, certificate_sha256(pem)), not_after_ms
+        key = x509.public_key_sha256(pem)
+        return Caller(str(spiffe_id), Authn.MTLS, None, certificate_sha256(pem), key), not_after_ms
 
 
 class Fixed:

@@ -8,6 +8,7 @@ from sidecar.core.bundle_state import Lease
 from sidecar.core.levels import (
     EFFECTS,
     REFUSE_UNLISTED,
+    Effect,
     Finding,
     check_local_level,
     effect_of,
@@ -21,6 +22,7 @@ from trust.policy.types import Verdict
 
 LIVE = [Lease.FRESH, Lease.STALE]
 OVER = [Lease.SEALED, Lease.EXPIRED]
+BY_POLICY = set(Finding) - {Finding.REVOKED, Finding.QUARANTINED}  # what the engine can find
 SITUATIONS = list(product(sorted(SUPPORTED_LEVELS), Lease, (True, False), Finding))
 
 
@@ -70,6 +72,8 @@ def test_level_3_refuses_forbids_errors_and_default_deny_where_a_policy_governs(
         Finding.UNPERMITTED: Reason.NO_POLICY_PERMITS,
         Finding.UNREPRESENTABLE: Reason.REQUEST_UNREPRESENTABLE,
         Finding.OBLIGED: Reason.OBLIGATION_UNSUPPORTED,
+        Finding.REVOKED: Reason.REVOKED,
+        Finding.QUARANTINED: Reason.NODE_QUARANTINED,
     }
     for lease, identified, finding in product(LIVE, (True, False), Finding):
         effect = effect_of(3, lease, identified, finding)
@@ -87,10 +91,17 @@ def test_level_3_continues_where_no_policy_governs_and_says_what_level_4_would_d
 
 def test_level_3_continues_without_governance_and_says_so() -> None:
     """A control plane that is away must not stop a level-3 service."""
-    for lease, finding in product(OVER, Finding):
+    for lease, finding in product(OVER, BY_POLICY):
         effect = effect_of(3, lease, True, finding)
         assert (effect.allow, effect.reason) == (True, Reason.GOVERNANCE_UNAVAILABLE)
         assert effect.would_deny in {Reason.POLICY_STALE, Reason.POLICY_EXPIRED}
+
+
+def test_what_was_revoked_or_quarantined_stays_denied_at_level_3_when_the_lease_is_over() -> None:
+    """A partition must not bring a revoked right back: the node already knows that it is gone."""
+    for lease, identified in product([*LIVE, *OVER], (True, False)):
+        assert effect_of(3, lease, identified, Finding.REVOKED) == Effect(False, Reason.REVOKED)
+        assert effect_of(3, lease, identified, Finding.QUARANTINED) == Effect(False, Reason.NODE_QUARANTINED)
 
 
 def test_level_1_blocks_nothing_and_reports_exactly_what_level_4_refuses() -> None:
@@ -114,7 +125,7 @@ def test_finding_is_independent_of_policies_when_identity_or_lease_already_decid
     for level, lease, identified in product(SUPPORTED_LEVELS, Lease, (True, False)):
         skipped = lease not in LIVE or level == 0 or (level == 4 and not identified)
         if skipped:
-            assert len({effect_of(level, lease, identified, finding) for finding in Finding}) == 1
+            assert len({effect_of(level, lease, identified, finding) for finding in BY_POLICY}) == 1
 
 
 @pytest.mark.parametrize(
