@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from control_plane.cli.context import JsonFlag, MeshOption, open_mesh, run
+from control_plane.cli.lineage_payload import payload
 from control_plane.cli.output import console, emit, table
 from control_plane.cli.when import parse_when
 from control_plane.core.executions import DEFAULT_PAGE, Decided
@@ -25,8 +26,9 @@ from trust.spiffe import SpiffeId
 from trust.x509 import to_datetime
 
 app = typer.Typer(
-    add_completion=False, no_args_is_help=True, help="Executions over all nodes: list, show, tree."
+    add_completion=False, no_args_is_help=True, help="Executions over all nodes: list, show, tree, payload."
 )
+app.command("payload")(payload)
 
 
 class Format(enum.StrEnum):
@@ -157,6 +159,7 @@ def _side_json(entry: record_pb2.ExecutionEntry) -> dict[str, object]:
             "boot_id": outcome.boot_id,
             "ledger_index": seen.outcome_index,
             "record_sha256": record_digest(entry.outcome).hex(),
+            "sealed_response_bytes": len(outcome.sealed_response),
         }
     return {
         "id": id_text(intent.execution_id),
@@ -183,6 +186,7 @@ def _side_json(entry: record_pb2.ExecutionEntry) -> dict[str, object]:
         "policies_omitted": intent.policies_omitted,
         "obligations": [list(pair) for pair in intent.obligations],
         "permit_sha256": intent.permit_sha256.hex(),
+        "sealed_request_bytes": len(intent.sealed_request),
         "decision_id": intent.decision_id,
         "traceparent": intent.traceparent,
         "boot_id": intent.boot_id,

@@ -23,7 +23,7 @@ _COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "check": ("control_plane.cli.check:app", "Would this call be allowed? Why, and by which policies?"),
     "doctor": ("control_plane.cli.doctor:app", "What is wrong with this mesh, and how to mend it."),
     "audit": ("control_plane.cli.audit:app", "What operators did, newest first."),
-    "lineage": ("control_plane.cli.lineage:app", "Executions over all nodes: list, show, tree."),
+    "lineage": ("control_plane.cli.lineage:app", "Executions over all nodes: list, show, tree, payload."),
     "ledger": ("control_plane.cli.ledger:app", "A node's append-only log: verify it, take proofs from it."),
     "evidence": (
         "control_plane.cli.evidence:app",
