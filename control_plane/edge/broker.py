@@ -74,9 +74,12 @@ class EmbeddedBroker:
         host: a loopback address.
         port: 0 takes the port of the last run if it is free, so that nodes find the broker again, else any.
         data_dir: remembers that port; created when missing.
+        password: the publisher's; None: one that only this instance knows.
     """
 
-    def __init__(self, host: str = "127.0.0.1", port: int = 0, *, data_dir: Path) -> None:
+    def __init__(
+        self, host: str = "127.0.0.1", port: int = 0, *, data_dir: Path, password: str | None = None
+    ) -> None:
         if not _is_loopback(host):
             raise InputError(
                 Reason.CONFIG_INVALID,
@@ -84,7 +87,7 @@ class EmbeddedBroker:
                 "use 127.0.0.1, or run Mosquitto and give its mqtts:// URL",
             )
         self._host, self._port, self._data_dir = host, port, data_dir
-        self._password = secrets.token_urlsafe(32)  # of this instance: a stop and start keeps it
+        self._password = password or secrets.token_urlsafe(32)  # of this instance: a stop and start keeps it
         self._broker: Broker | None = None
         self._bound_port = 0
 

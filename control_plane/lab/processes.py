@@ -32,6 +32,8 @@ def die_with_parent(how: signal.Signals = signal.SIGTERM) -> None:
 class Process:
     """One `egm …` process: its standard error goes to `log`, its first line of output says it is ready."""
 
+    tells = True  # whether it says on standard output when it is ready
+
     def __init__(
         self,
         name: str,
@@ -82,7 +84,7 @@ class Process:
             self._process = await asyncio.create_subprocess_exec(
                 *self._arguments,
                 stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE if self.tells else log,
                 stderr=log,
                 env=self._environment,
                 limit=MAX_LINE_BYTES,
@@ -90,7 +92,7 @@ class Process:
                 preexec_fn=self._forked,
             )
         try:
-            self.ready = await asyncio.wait_for(_first_line(self._process), START_TIMEOUT_S)
+            self.ready = await asyncio.wait_for(self.until_ready(self._process), START_TIMEOUT_S)
         except BaseException as error:
             await self.kill()
             if isinstance(error, TimeoutError):
@@ -107,6 +109,10 @@ class Process:
             raise StateError(Reason.SOURCE_UNAVAILABLE, detail)
         self._drain = asyncio.create_task(_discard(self._process))
         return self.ready
+
+    async def until_ready(self, process: asyncio.subprocess.Process) -> dict[str, object]:
+        """Wait until the process does its work. Raises ValueError if it ends instead."""
+        return await _first_line(process)
 
     def log_tail(self) -> str:
         """Return the last lines of the log, for an error message."""

@@ -1,0 +1,394 @@
+"""A mesh of real processes whose network, disks, clocks and members a test can break, and mend again."""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, Self
+
+from control_plane.edge.source_folder import read_folder
+from control_plane.lab import watch
+from control_plane.lab.bootstrap import publish
+from control_plane.lab.calls import CALL_TIMEOUT_S, Caller, Messages, Outcome, Payload
+from control_plane.lab.fleet import TWIN, Fleet
+from control_plane.lab.load import Call, Judge, Load
+from control_plane.lab.mesh import CONTROL_PLANE
+from control_plane.lab.network import Fault, Network, Pair, between
+from control_plane.lab.plan import BROKER, Files, LabPlan, as_bytes, parse_duration_ms
+from control_plane.lab.states import Predicate, Status, Wanted
+from trust.bundle import DESCRIPTORS
+from trust.errors import InputError, Reason
+from trust.policy.source import build
+
+WAIT_S: Final = 30.0
+LOG_TAIL_LINES: Final = 40
+
+PolicyChange = Path | Files | Callable[[dict[str, bytes]], Files]
+
+
+class LabMesh:
+    """A running mesh, for one event loop. `async with LabMesh(plan, directory) as mesh:` starts and ends it.
+
+    Everything is below `directory`: keys, disks, `logs/MEMBER.log`. Nothing outlives the block, nor this process.
+    """
+
+    def __init__(self, plan: LabPlan, directory: Path) -> None:
+        """Describe a mesh; nothing is started."""
+        self.plan, self.directory = plan, directory.resolve()
+        self.network = Network(plan.seed)
+        self.fleet = Fleet(plan, self.directory, self.network)
+        self.timeline: list[tuple[float, str]] = []  # (seconds since it was made, what was done to the mesh)
+        self.policy_version = 0
+        self.broker = Member(self, BROKER)
+        self.control_plane = Member(self, CONTROL_PLANE)
+        self._began = time.monotonic()
+        self._files = plan.starting_policy()
+        self._caller = Caller(Messages(plan.descriptors or self._files.get(DESCRIPTORS)))
+        self._twins: dict[str, dict[str, str]] = {}
+        self._loads: list[Load] = []
+
+    # life
+
+    async def __aenter__(self) -> Self:
+        """Start everything; ready when every node enforces the first policy."""
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """End everything."""
+        await self.close()
+
+    async def start(self) -> None:
+        """Start services, broker, control plane and nodes, with the first policy in force.
+
+        Raises:
+            MeshError: what is wrong with the plan, or could not be started and where its log is; nothing runs then.
+        """
+        self.note("start")
+        try:
+            archive = build(self._files, level_override=self.plan.level)
+            self.policy_version = await self.fleet.start(archive)
+            for name in self.plan.nodes:
+                await self.fleet.snapshot(name)
+        except BaseException:
+            await self.close()
+            raise
+        self.note("ready")
+
+    async def close(self) -> None:
+        """End every process and close every socket; never fails because something is gone already."""
+        for load in self._loads:
+            await load.stop()
+        await self._caller.close()
+        await self.fleet.close()
+        self.note("closed")
+
+    async def restore(self) -> None:
+        """Mend everything: links, clocks, stopped members; wait until every node is ready on the newest policy."""
+        self.heal()
+        for name in list(self._twins):
+            await self.kill(name + TWIN)
+        self._twins.clear()
+        for name in (*self.plan.nodes, CONTROL_PLANE):
+            self.fleet.skew_file(name).set(0)
+        for name in self._in_order():
+            if not self.fleet.process(name).running:
+                await self.fleet.process(name).start()
+        await self.fleet.running.settled(version=self.policy_version, timeout_s=2 * WAIT_S)
+
+    def note(self, what: str) -> None:
+        """Add a line to the timeline."""
+        self.timeline.append((time.monotonic() - self._began, what))
+
+    # network
+
+    def partition(
+        self, *groups: Sequence[str] | set[str], one_way: bool = False, reset: bool = False
+    ) -> None:
+        """Cut the links between groups of members; within a group nothing changes.
+
+        A member that no group names keeps every link: to leave "a" quite alone, use `isolate("a")`.
+
+        Args:
+            groups: node names, "control-plane", "broker".
+            one_way: only from an earlier group to a later one; answers still come back.
+            reset: connections are reset instead of left hanging.
+        """
+        for group in groups:
+            self._check_members(group)
+        fault = Fault(reset=True) if reset else Fault(drop=True)
+        self.network.apply(between(list(groups), one_way=one_way), fault)
+        how = ("reset " if reset else "") + ("one-way " if one_way else "")
+        self.note(f"{how}partition {' | '.join(', '.join(sorted(group)) for group in groups)}")
+
+    def isolate(self, *names: str, reset: bool = False) -> None:
+        """Cut members (together) off from every other member of the mesh."""
+        self._check_members(names)
+        self.partition(set(names), set(self._reachable()) - set(names), reset=reset)
+
+    def fault(self, source: str, target: str, *, one_way: bool = False, **fault: Any) -> None:
+        """Put a fault on the link between two members; fields are those of `Fault`, none of them mends it."""
+        self._check_members((source, target))
+        try:
+            made = Fault(**fault)
+        except TypeError as error:
+            raise InputError(Reason.INPUT_INVALID, f"no such fault: {error}; see Fault") from None
+        pairs: list[Pair] = [(source, target)] if one_way else [(source, target), (target, source)]
+        self.network.apply(pairs, made)
+        self.note(f"fault {source} {'->' if one_way else '<->'} {target}: {made}")
+
+    def heal(self) -> None:
+        """Take every fault of the network away. Clocks, disks and stopped members stay as they are."""
+        self.network.heal()
+        self.note("heal")
+
+    # members
+
+    async def kill(self, name: str) -> None:
+        """End a member at once (SIGKILL), as a crash would."""
+        self.note(f"kill {name}")
+        await self.fleet.process(self._process_name(name)).kill()
+
+    async def stop(self, name: str) -> None:
+        """Ask a member to drain and end (SIGTERM)."""
+        self.note(f"stop {name}")
+        await self.fleet.process(self._process_name(name)).stop()
+
+    async def start_member(self, name: str) -> None:
+        """Start a member that was stopped or killed; it goes on from its disk."""
+        self.note(f"start {name}")
+        process = self.fleet.process(self._process_name(name))
+        if not process.running:
+            await process.start()
+
+    async def restart(self, name: str) -> None:
+        """Stop a member if it runs, in order, and start it again."""
+        await self.stop(name)
+        await self.start_member(name)
+
+    def pause(self, name: str) -> None:
+        """Freeze a member (SIGSTOP) until `resume`."""
+        self.note(f"pause {name}")
+        self.fleet.pause(self._process_name(name))
+
+    def resume(self, name: str) -> None:
+        """Let a frozen member go on."""
+        self.note(f"resume {name}")
+        self.fleet.resume(self._process_name(name))
+
+    def skew(self, name: str, offset: str | float) -> None:
+        """Set how far a node's (or the control plane's) clock is off, at once: "+90s", "-2m", 0 sets it right."""
+        milliseconds = parse_duration_ms(offset)
+        if name not in self.plan.nodes and name != CONTROL_PLANE:
+            raise InputError(
+                Reason.INPUT_INVALID, f"{name!r} has no clock to move; name a node or {CONTROL_PLANE}"
+            )
+        self.fleet.skew_file(name).set(milliseconds)
+        self.note(f"skew {name} {milliseconds:+} ms")
+
+    async def snapshot(self, name: str) -> Path:
+        """Copy a member's disk as it is now, for `lie(name, "rollback")`; one copy a member. Return the copy."""
+        self.note(f"snapshot {name}")
+        return await self.fleet.snapshot(name)
+
+    async def lie(self, name: str, how: str) -> None:
+        """Let a node lie.
+
+        Args:
+            name: a node ("rollback": or the control plane, after a snapshot).
+            how: "rollback" starts it from its last snapshot (each node has one of the mesh's start);
+                "equivocate" starts a second process with its identity and a copy of its disk: both go on with one
+                history in different ways. `call(…, twin=True)` calls through the second.
+        """
+        self.note(f"lie {name} {how}")
+        if how == "rollback":
+            await self.fleet.put_back(name)
+        elif how == "equivocate":
+            self._check_members([name])
+            self._twins[name] = await self.fleet.twin(name)
+        else:
+            raise InputError(
+                Reason.INPUT_INVALID, f"{how!r} is no way to lie here; use rollback or equivocate"
+            )
+
+    # use
+
+    async def call(
+        self,
+        workload: str,
+        method: str,
+        payload: Payload | None = None,
+        *,
+        to: str | None = None,
+        timeout_s: float = CALL_TIMEOUT_S,
+        metadata: Mapping[str, str] | None = None,
+        twin: bool = False,
+    ) -> Outcome:
+        """Call "pkg.Service/Method" as `workload`, through its sidecar; return how it ended, refusals too.
+
+        Args:
+            workload: who calls.
+            method: unary; for streams use your own client at `address`.
+            payload: mapping (protobuf JSON), message or bytes; None: an empty request.
+            to: the service; may be left out when one alone has the gRPC service.
+            timeout_s: deadline of the call.
+            metadata: sent along.
+            twin: through the second process that `lie(node, "equivocate")` started.
+        """
+        address = self.address(workload, to or self._only_service(workload, method), twin=twin)
+        return await self._caller.call(
+            address, method, payload if payload is not None else b"", timeout_s=timeout_s, metadata=metadata
+        )
+
+    def address(self, workload: str, service: str, *, twin: bool = False) -> str:
+        """Return where `workload` reaches `service` in plaintext: give it to your own client.
+
+        Raises:
+            InputError: NOT_FOUND, naming the services it may dial.
+        """
+        node = self.plan.node_of(workload)
+        if twin:
+            routes = self._twins.get(node, {})
+            found = routes.get(f"{workload} {service}")
+        else:
+            routes = self.fleet.running.mesh.workloads[workload].outbound
+            found = routes.get(service)
+        if found is None:
+            known = ", ".join(routes) or "none"
+            raise InputError(
+                Reason.NOT_FOUND, f"{workload!r} has no listener for {service!r}; it has: {known}"
+            )
+        return found
+
+    def load(self, calls: Sequence[Call], *, workers: int = 1, pause_s: float = 0.02, judge: Judge) -> Load:
+        """Start calling, over and over, until `stop()` of what is returned.
+
+        Args:
+            calls: made in turn.
+            workers: at the same time.
+            pause_s: of each worker after each call.
+            judge: (call, outcome) -> what is wrong with it, or "".
+        """
+
+        async def once(call: Call) -> Outcome:
+            return await self.call(call.workload, call.method, call.payload, to=call.to)
+
+        load = Load(once, calls, workers=workers, pause_s=pause_s, judge=judge)
+        self._loads.append(load)
+        return load
+
+    async def publish(self, change: PolicyChange | None = None, *, level: int | None = None) -> int:
+        """Have a policy signed by the quorum and published; return its version. Nodes follow when they hear of it.
+
+        Args:
+            change: a policy folder; or files to replace (None removes one) in what was published last; or a function
+                from those files to the new ones; None: the same again.
+            level: instead of the policy's own; stays for later publications.
+        """
+        files = self._changed(change)
+        if level is not None:
+            self.plan = self.plan.at_level(level)
+        archive = build(files, level_override=self.plan.level)
+        self.policy_version = await publish(self.fleet.running, archive, title="A policy of the lab")
+        self._files = files
+        self.note(f"published policy version {self.policy_version}")
+        return self.policy_version
+
+    # look
+
+    async def status(self, name: str) -> Status:
+        """Return what a node says of itself now (fields of egm.v1.NodeStatus); {"state": "UNREACHABLE"} if nothing."""
+        return await watch.status(self.fleet, name)
+
+    async def statuses(self, names: Sequence[str] | None = None) -> dict[str, Status]:
+        """Return what nodes (default: all) say of themselves."""
+        return await watch.statuses(self.fleet, list(self.plan.nodes if names is None else names))
+
+    async def wait_until(
+        self, wanted: Predicate | Wanted | Mapping[str, Wanted], timeout_s: float | str = WAIT_S
+    ) -> dict[str, Status]:
+        """Wait until nodes are as wanted; return what they say of themselves then.
+
+        Args:
+            wanted: "SEALED", {"a": "STALE", "b": {"policy_version_at_least": 2, "lease": "FRESH"}}, or a predicate of
+                the statuses of all nodes by name.
+            timeout_s: seconds, or text such as "20s".
+
+        Raises:
+            StateError: SOURCE_UNAVAILABLE, saying which node lacks what.
+        """
+        return await watch.wait_until(self.fleet, wanted, parse_duration_ms(timeout_s) / 1000)
+
+    def log(self, name: str, *, lines: int = LOG_TAIL_LINES) -> str:
+        """Return the end of a member's log."""
+        file = self.fleet.process(self._process_name(name)).log
+        text = file.read_text(errors="replace") if file.is_file() else ""
+        return "\n".join(text.splitlines()[-lines:])
+
+    # small rules
+
+    def _reachable(self) -> tuple[str, ...]:
+        return (*self.plan.members(), *(name + TWIN for name in self._twins))
+
+    def _check_members(self, names: Sequence[str] | set[str]) -> None:
+        if isinstance(names, str):
+            raise InputError(
+                Reason.INPUT_INVALID, f"{names!r} is one name; write a group, as in {{{names!r}}}"
+            )
+        for name in names:
+            if name not in self._reachable():
+                known = ", ".join(self._reachable())
+                raise InputError(Reason.NOT_FOUND, f"no member {name!r} in this mesh; there are: {known}")
+
+    def _process_name(self, name: str) -> str:
+        """Nodes and services may have one name: the node is meant, unless it is written "service NAME"."""
+        return name if name in self.fleet.processes or name not in self.plan.services else f"service {name}"
+
+    def _in_order(self) -> list[str]:
+        services = [name for name in self.fleet.processes if name.startswith("service ")]
+        return [*services, BROKER, CONTROL_PLANE, *self.plan.nodes]
+
+    def _only_service(self, workload: str, method: str) -> str:
+        wanted = method.partition("/")[0]
+        found = [n for n, s in self.plan.services.items() if wanted in s.names and n != workload]
+        if len(found) != 1:
+            which = (
+                f"several services have {wanted}: {', '.join(found)}"
+                if found
+                else f"no service names {wanted}"
+            )
+            raise InputError(Reason.INPUT_INVALID, f"{which}; say which one is called: to=…")
+        return found[0]
+
+    def _changed(self, change: PolicyChange | None) -> dict[str, bytes]:
+        if isinstance(change, Path):
+            return dict(read_folder(change))
+        if change is None:
+            return dict(self._files)
+        if callable(change):
+            return as_bytes(change(dict(self._files)))
+        return as_bytes({**self._files, **change})
+
+
+class Member:
+    """`mesh.broker` and `mesh.control_plane`: one member, to stop and start."""
+
+    def __init__(self, mesh: LabMesh, name: str) -> None:
+        self._mesh, self.name = mesh, name
+
+    @property
+    def running(self) -> bool:
+        """Whether its process runs."""
+        return self._mesh.fleet.process(self.name).running
+
+    async def stop(self) -> None:
+        """Ask it to end, and wait."""
+        await self._mesh.stop(self.name)
+
+    async def kill(self) -> None:
+        """End it at once (SIGKILL)."""
+        await self._mesh.kill(self.name)
+
+    async def start(self) -> None:
+        """Start it again; it goes on from its disk."""
+        await self._mesh.start_member(self.name)
