@@ -46,9 +46,7 @@ def test_killed_at_random_every_acknowledged_record_is_there(tmp_path: Path) -> 
                 assert acknowledged.setdefault(int(index), digest) == digest
         ledger = open_ledger(directory, clock=FakeClock(), head_file=tmp_path / "head")
         found = {frame.index: frame.digest.hex() for frame in ledger.scan()}
-        ledger._failure = "this process is gone"  # nothing is written or signed when it is let go
-        with ledger._lock:
-            ledger._work.notify()
+        ledger._intake.fail(OSError("this process is gone"))  # nothing is written or signed when it is let go
         ledger._join()
         assert acknowledged.items() <= found.items()
         assert sorted(found) == list(range(len(found)))

@@ -2,8 +2,8 @@
 
 from trust.edge.ledger.archive import archive
 from trust.edge.ledger.batch import Pending
+from trust.edge.ledger.ledger import Ledger
 from trust.edge.ledger.reader import Reader
 from trust.edge.ledger.verify import Finding, Verification, verify
-from trust.edge.ledger.writer import Ledger
 
 __all__ = ["Finding", "Ledger", "Pending", "Reader", "Verification", "archive", "verify"]

@@ -8,7 +8,6 @@ from typing import TypeVar
 
 from trust import limits
 from trust.errors import Reason, StateError
-from trust.tiles import Tile
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -19,25 +18,29 @@ class Batch:
     """Records that are written and synced together."""
 
     first: int
-    frames: list[bytes] = field(default_factory=list)
-    cuts: list[int] = field(default_factory=list)  # places in `frames` where a segment is full
-    tiles: list[tuple[Tile, bytes]] = field(default_factory=list)
+    frames: list[bytes] = field(default_factory=list)  # header, record, header, record, …
+    digests: list[bytes] = field(default_factory=list)  # SHA-256 of each record: the entries of the tree
     waiters: list[asyncio.Future[None]] = field(default_factory=list)
-    count: int = 0
     size_bytes: int = 0
     since_ms: int = 0  # monotonic, of the first record
     done: bool = False
 
+    @property
+    def count(self) -> int:
+        """How many records."""
+        return len(self.digests)
+
     def due(self, now_ms: int) -> bool:
         """Whether it is time to write: somebody waits, there is much, or the first record has lingered."""
-        return bool(self.count) and (
+        count = len(self.digests)
+        return bool(count) and (
             bool(self.waiters)
-            or self.count >= limits.LEDGER_LINGER_RECORDS
+            or count >= limits.LEDGER_LINGER_RECORDS
             or now_ms - self.since_ms >= limits.LEDGER_LINGER_MS
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Pending:
     """A record that was appended and is not yet known to be durable (see `Ledger.durable`)."""
 

@@ -1,44 +1,47 @@
-"""Writes tiles and checkpoints behind the records, in its own thread, in the order it is given them.
+"""Grows the tree behind the records, and writes tiles and checkpoints, in its own thread, in the order it is told.
 
-Full tiles become durable segment by segment, in the background: until then the records can make them again.
-A checkpoint is signed only over records that are durable.
+It is only told of records that are durable, so no checkpoint covers another one. Full tiles become durable segment by
+segment, in the background: until then the records can make them again.
 """
 
 import logging
-import os
 import shutil
 import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from trust import limits
 from trust.checkpoint import Checkpoint, sign_checkpoint
-from trust.edge.files import sync_directory, write_atomic
+from trust.edge.files import write_atomic
 from trust.edge.ledger import layout
+from trust.edge.ledger.flush import Flush
 from trust.note import Sign
-from trust.tiles import TILE_WIDTH, Tile
+from trust.tiles import TILE_WIDTH, Tile, TileBuilder
 
 logger = logging.getLogger(__name__)
 
+_MAX_BACKLOG_ENTRIES: Final = limits.MAX_LEDGER_TILE_BACKLOG * TILE_WIDTH // 2  # two tiles for 256 entries
+
 
 @dataclass(frozen=True, slots=True)
-class Snapshot:
-    """A durable tree head with its partial tiles, to be signed; `done` gets the note."""
+class SignJob:
+    """The tree as it stands is to be signed; `done` gets the note."""
 
-    checkpoint: Checkpoint
-    partial: list[tuple[Tile, bytes]]
     done: Callable[[bytes], None]
 
 
 class Keeper:
-    """The thread that writes tiles and checkpoints."""
+    """The thread that grows the tree, and writes tiles and checkpoints."""
 
     def __init__(
         self,
         directory: Path,
+        builder: TileBuilder,
         *,
+        origin: str,
         sign: Sign,
         public_key: bytes,
         head_file: Path | None,
@@ -49,15 +52,17 @@ class Keeper:
         """Start the thread.
 
         Args:
+            builder: the tree of the records that are durable.
             sealed: the tiles of all records below this index are durable.
             unsynced: tiles that were written before, and are perhaps not durable.
             failed: is told, once, why nothing more is written.
         """
-        self._directory = directory
+        self._directory, self._builder, self._origin = directory, builder, origin
         self._sign, self._public_key, self._head_file = sign, public_key, head_file
         self._failed = failed
-        self._jobs: deque[list[tuple[Tile, bytes]] | Snapshot | None] = deque()
-        self._backlog = 0
+        self._flush = Flush(directory)
+        self._jobs: deque[list[bytes] | SignJob | None] = deque()
+        self._backlog = 0  # entries that are not in the tree yet
         self._sealed = sealed
         self._dead = False
         self._changed = threading.Condition()
@@ -66,10 +71,13 @@ class Keeper:
         self._thread = threading.Thread(target=self._run, name="egm-ledger-tiles", daemon=True)
         self._thread.start()
 
-    def put(self, job: list[tuple[Tile, bytes]] | Snapshot | None) -> None:
-        """Hand over full tiles, a snapshot, or the end (None). Waits while too many tiles are unwritten."""
+    def put(self, job: list[bytes] | SignJob | None) -> None:
+        """Hand over the next entries, all durable; or a wish to sign; or the end (None).
+
+        Waits while the tree is too far behind.
+        """
         with self._changed:
-            while self._backlog > limits.MAX_LEDGER_TILE_BACKLOG and not self._dead:
+            while self._backlog > _MAX_BACKLOG_ENTRIES and not self._dead:
                 self._changed.wait()
             self._jobs.append(job)
             self._backlog += len(job) if isinstance(job, list) else 0
@@ -96,13 +104,17 @@ class Keeper:
                     job = self._jobs.popleft()
                 if job is None:
                     break
-                if isinstance(job, Snapshot):
-                    self._publish(job)
+                if isinstance(job, SignJob):
+                    job.done(self._publish())
                 else:
-                    self._write(job)
+                    self._write(self._builder.extend(job))
+                    with self._changed:
+                        self._backlog -= len(job)
+                        self._changed.notify_all()
         except Exception as error:
             logger.exception("the ledger %s cannot be written", self._directory)
             self._failed(error)
+        self._flush.close()
         with self._changed:
             self._dead = True
             self._changed.notify_all()
@@ -117,34 +129,23 @@ class Keeper:
                 shutil.rmtree(path.with_name(path.name + ".p"), ignore_errors=True)
             if tile.level == 1:
                 self._seal((tile.index + 1) * limits.LEDGER_SEGMENT_RECORDS)
-        with self._changed:
-            self._backlog -= len(tiles)
-            self._changed.notify_all()
 
     def _seal(self, index: int) -> None:
         """Make every tile of a finished segment durable."""
-        folders: set[Path] = set()
-        for path in self._unsynced:
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-            folders.update(parent for parent in path.parents if parent.is_relative_to(self._directory))
-        for folder in sorted(folders, reverse=True):
-            sync_directory(folder)
+        self._flush.files(self._unsynced)
         self._unsynced.clear()
         with self._changed:
             self._sealed = max(self._sealed, index)
             self._changed.notify_all()
 
-    def _publish(self, snapshot: Snapshot) -> None:
-        note = sign_checkpoint(snapshot.checkpoint, self._sign, public_key=self._public_key)
-        for tile, data in snapshot.partial:
+    def _publish(self) -> bytes:
+        head = Checkpoint(self._origin, self._builder.size, self._builder.root())
+        note = sign_checkpoint(head, self._sign, public_key=self._public_key)
+        for tile, data in self._builder.partial():
             path = self._directory / tile.path
             layout.make_directory(path.parent)
             layout.replace_file(path, data)
         write_atomic(self._directory / layout.CHECKPOINT, note, mode=layout.FILE_MODE)
         if self._head_file is not None:
             write_atomic(self._head_file, note, mode=layout.FILE_MODE)
-        snapshot.done(note)
+        return note
