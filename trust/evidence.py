@@ -1,8 +1,9 @@
 """What an evidence file holds: one JSON document in one accepted encoding, everything in it bounded.
 
-It carries records with their proofs, the checkpoints and keys of the nodes, the policy in force with its metadata,
-and CA certificates, so that `trust.evidence_verify` needs nothing else but the root metadata and the CA that the
-reader already trusts. Reading one proves nothing. Every field is described in docs/evidence.md.
+It carries records (with the permits in them) and their proofs, the checkpoints and keys of the nodes and what vouches
+for those keys, the policies that were in force with their metadata, and CA certificates, so that
+`trust.evidence_verify` needs nothing else but the root metadata and the CA that the reader already trusts. Reading
+one proves nothing. Every field is described in docs/evidence.md.
 """
 
 import base64
@@ -21,7 +22,8 @@ from trust.record import Side
 from trust.verified import BASE_ROLE
 
 T = TypeVar("T")
-FORMAT: Final = "egm-evidence/1"
+FORMAT: Final = "egm-evidence/2"
+FIRST_FORMAT: Final = "egm-evidence/1"  # without the member `endorsements`: still read, no longer written
 _ID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}\Z")
 _SIDES: Final = {side.name.lower(): side for side in Side}
 _MAX_NAME_CHARS: Final = 255
@@ -81,6 +83,7 @@ class Evidence:
     records: tuple[RecordPart, ...]
     policies: tuple[PolicyPart, ...]  # in the order of their base archives' metadata (`targets`)
     anchors: tuple[bytes, ...]  # CA certificates, DER
+    endorsements: tuple[bytes, ...] = ()  # of keys that signed permits, besides those of `nodes`
 
 
 def build_evidence(evidence: Evidence) -> bytes:
@@ -112,8 +115,8 @@ def parse_evidence(data: bytes) -> Evidence:
         document = parse_object(data)
     except (ValueError, RecursionError):
         _refuse("the file", "it is not one ASCII JSON object; it may be cut off")
-    if document.get("format") != FORMAT:
-        _refuse("format", f"this version reads {FORMAT}; upgrade to read newer")
+    if document.get("format") not in (FORMAT, FIRST_FORMAT):  # a tuple: it may be anything
+        _refuse("format", f"this version reads {FIRST_FORMAT} and {FORMAT}; upgrade to read newer")
     evidence = _document(document)
     if _write(document) != data:
         _refuse("the file", "another encoding than the one with sorted members and no spaces")
@@ -177,25 +180,29 @@ def _to_json(evidence: Evidence) -> dict[str, Any]:
             for p in evidence.policies
         ],
         "anchors": [_b64(anchor) for anchor in evidence.anchors],
+        "endorsements": [_b64(endorsement) for endorsement in evidence.endorsements],
     }
 
 
 def _document(document: dict[str, Any]) -> Evidence:
-    _members(document, "the file", {"format", "contents", "nodes", "records", "policies", "anchors"})
+    later = {"endorsements"} if document["format"] == FORMAT else set()
+    _members(document, "the file", {"format", "contents", "nodes", "records", "policies", "anchors"} | later)
     contents = _list(document, "contents", limits.MAX_EVIDENCE_RECORDS, _content)
     nodes = _list(document, "nodes", limits.MAX_EVIDENCE_NODES, _node)
     records = _list(document, "records", limits.MAX_EVIDENCE_RECORDS, _record)
     policies = _list(document, "policies", limits.MAX_EVIDENCE_POLICIES, _policy)
     anchors = _list(document, "anchors", limits.MAX_EVIDENCE_ANCHORS, _bytes)
+    endorsements = _list(document, "endorsements", limits.MAX_EVIDENCE_ENDORSEMENTS, _bytes) if later else ()
     _ascending("contents", [c.order for c in contents])
     _ascending("nodes", [n.name for n in nodes])
     _ascending("records", [(r.node, r.index) for r in records])
     _ascending("policies", [p.metadata.roles[BASE_ROLE] for p in policies])
     _ascending("anchors", anchors)
+    _ascending("endorsements", endorsements)
     for name, found in (("contents", contents), ("anchors", anchors)):
         if not found:
             _refuse(name, "it is empty")
-    return Evidence(contents, nodes, records, policies, anchors)
+    return Evidence(contents, nodes, records, policies, anchors, endorsements)
 
 
 def _content(value: Any, where: str) -> Content:

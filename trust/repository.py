@@ -1,7 +1,8 @@
 """Which files a publication adds to the TUF repository, and whether it may be published at all.
 
 Paths: "metadata/timestamp.json", "metadata/3.targets.json" (consistent snapshots), "targets/<sha256>.base.tar.gz",
-"targets/payments/<sha256>.bundle.tar.gz".
+"targets/payments/<sha256>.bundle.tar.gz"; "metadata/superseded/5.timestamp.json" is the last timestamp of snapshot 5:
+evidence of what was decided under it needs one, and timestamp.json only ever is the newest.
 
 `publish` verifies the repository it would make exactly as a node does, so what it returns is what nodes accept.
 The parts of authoring live in `trust.authoring` and `trust.quorum` and are offered here too.
@@ -44,6 +45,7 @@ from trust.chain import (
 from trust.errors import EvidenceError, Reason, StateError
 from trust.metadata import check, check_root, expires_ms, lint_rotation
 from trust.quorum import Quorum, quorum_of
+from trust.superseded import superseded
 from trust.verified import BASE_ROLE, target_path
 
 __all__ = [
@@ -268,6 +270,7 @@ def publish(
         return files  # a root rotation before the first policy
     snapshot = state.snapshot
     if policies or snapshot is None or not _signs(root, snapshot):
+        files |= superseded(state.timestamp)
         snapshot = _sign_snapshot(state, policies, root, signers, now_ms)
         files[metadata_path("snapshot", parse_metadata(snapshot, Snapshot).signed.version)] = snapshot
     files[TIMESTAMP_PATH] = _sign_timestamp(state, snapshot, root, signers, now_ms=now_ms, ttl_s=lease_ttl_s)
@@ -293,6 +296,7 @@ def renew(
     snapshot = state.snapshot
     ends_ms = expires_ms(parse_metadata(snapshot, Snapshot).signed)
     if ends_ms - now_ms < _RENEW_SNAPSHOT_BEFORE_MS or not _signs(root, snapshot):
+        files |= superseded(state.timestamp)
         snapshot = _sign_snapshot(state, {}, root, signers, now_ms)
         files[metadata_path("snapshot", parse_metadata(snapshot, Snapshot).signed.version)] = snapshot
     files[TIMESTAMP_PATH] = _sign_timestamp(state, snapshot, root, signers, now_ms=now_ms, ttl_s=lease_ttl_s)

@@ -1,19 +1,30 @@
 """`egm evidence`: take executions out of the mesh as a file that proves itself, and check such a file, offline."""
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Final
 
 import typer
 
-from control_plane.cli.context import JsonFlag
+from control_plane.cli.context import JsonFlag, run
 from control_plane.cli.output import Exit, emit
-from control_plane.edge.evidence_export import export_evidence, ledgers_of
+from control_plane.edge.evidence_export import (
+    Sources,
+    export_evidence,
+    ledgers_of,
+    missing_policies,
+    repository_in,
+)
+from control_plane.edge.evidence_remote import control_plane_of
+from control_plane.edge.mesh_file import FILE_NAME, MeshFile
 from trust import limits
 from trust.chain import verify_roots
 from trust.edge.files import write_atomic
 from trust.errors import EvidenceError, InputError, MeshError, Reason
-from trust.evidence_verify import NOT_PROVED, Report, Section, Verdict, verify_evidence
+from trust.evidence import Evidence
+from trust.evidence_verify import NOT_PROVED, Permitted, Report, Section, Verdict, verify_evidence
 from trust.execution import parse_id
 from trust.x509 import check_anchors
 
@@ -37,26 +48,61 @@ def export(
         list[str] | None,
         typer.Option("--ledger", help="NODE=DIR: a node's ledger, in its data directory. May be repeated."),
     ] = None,
+    archive: Annotated[
+        list[str] | None,
+        typer.Option("--archive", help="NODE=DIR: where older parts of its ledger are. May be repeated."),
+    ] = None,
+    endorsements: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder 'endorsements' of a node whose ledger is not here. May be repeated."),
+    ] = None,
+    repository: Annotated[
+        Path | None,
+        typer.Option(help="Folder 'repository' of a control plane: policies that nodes no longer have."),
+    ] = None,
     mesh: Annotated[
-        Path | None, typer.Option("--mesh", help="A directory of 'egm up': takes the ledgers of its nodes.")
+        Path | None,
+        typer.Option(
+            "--mesh",
+            help="Directory with mesh.json: asks its control plane where records are, and for past policies. Of "
+            "'egm up': takes the ledgers and the repository in it, running or not.",
+        ),
     ] = None,
     ca: Annotated[
         Path | None, typer.Option("--ca", help="CA certificates (PEM) to include besides those nodes kept.")
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Write records, proofs, policy and certificates of executions to one file. The nodes may keep running."""
-    ledgers = ledgers_of(mesh) if mesh is not None else {}
-    for item in ledger or ():
-        node, sign, directory = item.partition("=")
-        if not (node and sign and directory):
-            raise InputError(Reason.INPUT_INVALID, f"--ledger {item!r}: write NODE=DIR")
-        ledgers[node] = Path(directory)
+    """Write records, permits, proofs, policies and certificates of executions to one file. Nodes may keep running."""
+    ledgers = {node: Path(place) for node, place in _pairs("--ledger", ledger)}
+    if mesh is not None and (not ledgers or (mesh / "nodes").is_dir()):
+        ledgers = ledgers_of(mesh) | ledgers
     if not ledgers:
         raise InputError(Reason.INPUT_INVALID, "say where the ledgers are: --ledger NODE=DIR, or --mesh DIR")
+    archives: dict[str, list[Path]] = {}
+    for node, place in _pairs("--archive", archive):
+        if node not in ledgers:
+            raise InputError(
+                Reason.INPUT_INVALID, f"--archive {node}=…: there is no ledger of {node} to go with it"
+            )
+        archives.setdefault(node, []).append(Path(place))
+    kept = None if mesh is None else mesh / "control-plane" / "data" / "repository"
+    if repository is None and kept is not None and kept.is_dir():
+        repository = kept
+    sources = Sources(
+        archives=archives,
+        endorsements=tuple(endorsements or ()),
+        repository=None if repository is None else repository_in(repository),
+    )
     wanted = [parse_id(text) for text in executions]
-    data, evidence = export_evidence(wanted, ledgers, ca_pem=None if ca is None else ca.read_bytes())
+    ca_pem = None if ca is None else ca.read_bytes()
+    data, evidence, notes = run(_collect(wanted, ledgers, ca_pem, sources, mesh))
     write_atomic(output, data, mode=0o600)
+    notes += [
+        f"policy version {version} ({sha256}) is in no place that was looked at, so that its quorum cannot be "
+        "verified; name the control plane's repository with --repository, or a running mesh with --mesh"
+        for version, sha256 in missing_policies(evidence)
+    ]
     nodes = [node.name for node in evidence.nodes]
     emit(
         {
@@ -67,11 +113,52 @@ def export(
             "records": len(evidence.records),
             "nodes": nodes,
             "policies": len(evidence.policies),
+            "notes": notes,
         },
         as_json=as_json,
-        text=f"wrote {output}: {len(evidence.records)} records of {', '.join(nodes)}, {len(evidence.policies)} "
-        f"policies, {len(data)} bytes\ncheck it with: egm evidence verify {output} --root ROOT.json --ca CA.pem",
+        text="\n".join(
+            [
+                f"wrote {output}: {len(evidence.records)} records of {', '.join(nodes)}, "
+                f"{len(evidence.policies)} policies, {len(data)} bytes",
+                *(f"note: {note}" for note in notes),
+                f"check it with: egm evidence verify {output} --root ROOT.json --ca CA.pem",
+            ]
+        ),
     )
+
+
+def _pairs(option: str, items: list[str] | None) -> list[tuple[str, str]]:
+    found = []
+    for item in items or ():
+        node, sign, place = item.partition("=")
+        if not (node and sign and place):
+            raise InputError(Reason.INPUT_INVALID, f"{option} {item!r}: write NODE=DIR")
+        found.append((node, place))
+    return found
+
+
+async def _collect(
+    wanted: list[bytes],
+    ledgers: Mapping[str, Path],
+    ca_pem: bytes | None,
+    sources: Sources,
+    mesh: Path | None,
+) -> tuple[bytes, Evidence, list[str]]:
+    """Return the file, what is in it, and what a person should know of how it was made."""
+
+    async def collect(known: Sources) -> tuple[bytes, Evidence]:
+        return await asyncio.to_thread(export_evidence, wanted, ledgers, ca_pem=ca_pem, sources=known)
+
+    if mesh is None or not (mesh / FILE_NAME).is_file():
+        return *await collect(sources), []
+    async with control_plane_of(MeshFile.load(mesh), mesh) as remote:
+        try:
+            positions = await remote.positions(wanted)
+        except MeshError as error:
+            note = f"the control plane was not asked where records are, the ledgers were searched: {error.detail}"
+            return *await collect(sources), [note]
+        reader = sources.repository or remote.reader()
+        return *await collect(replace(sources, positions=positions, repository=reader)), []
 
 
 @app.command()
@@ -136,6 +223,20 @@ def _as_json(report: Report) -> dict[str, object]:
             }
             for a in report.approved
         ],
+        "permits": [
+            {
+                "where": p.where,
+                "execution": p.execution,
+                "issuer": p.issuer,
+                "subject": p.subject,
+                "audience": p.audience,
+                "method": p.method,
+                "iat": p.issued_s,
+                "exp": p.expires_s,
+                "verified": p.verified,
+            }
+            for p in report.permits
+        ],
         "nodes": list(report.nodes),
         "contradictions": [
             {"section": f.section.value, "where": f.where, "reason": f.reason.value, "what": f.what}
@@ -160,8 +261,14 @@ def _as_text(report: Report) -> str:
         f"{', '.join(a.approvers)}"
         for a in report.approved
     ]
+    lines += [f"permit     {text}" for text in dict.fromkeys(map(_permit_text, report.permits))]
     lines += [f"node       {node}" for node in report.nodes]
     lines += [f"WRONG      {f.where}: {f.what} ({f.reason})" for f in report.findings if f.reason is not None]
     lines += [f"OPEN       {f.where}: {f.what}" for f in report.findings if f.reason is None]
     lines += ["", "Not proved by any such file:", *(f"  {text}" for text in NOT_PROVED)]
     return "\n".join(lines)
+
+
+def _permit_text(permit: Permitted) -> str:
+    standing = "signed by its node" if permit.verified else "NOT VERIFIED"
+    return f"{permit.execution}  {permit.subject} → {permit.audience} {permit.method}, by {permit.issuer}: {standing}"

@@ -1,13 +1,13 @@
 """Collects the evidence of executions from the directories of the nodes that recorded them.
 
-NODE_DATA/ledger          the node's ledger
+NODE_DATA/ledger          the node's ledger, and the archives of its older parts
 NODE_DATA/endorsements/   what its certificates said about its key, with the CA certificates of that time
-NODE_DATA/tuf/            the policy that it accepted last
+NODE_DATA/tuf/            the policy that it accepted last; earlier ones come from the control plane's repository
 
 Nothing found here is believed: what is written is only worth what `trust.evidence_verify` says about it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -15,19 +15,34 @@ from typing import Final
 from cryptography.hazmat.primitives.serialization import Encoding
 from tuf.api.metadata import Targets
 
+from control_plane.edge.evidence_find import Position, find_records
 from trust.authoring import parse_metadata
 from trust.chain import sha256_of_target
-from trust.edge.endorsements import read_endorsements
+from trust.compact import from_base64url, parse_object
+from trust.edge.endorsements import find_endorsement, read_endorsements
 from trust.edge.ledger import Reader
 from trust.edge.policy_cache import PolicyCache
 from trust.errors import InputError, MeshError, Reason
 from trust.evidence import Content, Evidence, NodePart, PolicyPart, RecordPart, build_evidence
 from trust.execution import id_text
+from trust.node_key import endorsement_digest
+from trust.past_policy import find_policy
+from trust.permit import PermitClaims, read_claims
 from trust.record import Intent, Record, Side, parse_record
 from trust.verified import BASE_ROLE
 from trust.x509 import load_chain
 
 _KEY_FILE: Final = "key"
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Where evidence may be found besides the ledgers; everything here may be empty."""
+
+    archives: Mapping[str, Sequence[Path]] = field(default_factory=dict)  # node -> folders
+    endorsements: Sequence[Path] = ()  # `endorsements` folders of nodes whose ledger is not here
+    repository: Callable[[str], bytes | None] | None = None  # a file of the control plane's, by path
+    positions: Sequence[Position] = ()  # where an index says that records are
 
 
 @dataclass(slots=True)
@@ -37,6 +52,8 @@ class _Found:
     nodes: list[NodePart] = field(default_factory=list)
     anchors: set[bytes] = field(default_factory=set)
     policies: dict[bytes, PolicyPart] = field(default_factory=dict)
+    endorsements: set[bytes] = field(default_factory=set)
+    intents: list[Intent] = field(default_factory=list)
 
 
 def ledgers_of(mesh: Path) -> dict[str, Path]:
@@ -53,8 +70,34 @@ def ledgers_of(mesh: Path) -> dict[str, Path]:
     return found
 
 
+def repository_in(directory: Path) -> Callable[[str], bytes | None]:
+    """Return how to read the files of a repository's directory (`repository` in a control plane's `data_dir`).
+
+    Raises:
+        InputError: NOT_FOUND, if it is none.
+    """
+    if not (directory / "metadata").is_dir():
+        raise InputError(
+            Reason.NOT_FOUND,
+            f"{directory} is no repository: there is no folder 'metadata' in it; name 'repository' in the data_dir "
+            "of a control plane",
+        )
+
+    def read(path: str) -> bytes | None:
+        try:
+            return (directory / path).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    return read
+
+
 def export_evidence(
-    executions: Sequence[bytes], ledgers: Mapping[str, Path], *, ca_pem: bytes | None = None
+    executions: Sequence[bytes],
+    ledgers: Mapping[str, Path],
+    *,
+    ca_pem: bytes | None = None,
+    sources: Sources | None = None,
 ) -> tuple[bytes, Evidence]:
     """Return the evidence file of `executions` (16-byte ids), and what is in it.
 
@@ -62,15 +105,22 @@ def export_evidence(
         executions: at least one.
         ledgers: node to ledger directory.
         ca_pem: CA certificates to include besides those that the nodes kept.
+        sources: where else to look.
 
     Raises:
         InputError: NOT_FOUND, for an execution that no ledger has, or without any CA certificate.
         EvidenceError: PROOF_INVALID or DIGEST_MISMATCH, for a damaged ledger.
         CapacityError: LIMIT_EXCEEDED.
     """
+    sources = sources or Sources()
+    readers = {
+        node: Reader(directory, archives=sources.archives.get(node, ()))
+        for node, directory in sorted(ledgers.items())
+    }
     found = _Found()
-    for node, directory in sorted(ledgers.items()):
-        _from_node(found, frozenset(executions), node, directory)
+    for node, records in find_records(frozenset(executions), readers, sources.positions).items():
+        if records:
+            _from_node(found, node, readers[node], dict(sorted(records.items())))
     recorded = {content.execution for content in found.contents}
     missing = [text for text in map(id_text, executions) if text not in recorded]
     if missing:
@@ -79,8 +129,12 @@ def export_evidence(
             f"no signed record of {', '.join(missing)} in the ledgers of {', '.join(sorted(ledgers))}; a record is "
             "signed about a second after it was written",
         )
+    _add_past_policies(found, sources)
+    _add_endorsements(
+        found, [*(path.parent / "endorsements" for path in ledgers.values()), *sources.endorsements]
+    )
     if ca_pem is not None:
-        found.anchors |= {c.public_bytes(Encoding.DER) for c in load_chain(ca_pem)}
+        found.anchors |= _ders(ca_pem)
     if not found.anchors:
         raise InputError(Reason.NOT_FOUND, "no node kept CA certificates; name the mesh's with --ca CA.pem")
     evidence = Evidence(
@@ -89,29 +143,40 @@ def export_evidence(
         records=tuple(found.parts),
         policies=tuple(sorted(found.policies.values(), key=lambda p: p.metadata.roles[BASE_ROLE])),
         anchors=tuple(sorted(found.anchors)),
+        endorsements=tuple(sorted(found.endorsements)),
     )
     return build_evidence(evidence), evidence
 
 
-def _from_node(found: _Found, wanted: frozenset[bytes], node: str, directory: Path) -> None:
-    reader = Reader(directory)
-    records: dict[int, Record] = {}
-    for frame in reader.scan():
-        if any(execution in frame.record for execution in wanted):
-            record = parse_record(frame.record)
-            if record.execution_id in wanted:
-                records[frame.index] = record
-                proof = reader.inclusion_proof(frame.index)
-                found.parts.append(RecordPart(node, frame.index, frame.record, proof))
-    if not records:
-        return
-    found.contents += _contents(node, records)
-    at_ms = min(record.wall_ms for record in records.values())
-    endorsement, anchors = read_endorsements(directory.parent / "endorsements", at_ms)
-    found.anchors |= set() if anchors is None else {c.public_bytes(Encoding.DER) for c in load_chain(anchors)}
-    key = (directory / _KEY_FILE).read_text("utf-8").strip()
+def missing_policies(evidence: Evidence) -> list[tuple[int, str]]:
+    """Return (version, SHA-256 in hex) of each policy that a record or its permit names and the file does not hold."""
+    held = {bytes.fromhex(_digest(part)) for part in evidence.policies}
+    records = [parse_record(part.record) for part in evidence.records]
+    named = _named(record for record in records if isinstance(record, Intent))
+    return sorted((version, sha256.hex()) for sha256, (version, _) in named.items() if sha256 not in held)
+
+
+def _from_node(found: _Found, node: str, reader: Reader, records: Mapping[int, tuple[bytes, Record]]) -> None:
+    contents = _contents(node, {index: record for index, (_, record) in records.items()})
+    listed = {index for content in contents for index in (content.intent, content.outcome)}
+    parsed = {index: record for index, (_, record) in records.items() if index in listed}
+    if not parsed:
+        return  # an outcome whose intent was archived to where nobody looked
+    found.contents += contents
+    for index in parsed:
+        found.parts.append(RecordPart(node, index, records[index][0], reader.inclusion_proof(index)))
+    found.intents += (record for record in parsed.values() if isinstance(record, Intent))
+    at_ms = min(record.wall_ms for record in parsed.values())
+    home = reader.directory.parent
+    endorsement, anchors = read_endorsements(home / "endorsements", at_ms)
+    found.anchors |= set() if anchors is None else _ders(anchors)
+    key = (reader.directory / _KEY_FILE).read_text("utf-8").strip()
     found.nodes.append(NodePart(node, key, reader.checkpoint_note, endorsement))
-    _add_policy(found, directory.parent / "tuf", [r for r in records.values() if isinstance(r, Intent)])
+    _add_policy(found, home / "tuf", [r for r in parsed.values() if isinstance(r, Intent)])
+
+
+def _ders(pem: bytes) -> set[bytes]:
+    return {certificate.public_bytes(Encoding.DER) for certificate in load_chain(pem)}
 
 
 def _contents(node: str, records: Mapping[int, Record]) -> list[Content]:
@@ -126,12 +191,12 @@ def _contents(node: str, records: Mapping[int, Record]) -> list[Content]:
 
 
 def _add_policy(found: _Found, directory: Path, intents: Sequence[Intent]) -> None:
-    """Add the policy that the node has, for the records that name it; an earlier one is not kept by nodes."""
+    """Add the policy that the node has, for the records that name it."""
     cache = PolicyCache(directory)
     try:
         stored = cache.read(0)
     except MeshError:
-        return  # a damaged cache: the policy is then not in the file, and verification says so
+        return  # a damaged cache: the policy comes from the repository, or verification says that it is missing
     if stored is None:
         return
     digests = {
@@ -142,7 +207,62 @@ def _add_policy(found: _Found, directory: Path, intents: Sequence[Intent]) -> No
     if any(data is None for data in archives.values()):
         return
     digest = bytes.fromhex(digests[BASE_ROLE])
-    if any(intent.policy_sha256 == digest for intent in intents):
+    if digest in _named(intents):
         # the leases of two nodes may differ, and their root, too: one policy is enough
         part = PolicyPart(stored, tuple((role, data) for role, data in archives.items() if data is not None))
         found.policies.setdefault(digest, part)
+
+
+def _add_past_policies(found: _Found, sources: Sources) -> None:
+    """Add the policies that no node has any more, as they were when they were last decided under."""
+    if sources.repository is None:
+        return
+    for sha256, (version, at_ms) in sorted(_named(found.intents).items()):
+        if sha256 not in found.policies:
+            part = find_policy(sources.repository, version, sha256, at_ms)
+            if part is not None:
+                found.policies[sha256] = part
+
+
+def _named(intents: Iterable[Intent]) -> dict[bytes, tuple[int, int]]:
+    """Return digest to (version, last time) of every policy that records and their permits name."""
+    named: dict[bytes, tuple[int, int]] = {}
+    for intent in intents:
+        pairs = [(intent.policy_sha256, intent.policy_version)] if intent.policy_sha256 else []
+        permit = _permit_of(intent)
+        if permit is not None:
+            pairs.append((permit[0].policy_digest, permit[0].policy_version))
+        for digest, version in pairs:
+            named[digest] = version, max(intent.wall_ms, named.get(digest, (0, 0))[1])
+    return named
+
+
+def _digest(part: PolicyPart) -> str:
+    return sha256_of_target(BASE_ROLE, parse_metadata(part.metadata.roles[BASE_ROLE], Targets).signed)
+
+
+def _add_endorsements(found: _Found, folders: Sequence[Path]) -> None:
+    """Add what vouches for the keys that signed the permits, where it is not what vouches for a ledger here."""
+    known = {endorsement_digest(node.endorsement) for node in found.nodes if node.endorsement is not None}
+    for permit in map(_permit_of, found.intents):
+        if permit is None or permit[1] in known:
+            continue
+        claims, key_id = permit
+        known.add(key_id)
+        issuer = claims.issuer.rpartition("/")[2]
+        own = [folder for folder in folders if issuer in folder.parts]  # likely, and only looked at first
+        for folder in dict.fromkeys([*own, *folders]):
+            endorsement, anchors = find_endorsement(folder, key_id, claims.issued_s * 1000)
+            if endorsement is not None:
+                found.endorsements.add(endorsement)
+                found.anchors |= set() if anchors is None else _ders(anchors)
+                break
+
+
+def _permit_of(intent: Intent) -> tuple[PermitClaims, str] | None:
+    """Return what the permit of a record says, and its key id; None without one that can be read."""
+    try:
+        token = intent.permit.decode("ascii")
+        return read_claims(token), str(parse_object(from_base64url(token.partition(".")[0]))["kid"])
+    except (MeshError, ValueError, KeyError):
+        return None  # verification names what is wrong with it

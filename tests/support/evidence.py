@@ -1,10 +1,10 @@
-"""A real evidence file: two sidecars at level 5, two executions, exported from their ledgers."""
+"""A real evidence file: two sidecars at level 5, two executions under two policies, exported from their ledgers."""
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from control_plane.edge.evidence_export import export_evidence
+from control_plane.edge.evidence_export import Sources, export_evidence, repository_in
 from sidecar.edge.provenance import LEDGER_DIRECTORY
 from tests.support import sidecars
 from tests.support.control_plane import Domain
@@ -31,29 +31,41 @@ class Made:
         """Node to ledger."""
         return {node: self.home / node / "data" / LEDGER_DIRECTORY for node in ("a", "b")}
 
+    @property
+    def repository(self) -> Path:
+        """The control plane's."""
+        return self.home / "cp-1" / "data" / "repository"
+
+    @property
+    def sources(self) -> Sources:
+        """Where the policy of the first execution is; no node has it any more."""
+        return Sources(repository=repository_in(self.repository))
+
+
+async def _answered(a: sidecars.RunningSidecar) -> None:
+    for _ in range(60):  # in its first second a callee refuses permits
+        answer = await sidecars.unary(a.outbound, UNARY, ask(size=1))
+        if answer == b"\0":
+            return
+        assert answer is Reason.PERMIT_UNVERIFIABLE
+        await asyncio.sleep(0.1)
+    raise AssertionError("no call was answered")
+
 
 async def _calls(home: Path, domain: Domain) -> None:
+    """One call under the first policy; then another policy, a caller's sidecar started again, and one more call."""
     async with control_plane(domain) as cp, sidecars.upstream() as (echo, address):
         mesh = Mesh(home, domain, cp, echo, address)
         await mesh.enrol()
         await mesh.publish(policy(level=5))
-        async with (
-            sidecars.running(mesh.callee()) as b,
-            sidecars.running(mesh.caller(b.inbound["echo"])) as a,
-        ):
-            await a.enforces(1)
-            await b.enforces(1)
-            answered = 0
-            for _ in range(60):  # in its first second a callee refuses permits
-                answer = await sidecars.unary(a.outbound, UNARY, ask(size=1))
-                if answer is Reason.PERMIT_UNVERIFIABLE:
-                    await asyncio.sleep(0.1)
-                    continue
-                assert answer == b"\0"
-                answered += 1
-                if answered == 2:
-                    return
-            raise AssertionError("no call was answered")
+        async with sidecars.running(mesh.callee()) as b:
+            for version in (1, 2):
+                if version == 2:
+                    await mesh.publish(policy(level=5, allow=("alice", "bob")))
+                async with sidecars.running(mesh.caller(b.inbound["echo"])) as a:
+                    await a.enforces(version)
+                    await b.enforces(version)
+                    await _answered(a)
 
 
 def executed(ledger: Path) -> list[bytes]:
@@ -64,12 +76,12 @@ def executed(ledger: Path) -> list[bytes]:
 
 
 def make(home: Path) -> Made:
-    """Run the mesh in `home`, and export its last two executions."""
+    """Run the mesh in `home`, and export its two executions."""
     domain = Domain.create(home / "domain").at(home)
     asyncio.run(_calls(home, domain))
     ledgers = {node: home / node / "data" / LEDGER_DIRECTORY for node in ("a", "b")}
     both = set(executed(ledgers["a"])) & set(executed(ledgers["b"]))
-    chosen = tuple(sorted(both))[-2:]
+    chosen = tuple(sorted(both))
     assert len(chosen) == 2
-    data, _ = export_evidence(chosen, ledgers)
-    return Made(data, domain.root, (domain.directory / "ca" / "ca.pem").read_bytes(), home, chosen)
+    made = Made(b"", domain.root, (domain.directory / "ca" / "ca.pem").read_bytes(), home, chosen)
+    return replace(made, data=export_evidence(chosen, ledgers, sources=made.sources)[0])

@@ -1,13 +1,14 @@
 """A second verifier of evidence files, written from docs/evidence.md: standard library and `cryptography` only.
 
-It checks integrity and signatures only: encoding, records, proofs, checkpoints, endorsements up to the CA, policy
-quorums, and that records name the policy. It raises `Refused` at the first thing that is wrong or missing.
+It checks everything that the page says: encoding, records, proofs, checkpoints, permits, endorsements up to the CA,
+policy quorums, and times. It raises `Refused` at the first thing that is wrong or missing; what `egm evidence verify`
+calls open is refused here, too.
 """
 
-import base64
 import hashlib
 import itertools
 import json
+from dataclasses import dataclass
 from typing import Any
 
 from cryptography import x509
@@ -17,24 +18,38 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
-MEMBERS = {"format", "contents", "nodes", "records", "policies", "anchors"}
+from tests.support.second_verifier_base import SKEW_MS, Refused, b64, b64url, milliseconds, need, ordered
+from tests.support.second_verifier_tuf import Policy, policy_of
+
+__all__ = ["Refused", "check"]
+
+MEMBERS = {"format", "contents", "nodes", "records", "policies", "anchors", "endorsements"}
+Records = dict[tuple[str, int], dict[str, Any]]
 
 
-class Refused(Exception):
-    """The file does not prove what it says."""
+@dataclass(frozen=True)
+class Voucher:
+    """An endorsement whose signature and chain verify: of whom, which key, and from when to when (Unix ms)."""
 
-
-def need(condition: object, what: str) -> None:
-    """Refuse unless `condition`."""
-    if not condition:
-        raise Refused(what)
+    subject: str
+    key: bytes
+    start_ms: int
+    end_ms: int
 
 
 def check(data: bytes, root_json: bytes, ca_pem: bytes) -> None:
     """Verify a file; anything unexpected in it is a refusal, too."""
     try:
         _check(data, root_json, ca_pem)
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError) as error:
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        IndexError,
+        RecursionError,
+        StopIteration,
+    ) as error:
         raise Refused(f"malformed: {error!r}") from None
     except InvalidSignature:
         raise Refused("a signature does not verify") from None
@@ -44,42 +59,41 @@ def _check(data: bytes, root_json: bytes, ca_pem: bytes) -> None:
     document = json.loads(data.decode("ascii"))
     spelled = json.dumps(document, sort_keys=True, separators=(",", ":")).encode() + b"\n"
     need(spelled == data and document.keys() == MEMBERS, "encoding")
-    need(document["format"] == "egm-evidence/1", "format")
+    need(document["format"] == "egm-evidence/2", "format")
     need(all(isinstance(document[name], list) for name in MEMBERS - {"format"}), "lists")
-    _ordered([(c["execution"], c["node"], _side(c["side"])) for c in document["contents"]])
-    _ordered([n["name"] for n in document["nodes"]])
-    _ordered([(r["node"], r["index"]) for r in document["records"]])
-    _ordered([_b64(a) for a in document["anchors"]])
-    trees = {n["name"]: _node(n, document["anchors"], ca_pem) for n in document["nodes"]}
+    ordered([(c["execution"], c["node"], _side(c["side"])) for c in document["contents"]])
+    ordered([n["name"] for n in document["nodes"]])
+    ordered([(r["node"], r["index"]) for r in document["records"]])
+    ordered([b64(a) for a in document["anchors"]])
+    ordered([b64(e) for e in document["endorsements"]])
+    vouchers = _vouchers(document, ca_pem)
+    trees = {n["name"]: _node(n, vouchers) for n in document["nodes"]}
     records = {(r["node"], r["index"]): _record(r, *trees[r["node"]]) for r in document["records"]}
     need({node for node, _ in records} == trees.keys(), "a node without records")
-    policies = [_policy(p, root_json) for p in document["policies"]]
+    _endorsed_then(document["nodes"], records, vouchers)
     _contents(document["contents"], records)
-    named = {(i["digest"], i["version"]) for kind, i in records.values() if kind == "intent" and i["digest"]}
+    named, kids = _permits(records, vouchers)
+    own = {_kid(b64(n["endorsement"])) for n in document["nodes"]}
     need(
-        named == set(policies) and len(policies) == len(set(policies)),
-        "policies are not those of the records",
+        {_kid(b64(e)) for e in document["endorsements"]} == kids - own,
+        "endorsements are not those of permits",
     )
+    ordered(
+        [next(b64(r["metadata"]) for r in p["roles"] if r["role"] == "targets") for p in document["policies"]]
+    )
+    policies = [policy_of(p, root_json) for p in document["policies"]]
+    named |= {(i["digest"], i["version"]) for i in records.values() if i["kind"] == "intent" and i["digest"]}
+    signed = {(p.digest, p.version): p for p in policies}
+    need(named == signed.keys() and len(policies) == len(signed), "policies are not those of the records")
+    _times(document["contents"], records, signed)
 
 
 def _side(name: str) -> int:
     return {"outbound": 1, "inbound": 2}[name]
 
 
-def _ordered(keys: list[Any]) -> None:
-    need(all(a < b for a, b in itertools.pairwise(keys)), "order")
-
-
-def _b64(text: str) -> bytes:
-    data = base64.b64decode(text, validate=True)
-    need(data and base64.b64encode(data).decode() == text, "base64")
-    return data
-
-
-def _b64url(text: str) -> bytes:
-    data = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
-    need(base64.urlsafe_b64encode(data).rstrip(b"=").decode() == text, "base64url")
-    return data
+def _kid(endorsement: bytes) -> bytes:
+    return hashlib.sha256(endorsement).digest()
 
 
 # records: protobuf, RFC 6962 leaves and proofs
@@ -110,23 +124,36 @@ def _fields(data: bytes) -> dict[int, Any]:
     return found
 
 
-def _record(part: dict[str, Any], size: int, root: bytes) -> tuple[str, dict[str, Any]]:
+def _record(part: dict[str, Any], size: int, root: bytes) -> dict[str, Any]:
     need(part.keys() == {"node", "index", "record", "proof"}, "members of a record")
     need(isinstance(part["proof"], list), "proof")
-    data = _b64(part["record"])
+    data = b64(part["record"])
     leaf = hashlib.sha256(b"\0" + hashlib.sha256(data).digest()).digest()
-    need(_root(leaf, part["index"], size, [_b64(h) for h in part["proof"]]) == root, "inclusion proof")
+    need(_root(leaf, part["index"], size, [b64(h) for h in part["proof"]]) == root, "inclusion proof")
     outer = _fields(data)
-    need(outer.get(1) == 1, "format of a record")
     if 2 in outer:
-        f = _fields(outer[2])
-        need(f[23].decode() == part["node"], "node of an intent")
-        digest = f.get(14, b"").hex()
-        values = {"id": f[1].hex(), "side": f[6], "allowed": f.get(17, 0), "version": f.get(13, 0)}
-        return "intent", values | {"digest": digest}
-    f = _fields(outer[3])
-    need(f[12].decode() == part["node"], "node of an outcome")
-    return "outcome", {"id": f[1].hex(), "side": f[2]}
+        record = _intent(_fields(outer[2]))
+        need(outer.get(1) == (2 if record["permit"] else 1), "format of a record")
+    else:
+        record = _outcome(_fields(outer[3]))
+        need(outer.get(1) == 1, "format of a record")
+    need(record["node"] == part["node"], "node of a record")
+    return record
+
+
+def _intent(f: dict[int, Any]) -> dict[str, Any]:
+    texts = {"caller": 7, "callee": 10, "method": 11, "node": 23, "boot": 24}
+    values = {name: f.get(number, b"").decode() for name, number in texts.items()}
+    raw = {"id": 1, "root": 2, "parent": 3, "parent_permit": 5, "request": 12, "sha256": 22, "permit": 33}
+    values |= {name: f.get(number, b"") for name, number in raw.items()}
+    numbers = {"side": 6, "version": 13, "allowed": 17, "level": 20, "wall": 25, "monotonic": 26}
+    values |= {name: f.get(number, 0) for name, number in numbers.items()}
+    return values | {"kind": "intent", "digest": f.get(14, b"").hex()}
+
+
+def _outcome(f: dict[int, Any]) -> dict[str, Any]:
+    values = {"kind": "outcome", "id": f[1], "side": f[2], "node": f[12].decode(), "boot": f[13].decode()}
+    return values | {"wall": f.get(14, 0), "monotonic": f.get(15, 0)}
 
 
 def _root(leaf: bytes, index: int, size: int, proof: list[bytes]) -> bytes:
@@ -146,21 +173,21 @@ def _root(leaf: bytes, index: int, size: int, proof: list[bytes]) -> bytes:
     return r
 
 
-def _contents(contents: list[dict[str, Any]], records: dict[tuple[str, int], tuple[str, Any]]) -> None:
+def _contents(contents: list[dict[str, Any]], records: Records) -> None:
     need(contents, "empty")
     used = set()
     for c in contents:
         need(c.keys() == {"execution", "node", "side", "intent", "outcome"}, "members of contents")
         need(type(c["intent"]) is int and type(c["outcome"]) in {int, type(None)}, "indexes of contents")
-        whose = (c["execution"].replace("-", ""), _side(c["side"]))
-        kind, intent = records[c["node"], c["intent"]]
-        need(kind == "intent" and (intent["id"], intent["side"]) == whose, "intent of contents")
+        whose = (bytes.fromhex(c["execution"].replace("-", "")), _side(c["side"]))
+        intent = records[c["node"], c["intent"]]
+        need((intent["kind"], intent["id"], intent["side"]) == ("intent", *whose), "intent of contents")
         used.add((c["node"], c["intent"]))
         if c["outcome"] is None:
             need(not intent["allowed"], "no outcome")
             continue
-        kind, outcome = records[c["node"], c["outcome"]]
-        need(kind == "outcome" and (outcome["id"], outcome["side"]) == whose, "outcome of contents")
+        outcome = records[c["node"], c["outcome"]]
+        need((outcome["kind"], outcome["id"], outcome["side"]) == ("outcome", *whose), "outcome of contents")
         used.add((c["node"], c["outcome"]))
     need(used == records.keys(), "contents are not those of the records")
 
@@ -168,20 +195,20 @@ def _contents(contents: list[dict[str, Any]], records: dict[tuple[str, int], tup
 # nodes: C2SP signed note, endorsement, certificate chain
 
 
-def _node(node: dict[str, Any], anchors: list[str], ca_pem: bytes) -> tuple[int, bytes]:
+def _node(node: dict[str, Any], vouchers: dict[bytes, Voucher]) -> tuple[int, bytes]:
     need(node.keys() == {"name", "key", "checkpoint", "endorsement"}, "members of a node")
     origin, key_id, key = node["key"].split("+", 2)
-    kind_and_key = _b64(key)
+    kind_and_key = b64(key)
     need(kind_and_key[0] == 1 and len(kind_and_key) == 33, "kind of key")
     need(hashlib.sha256(origin.encode() + b"\n" + kind_and_key).hexdigest()[:8] == key_id, "key id")
     domain, _, name = origin.partition("/node/")
     need(name == node["name"], "name of the log")
-    text, gap, lines = _b64(node["checkpoint"]).decode().rpartition("\n\n")
+    text, gap, lines = b64(node["checkpoint"]).decode().rpartition("\n\n")
     need(gap and lines.endswith("\n"), "note")
     signed = False
     for line in lines[:-1].split("\n"):
         dash, by, value = line.split(" ")
-        raw = _b64(value)
+        raw = b64(value)
         need(dash == "—", "signature line")
         if by == origin and raw[:4].hex() == key_id:
             Ed25519PublicKey.from_public_bytes(kind_and_key[1:]).verify(raw[4:], (text + "\n").encode())
@@ -189,129 +216,144 @@ def _node(node: dict[str, Any], anchors: list[str], ca_pem: bytes) -> tuple[int,
     need(signed, "checkpoint is not signed by the log")
     of, size, root = text.split("\n")[:3]
     need(of == origin and str(int(size)) == size, "checkpoint")
-    subject, public = _endorsement(_b64(node["endorsement"]), anchors, ca_pem)
-    need(
-        subject == f"spiffe://{domain}/node/{name}" and public == kind_and_key[1:],
-        "endorsement of another key",
-    )
-    return int(size), _b64(root)
+    voucher = vouchers[_kid(b64(node["endorsement"]))]
+    need(voucher.subject == f"spiffe://{domain}/node/{name}", "endorsement of another node")
+    need(voucher.key == kind_and_key[1:], "endorsement of another key")
+    return int(size), b64(root)
 
 
-def _endorsement(token: bytes, anchors: list[str], ca_pem: bytes) -> tuple[str, bytes]:
+def _vouchers(document: dict[str, Any], ca_pem: bytes) -> dict[bytes, Voucher]:
+    encoded = [node["endorsement"] for node in document["nodes"]] + document["endorsements"]
+    return {_kid(b64(e)): _endorsement(b64(e), document["anchors"], ca_pem) for e in encoded}
+
+
+def _endorsement(token: bytes, anchors: list[str], ca_pem: bytes) -> Voucher:
     head, body, signature = token.decode("ascii").split(".")
-    header, claims = json.loads(_b64url(head)), json.loads(_b64url(body))
-    need(header["typ"] == "egm-node-key+jwt", "type")
-    chain = [x509.load_der_x509_certificate(_b64(c)) for c in header["x5c"]]
+    header, claims = json.loads(b64url(head)), json.loads(b64url(body))
+    need(header.keys() == {"alg", "typ", "x5c"} and header["typ"] == "egm-node-key+jwt", "header")
+    need(claims.keys() == {"sub", "jwk", "iat", "exp"}, "claims of an endorsement")
+    chain = [x509.load_der_x509_certificate(b64(c)) for c in header["x5c"]]
     given = x509.load_pem_x509_certificates(ca_pem)
     known = {c.public_bytes(serialization.Encoding.DER) for c in given}
-    need(anchors and all(_b64(a) in known for a in anchors), "anchors")
+    need(anchors and all(b64(a) in known for a in anchors), "anchors")
     for child, parent in itertools.pairwise(chain):
         child.verify_directly_issued_by(parent)
     issuers = [c for c in given if c.subject == chain[-1].issuer]
     need(issuers, "issuer")
     chain[-1].verify_directly_issued_by(issuers[0])
-    key, raw, message = chain[0].public_key(), _b64url(signature), f"{head}.{body}".encode()
+    _verify_jws(chain[0].public_key(), header["alg"], f"{head}.{body}".encode(), b64url(signature))
+    names = chain[0].extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    need(names.get_values_for_type(x509.UniformResourceIdentifier) == [claims["sub"]], "subject")
+    need(claims["jwk"].keys() == {"kty", "crv", "x"} and claims["jwk"]["crv"] == "Ed25519", "key")
+    need(0 < claims["exp"] - claims["iat"] <= 24 * 3600, "life of an endorsement")
+    all_of = [*chain, issuers[0]]
+    start = max(claims["iat"] * 1000, *(milliseconds(c.not_valid_before_utc) for c in all_of))
+    end = min(claims["exp"] * 1000, *(milliseconds(c.not_valid_after_utc) for c in all_of))
+    return Voucher(str(claims["sub"]), b64url(claims["jwk"]["x"]), start, end)
+
+
+def _verify_jws(key: object, algorithm: str, message: bytes, raw: bytes) -> None:
     if isinstance(key, ec.EllipticCurvePublicKey):
         half = key.key_size // 8
-        need(len(raw) == 2 * half and header["alg"] == f"ES{key.key_size}", "algorithm")
+        need(len(raw) == 2 * half and algorithm == f"ES{key.key_size}", "algorithm")
         r, s = int.from_bytes(raw[:half], "big"), int.from_bytes(raw[half:], "big")
         digest = hashes.SHA256() if half == 32 else hashes.SHA384()
         key.verify(encode_dss_signature(r, s), message, ec.ECDSA(digest))
-    else:
-        need(isinstance(key, rsa.RSAPublicKey) and header["alg"] == "RS256", "algorithm")
-        assert isinstance(key, rsa.RSAPublicKey)
-        key.verify(raw, message, padding.PKCS1v15(), hashes.SHA256())
-    names = chain[0].extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    need(names.get_values_for_type(x509.UniformResourceIdentifier) == [claims["sub"]], "subject")
-    return str(claims["sub"]), _b64url(claims["jwk"]["x"])
+        return
+    need(isinstance(key, rsa.RSAPublicKey) and algorithm == "RS256", "algorithm")
+    assert isinstance(key, rsa.RSAPublicKey)
+    key.verify(raw, message, padding.PKCS1v15(), hashes.SHA256())
 
 
-# policy: TUF
+# permits
 
 
-def _canonical(value: Any) -> str:
-    """OLPC canonical JSON: what TUF signs."""
-    if isinstance(value, str):
-        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, int):
-        return str(value)
-    if isinstance(value, list):
-        return "[" + ",".join(map(_canonical, value)) + "]"
-    return "{" + ",".join(f"{_canonical(k)}:{_canonical(value[k])}" for k in sorted(value)) + "}"
-
-
-def _quorum(file: dict[str, Any], keys: dict[str, Any], role: dict[str, Any]) -> None:
-    message = _canonical(file["signed"]).encode()
-    good = set()
-    for found in file["signatures"]:
-        key = keys.get(found["keyid"])
-        if key is None or found["keyid"] not in role["keyids"] or not found["sig"]:
+def _permits(records: Records, vouchers: dict[bytes, Voucher]) -> tuple[set[tuple[str, int]], set[bytes]]:
+    """Verify every permit; return the policies and the key ids that they name."""
+    intents = [record for record in records.values() if record["kind"] == "intent"]
+    callers = {intent["id"]: intent["node"] for intent in intents if intent["side"] == 1}
+    claims_of: dict[bytes, dict[str, Any]] = {}
+    permit_of: dict[bytes, bytes] = {}
+    policies, kids = set(), set()
+    for intent in intents:
+        if not intent["permit"]:
+            need(not intent["sha256"] and not (intent["allowed"] and intent["level"] >= 5), "no permit")
             continue
-        need(key["keytype"] == "ed25519", "this verifier knows Ed25519 only")
-        try:
-            public = bytes.fromhex(key["keyval"]["public"])
-            Ed25519PublicKey.from_public_bytes(public).verify(bytes.fromhex(found["sig"]), message)
-            good.add(public)
-        except InvalidSignature:
+        need(
+            permit_of.setdefault(intent["id"], intent["sha256"]) == intent["sha256"],
+            "two permits of one call",
+        )
+        kid, claims = _permit(intent, vouchers)
+        need(
+            intent["id"] not in callers or claims["iss"].endswith(f"/node/{callers[intent['id']]}"),
+            "minting node",
+        )
+        policy = b64url(claims["bnd"]["d"]).hex(), claims["bnd"]["v"]
+        need(intent["side"] == 2 or policy == (intent["digest"], intent["version"]), "bnd")
+        claims_of[intent["sha256"]] = claims
+        policies.add(policy)
+        kids.add(kid)
+    for claims in claims_of.values():
+        above = claims_of.get(b64url(claims["parent"])) if "parent" in claims else None
+        need(above is None or (above["txn"], above["aud"]) == (claims["txn"], claims["sub"]), "parent permit")
+    return policies, kids
+
+
+def _permit(intent: dict[str, Any], vouchers: dict[bytes, Voucher]) -> tuple[bytes, dict[str, Any]]:
+    need(hashlib.sha256(intent["permit"]).digest() == intent["sha256"], "permit of another digest")
+    head, body, signature = intent["permit"].decode("ascii").split(".")
+    header, claims = json.loads(b64url(head)), json.loads(b64url(body))
+    exact = '{"alg":"EdDSA","typ":"egm-permit+jwt","kid":"' + header["kid"] + '"}'
+    need(b64url(head).decode() == exact, "header of a permit")
+    voucher = vouchers[b64url(header["kid"])]
+    Ed25519PublicKey.from_public_bytes(voucher.key).verify(b64url(signature), f"{head}.{body}".encode())
+    need(claims["iss"] == voucher.subject, "issuer")
+    recorded = {"eid": intent["id"], "txn": intent["root"], "parent": intent["parent_permit"]}
+    said = {
+        "eid": _uuid(claims["eid"]),
+        "txn": _uuid(claims["txn"]),
+        "parent": b64url(claims.get("parent", "")),
+    }
+    need(said == recorded, "ids of a permit")
+    parties = {"sub": intent["caller"], "aud": intent["callee"], "mth": intent["method"]}
+    need(all(claims[name] == value for name, value in parties.items()), "sub, aud or mth")
+    need("req" not in claims or b64url(claims["req"]) == intent["request"], "req")
+    start, end = claims["iat"] * 1000, claims["exp"] * 1000
+    need(0 < end - start <= 30_000, "life of a permit")
+    need(start - SKEW_MS <= intent["wall"] < end + SKEW_MS, "time of a permit")
+    need(voucher.start_ms - SKEW_MS <= start < voucher.end_ms, "permit outside of its endorsement")
+    return b64url(header["kid"]), claims
+
+
+def _uuid(text: str) -> bytes:
+    return bytes.fromhex(text.replace("-", ""))
+
+
+# time
+
+
+def _endorsed_then(nodes: list[dict[str, Any]], records: Records, vouchers: dict[bytes, Voucher]) -> None:
+    for node in nodes:
+        voucher = vouchers[_kid(b64(node["endorsement"]))]
+        for (name, _), record in records.items():
+            inside = voucher.start_ms - SKEW_MS <= record["wall"] < voucher.end_ms
+            need(name != node["name"] or inside, "a record outside of the endorsement")
+
+
+def _times(contents: list[dict[str, Any]], records: Records, policies: dict[tuple[str, int], Policy]) -> None:
+    sides: dict[str, dict[int, int]] = {}
+    for c in contents:
+        intent = records[c["node"], c["intent"]]
+        sides.setdefault(c["execution"], {})[intent["side"]] = intent["wall"]
+        policy = policies.get((intent["digest"], intent["version"]))
+        need(policy is None or intent["wall"] < min(policy.lease_ms, policy.expires_ms), "policy had ended")
+        if c["outcome"] is None:
             continue
-    need(len(good) >= role["threshold"] >= 1, "quorum")
-
-
-def _exact(data: bytes) -> dict[str, Any]:
-    """Metadata that nothing pins: one of the two spellings of TUF's reference implementation."""
-    file: dict[str, Any] = json.loads(data)
-    loose = json.dumps(file, indent=1, separators=(",", ": "), sort_keys=True)
-    tight = json.dumps(file, separators=(",", ":"), sort_keys=True)
-    need(data in {loose.encode(), tight.encode()}, "spelling of metadata")
-    return file
-
-
-def _pinned(data: bytes, meta: dict[str, Any]) -> dict[str, Any]:
-    need(len(data) == meta["length"], "length")
-    need(hashlib.sha256(data).hexdigest() == meta["hashes"]["sha256"], "digest")
-    file: dict[str, Any] = json.loads(data)
-    need(file["signed"].get("version", meta.get("version")) == meta.get("version"), "version")
-    return file
-
-
-def _policy(policy: dict[str, Any], root_json: bytes) -> tuple[str, int]:
-    """Return digest and version of the base bundle."""
-    need(policy.keys() == {"roots", "timestamp", "snapshot", "roles"}, "members of a policy")
-    need(isinstance(policy["roots"], list) and isinstance(policy["roles"], list), "lists of a policy")
-    root = json.loads(root_json)
-    files = [_b64(data) for data in policy["roots"]]
-    for data in files[files.index(root_json) + 1 :] if root_json in files else files:
-        following = _exact(data)
-        need(following["signed"]["version"] == root["signed"]["version"] + 1, "version of a root")
-        for judge in (root["signed"], following["signed"]):
-            _quorum(following, judge["keys"], judge["roles"]["root"])
-        root = following
-    keys, roles = root["signed"]["keys"], root["signed"]["roles"]
-    timestamp = _exact(_b64(policy["timestamp"]))
-    _quorum(timestamp, keys, roles["timestamp"])
-    snapshot = _pinned(_b64(policy["snapshot"]), timestamp["signed"]["meta"]["snapshot.json"])
-    _quorum(snapshot, keys, roles["snapshot"])
-    _ordered([part["role"] for part in policy["roles"]])
-    by_role = {part["role"]: part for part in policy["roles"]}
-    meta = snapshot["signed"]["meta"]
-    base = _pinned(_b64(by_role["targets"]["metadata"]), meta["targets.json"])
-    _quorum(base, keys, roles["targets"])
-    _archive(by_role["targets"], base, "base.tar.gz")
-    delegations = base["signed"].get("delegations") or {"keys": {}, "roles": []}
-    published = {role["name"]: role for role in delegations["roles"] if f"{role['name']}.json" in meta}
-    need(by_role.keys() == {"targets", *published}, "roles")
-    for name, role in published.items():
-        file = _pinned(_b64(by_role[name]["metadata"]), meta[f"{name}.json"])
-        _quorum(file, delegations["keys"], role)
-        _archive(by_role[name], file, f"{name}/bundle.tar.gz")
-    digest = base["signed"]["targets"]["base.tar.gz"]["hashes"]["sha256"]
-    return str(digest), int(base["signed"]["version"])
-
-
-def _archive(part: dict[str, Any], file: dict[str, Any], path: str) -> None:
-    need(part.keys() == {"role", "metadata", "archive"}, "members of a role")
-    target, data = file["signed"]["targets"][path], _b64(part["archive"])
-    need(len(data) == target["length"], "length of an archive")
-    need(hashlib.sha256(data).hexdigest() == target["hashes"]["sha256"], "digest of an archive")
+        outcome = records[c["node"], c["outcome"]]
+        need(c["outcome"] > c["intent"], "outcome before intent")
+        if outcome["boot"] == intent["boot"]:
+            need(outcome["monotonic"] >= intent["monotonic"], "outcome before intent")
+        else:
+            need(outcome["wall"] + SKEW_MS >= intent["wall"], "outcome before intent")
+    for walls in sides.values():
+        need(len(walls) < 2 or walls[2] + SKEW_MS >= walls[1], "the callee's side before the caller's")

@@ -1,6 +1,6 @@
 """Keeps what vouched for a node's signing key over time, so that evidence of an earlier execution can show it.
 
-DIR/SECONDS.jws   an endorsement, by the Unix time of its issue (12 digits)
+DIR/SECONDS.jws   an endorsement, by the Unix time of its issue (12 digits; SECONDS-1 for another of that second)
 DIR/SECONDS.pem   the CA certificates that the node trusted then
 """
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from trust import limits
 from trust.edge.files import write_atomic
-from trust.node_key import endorsement_times
+from trust.node_key import endorsement_digest, endorsement_times
 
 
 class EndorsementFiles:
@@ -27,13 +27,21 @@ class EndorsementFiles:
         """
         if endorsement == self._last:
             return
-        name = f"{endorsement_times(endorsement)[0] // 1000:012d}"
+        name = self._name(f"{endorsement_times(endorsement)[0] // 1000:012d}", endorsement)
         write_atomic(self._directory / f"{name}.pem", anchors_pem)
         write_atomic(self._directory / f"{name}.jws", endorsement)
         self._last = endorsement
         for old in sorted(self._directory.glob("*.jws"))[: -limits.MAX_KEPT_ENDORSEMENTS]:
             old.with_suffix(".pem").unlink(missing_ok=True)
             old.unlink(missing_ok=True)
+
+    def _name(self, second: str, endorsement: bytes) -> str:
+        """Return a name that no other endorsement has: a node that starts twice in one second makes two."""
+        number, name = 0, second
+        while (kept := self._directory / f"{name}.jws").exists() and kept.read_bytes() != endorsement:
+            number += 1
+            name = f"{second}-{number}"
+        return name
 
 
 def read_endorsements(directory: Path, at_ms: int) -> tuple[bytes | None, bytes | None]:
@@ -46,3 +54,22 @@ def read_endorsements(directory: Path, at_ms: int) -> tuple[bytes | None, bytes 
     name = before[-1] if before else names[0]
     anchors = directory / f"{name}.pem"
     return (directory / f"{name}.jws").read_bytes(), anchors.read_bytes() if anchors.exists() else None
+
+
+def find_endorsement(directory: Path, key_id: str, at_ms: int) -> tuple[bytes | None, bytes | None]:
+    """Return the endorsement that permits of `key_id` name, and its CA certificates; unverified.
+
+    Args:
+        directory: as for `read_endorsements`.
+        key_id: digest of the endorsement (`trust.node_key.endorsement_digest`).
+        at_ms: when it was used, Unix ms: those around it are tried first.
+    """
+    near = f"{at_ms // 1000:012d}"
+    files = sorted(directory.glob("*.jws"), key=lambda path: (path.stem > near, path.stem))
+    before = [path for path in files if path.stem <= near]
+    for path in (*reversed(before), *files[len(before) :]):
+        data = path.read_bytes()
+        if endorsement_digest(data) == key_id:
+            anchors = path.with_suffix(".pem")
+            return data, anchors.read_bytes() if anchors.exists() else None
+    return None, None

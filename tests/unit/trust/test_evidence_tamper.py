@@ -176,11 +176,19 @@ def test_the_untouched_file_is_established_by_both_verifiers(made: Made) -> None
 
 
 # What may be left out of a file; then nothing contradicts, and the part it would prove is open.
-_OPTIONAL = {"endorsement", "policies", "outcome"}
+_OPTIONAL = {"endorsement", "endorsements", "policies", "outcome"}
 
 
 # The members of a file and how many tamperings each has at least: one test a member, so that workers share them.
-_MEMBERS = {"anchors": 30, "contents": 250, "format": 10, "nodes": 150, "policies": 140, "records": 500}
+_MEMBERS = {
+    "anchors": 30,
+    "contents": 250,
+    "endorsements": 30,
+    "format": 10,
+    "nodes": 150,
+    "policies": 280,
+    "records": 500,
+}
 
 
 @pytest.mark.parametrize("member", _MEMBERS)
@@ -246,7 +254,7 @@ def test_another_root_or_another_ca_contradicts(made: Made, tmp_path_factory: py
 
 def test_one_execution_alone_is_a_smaller_and_genuine_file(made: Made) -> None:
     """What is exported is what was asked for, and no more."""
-    data, evidence = export_evidence(made.executions[:1], made.ledgers)
+    data, evidence = export_evidence(made.executions[:1], made.ledgers, sources=made.sources)
     assert {content.execution for content in evidence.contents} == {id_text(made.executions[0])}
     assert len(evidence.records) == 4
     assert verify_evidence(data, made.root, made.ca).verdict() is Verdict.ESTABLISHED
@@ -267,11 +275,13 @@ def test_the_verbs_write_check_and_refuse_a_file(made: Made, tmp_path: pathlib.P
     ca.write_bytes(made.ca)
     options = [word for node, path in made.ledgers.items() for word in ("--ledger", f"{node}={path}")]
     wanted = [id_text(execution) for execution in made.executions]
+    options += ["--repository", str(made.repository)]
     assert cli("export", *wanted, "-o", str(file), *options).exit_code == 0
     assert file.read_bytes() == made.data
     mesh = tmp_path / "mesh"
     mesh.mkdir()
     (mesh / "nodes").symlink_to(made.home)  # as `egm up` lays it out
+    (mesh / "control-plane").symlink_to(made.home / "cp-1")
     assert cli("export", *wanted, "-o", str(file), "--mesh", str(mesh)).exit_code == 0
     assert file.read_bytes() == made.data
     check = ("verify", str(file), "--root", str(root), "--json")

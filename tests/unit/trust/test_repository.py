@@ -254,7 +254,11 @@ def test_renewal_extends_only_the_lease_until_the_snapshot_grows_old() -> None:
     assert list(world.renew(now_ms=world.now_ms + 30_000)) == ["metadata/timestamp.json"]
     assert world.state.lease_expires_ms() == (world.now_ms + 90_000) // 1000 * 1000
     later = world.now_ms + 25 * 24 * 3600 * 1000
-    assert list(world.renew(now_ms=later)) == ["metadata/2.snapshot.json", "metadata/timestamp.json"]
+    last = world.files["metadata/timestamp.json"]
+    new = world.renew(now_ms=later)
+    kept = "metadata/superseded/1.timestamp.json"  # evidence of today needs it later
+    assert list(new) == [kept, "metadata/2.snapshot.json", "metadata/timestamp.json"]
+    assert new[kept] == last
 
 
 def test_renewal_of_expired_policy_or_with_a_replaced_key_is_refused() -> None:
