@@ -10,7 +10,8 @@ A hand-over is a JWT (compact JWS) in the strict form of permits (`trust.permit`
             mth      "package.Service/Method"
             sub      SPIFFE ID of the caller; absent when it is not known
             prm      base64url SHA-256 of the permit that was accepted; absent when there was none
-            req      base64url SHA-256 of the request; absent when the call may have several
+            req      base64url SHA-256 of the request (of a stream: of its opening message; `NO_MESSAGE` when it
+                     ended without one); absent when it was let through before that was known
 """
 
 from collections.abc import Callable
@@ -54,7 +55,7 @@ class Handover:
     method: str  # "package.Service/Method"
     caller: str | None = None  # SPIFFE ID
     permit_sha256: bytes | None = None
-    request_sha256: bytes | None = None
+    request_sha256: bytes | None = None  # of the (opening) request, or NO_MESSAGE
 
 
 def mint_handover(claims: Handover, sign: Callable[[bytes], bytes]) -> str:
@@ -132,10 +133,10 @@ def check_handover(claims: Handover, *, method: str, permit_sha256: bytes | None
         _mismatch("it is for another permit (prm)")
 
 
-def check_handed_request(claims: Handover, request_sha256: bytes | None) -> None:
-    """Refuse a genuine hand-over of another request; None for a call that sends a stream of them.
+def check_handed_request(claims: Handover, request_sha256: bytes) -> None:
+    """Refuse a genuine hand-over of another (first) request; NO_MESSAGE for a stream that ended without one.
 
-    A hand-over without a request is good for any: its sidecar did not know that the call has exactly one.
+    A hand-over without a request is good for any: its sidecar let the call through before there was one.
 
     Raises:
         EvidenceError: PERMIT_MISMATCH.

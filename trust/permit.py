@@ -24,11 +24,12 @@ from trust import limits
 from trust.compact import from_base64url, split_token, to_base64url
 from trust.errors import EvidenceError, Reason, StateError
 from trust.node_key import ENDORSEMENT_KEY, NodeKey
-from trust.permit_claims import PermitClaims, format_id, parse_claims, refuse, write_claims
+from trust.permit_claims import NO_MESSAGE, PermitClaims, format_id, parse_claims, refuse, write_claims
 from trust.x509 import load_certificate
 
 __all__ = [
     "ENDORSEMENT_KEY",
+    "NO_MESSAGE",
     "PERMIT_KEY",
     "PERMIT_TYPE",
     "Permit",
@@ -36,6 +37,8 @@ __all__ = [
     "authenticate",
     "certificate_sha256",
     "check_binding",
+    "check_caller",
+    "check_request",
     "format_id",
     "mint",
     "permit_sha256",
@@ -166,6 +169,16 @@ def check_binding(
     Raises:
         EvidenceError: PERMIT_MISMATCH, naming the claim.
     """
+    check_caller(permit, caller=caller, method=method, client_cert_sha256=client_cert_sha256)
+    check_request(permit, request_sha256)
+
+
+def check_caller(permit: Permit, *, caller: str, method: str, client_cert_sha256: bytes) -> None:
+    """Refuse a genuine permit of another caller or method: all of its binding that is known when a call opens.
+
+    Raises:
+        EvidenceError: PERMIT_MISMATCH, naming the claim.
+    """
     claims = permit.claims
     if claims.subject != caller:
         _mismatch("it is for another caller (sub)")
@@ -173,6 +186,15 @@ def check_binding(
         _mismatch("it is for another client certificate (cnf)")
     if claims.method != method:
         _mismatch("it is for another method (mth)")
+
+
+def check_request(permit: Permit, request_sha256: bytes | None) -> None:
+    """Refuse a genuine permit of another request; None accepts only a permit that is bound by method alone.
+
+    Raises:
+        EvidenceError: PERMIT_MISMATCH.
+    """
+    claims = permit.claims
     if claims.request_sha256 != request_sha256:
         if claims.request_sha256 is None:
             _mismatch("it binds no request (req), and this call needs that")

@@ -56,7 +56,9 @@ class PermitClaims:
     policy_version: int  # of the base bundle that the minting node decided under
     policy_digest: bytes  # of what it enforced
     certificate_sha256: bytes  # of the client certificate (DER) that the call comes with
-    request_sha256: bytes | None = None  # of the (opening) request, or NO_MESSAGE; None: bound by method alone
+    request_sha256: bytes | None = (
+        None  # of the (opening) request, or NO_MESSAGE; None: bound by method alone
+    )
     parent_sha256: bytes | None = None  # of the permit of the execution that makes this call; None: a root
     credential_sha256: bytes | None = None  # of the minting node's trust credential; None: it has none
 

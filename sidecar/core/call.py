@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from trust.errors import Reason
+from trust.permit import Permit
 from trust.policy.types import Authn
 
 _SEAL: Final = object()  # only sidecar.core.pipeline may mint a Permitted
@@ -30,6 +31,8 @@ class Attempt:
     authn: Authn | None
     unidentified: Reason | None = None  # why `principal` is None
     metadata: Mapping[str, str] = field(default_factory=dict)
+    key_sha256: bytes = b""  # of the public key (SubjectPublicKeyInfo) that the caller's connection proved
+    permit: Permit | None = None  # that came with it, verified and spent: who vouches for the call
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,8 @@ class Decision:
     errors: tuple[str, ...] = ()
     would_deny: Reason | None = None  # allowed here, but level 4 would have refused for this reason
     detail: str = ""
+    obligations: tuple[tuple[str, str], ...] = ()  # of an allowed call: what the determining permits ask for
+    method_alone: bool = False  # allowed by policies that let a stream's permit bind the method alone
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,9 +32,16 @@ class Gate(Protocol):
         ...
 
     def needs_request(self, attempt: Attempt) -> bool:
-        """Return whether a policy that could decide `attempt` reads the request message.
+        """Return whether a policy that could decide `attempt` reads the request message, or asks to keep it.
 
-        A stream whose policies do not read it is decided before its first message.
+        Any other stream is decided before its first message.
+        """
+        ...
+
+    def holds_opening(self, attempt: Attempt, *, now_ms: int) -> bool:
+        """Return whether an outgoing stream must wait for its opening message, which its permit is to bind.
+
+        Not when it will be refused anyway: then it is refused at once.
         """
         ...
 

@@ -18,11 +18,12 @@ from trust.permit import (
     Permit,
     PermitClaims,
     authenticate,
-    check_binding,
+    check_caller,
+    check_request,
     mint,
     permit_sha256,
-    read_claims,
 )
+from trust.policy.types import METHOD_ALONE_ANNOTATION
 from trust.spiffe import SpiffeId
 
 LIFETIME_S: Final = limits.MAX_PERMIT_LIFETIME_S
@@ -52,13 +53,20 @@ def presented(sent: Iterable[tuple[str, str | bytes]]) -> tuple[str | None, byte
     return permit, endorsement
 
 
-def binds_request(token: str) -> bool:
-    """Return whether a permit says that it binds a request, so that the door must read one first. Proves nothing.
+def check_enough(permit: Permit, decision: Decision) -> None:
+    """Refuse a permit that binds no request, unless the policies that decide *here* let it.
+
+    What the caller's policies say does not count: a compromised caller's sidecar would say anything.
 
     Raises:
-        EvidenceError: PERMIT_INVALID, if it has not the shape of a permit.
+        EvidenceError: PERMIT_MISMATCH.
     """
-    return read_claims(token).request_sha256 is not None
+    if permit.claims.request_sha256 is None and not decision.method_alone:
+        raise EvidenceError(
+            Reason.PERMIT_MISMATCH,
+            "permit refused: it binds no request (req), and not every policy that allows this call here says "
+            f"{METHOD_ALONE_ANNOTATION}",
+        )
 
 
 class Endorsements:
@@ -158,7 +166,8 @@ class Minter:
         Args:
             attempt: the outgoing call; its principal is the permit's subject.
             decision: that allowed it.
-            request_sha256: of the request as received from the caller; None binds the method alone.
+            request_sha256: of the (opening) request as received from the caller, or NO_MESSAGE; None binds the method
+                alone, which the deciding policies must say.
             parent: permit of the execution that makes this call (`Verifier.parent_of`); None for a root.
             root_id: of the chain: the parent's root, or `execution_id` for a root.
             client_cert_sha256: of the certificate that the connection to the callee shows.
@@ -170,10 +179,12 @@ class Minter:
         Raises:
             EvidenceError: CALLER_UNIDENTIFIED; PERMIT_INVALID, if the call does not fit into a permit.
             StateError: the node's key is not endorsed at the moment.
-            ValueError: the call was not allowed, or `parent` is not its parent.
+            ValueError: the call was not allowed, or not without a request, or `parent` is not its parent.
         """
         if not decision.allowed or attempt.direction is not Direction.OUTBOUND:
             raise ValueError("only an outgoing call that was allowed gets a permit")
+        if request_sha256 is None and not decision.method_alone:
+            raise ValueError("the policies do not let a permit bind the method alone")
         caller = _caller(attempt)
         if parent is not None and (parent.claims.audience, parent.claims.root_id) != (caller, root_id):
             raise ValueError("the parent permit is of another workload or another chain")
@@ -213,7 +224,7 @@ class Minter:
             audience: SPIFFE ID of the workload that serves it here.
             execution_id: UUIDv7, 16 bytes.
             permit_sha256: of the accepted permit; None when there was none (below level 5).
-            request_sha256: of the only request of the call; None when it is not known to have only one.
+            request_sha256: of the (opening) request of the call, or NO_MESSAGE; None when it was decided without.
             now_ms: Unix time, ms.
 
         Raises:
@@ -261,7 +272,42 @@ class Verifier:
         client_cert_sha256: bytes,
         now_ms: int,
     ) -> Permit:
-        """Return the permit of an incoming call, spent. Call before deciding, and `closed` when the call ends.
+        """Return the permit of an incoming call whose request is known: `present`, then `bind`.
+
+        Args:
+            token: see `present`, as for all others.
+            endorsement: see `present`.
+            attempt: see `present`.
+            audience: see `present`.
+            request_sha256: see `bind`.
+            client_cert_sha256: see `present`.
+            now_ms: see `present`.
+
+        Raises:
+            MeshError: as both.
+        """
+        permit = self.present(
+            token,
+            endorsement,
+            attempt,
+            audience=audience,
+            client_cert_sha256=client_cert_sha256,
+            now_ms=now_ms,
+        )
+        self.bind(permit, request_sha256)
+        return permit
+
+    def present(
+        self,
+        token: str | None,
+        endorsement: bytes | None,
+        attempt: Attempt,
+        *,
+        audience: str,
+        client_cert_sha256: bytes,
+        now_ms: int,
+    ) -> Permit:
+        """Return the permit of an incoming call, spent; `bind` it to the request next, before deciding.
 
         A genuine permit is spent as soon as it is shown to its audience, also when it then turns out to be for
         another call: there is no second attempt with it.
@@ -271,7 +317,6 @@ class Verifier:
             endorsement: as received; needed for a key that is not known yet.
             attempt: the incoming call; its principal is proved by the connection.
             audience: SPIFFE ID of the workload that serves it here.
-            request_sha256: of the request as received; None where a permit bound by method alone is enough.
             client_cert_sha256: of the connection's client certificate.
             now_ms: Unix time, ms.
 
@@ -299,17 +344,25 @@ class Verifier:
             exp_ms=claims.expires_s * 1000,
             now_ms=now_ms,
         )
-        check_binding(
-            permit,
-            caller=caller,
-            method=attempt.method,
-            request_sha256=request_sha256,
-            client_cert_sha256=client_cert_sha256,
-        )
+        check_caller(permit, caller=caller, method=attempt.method, client_cert_sha256=client_cert_sha256)
+        return permit
+
+    def bind(self, permit: Permit, request_sha256: bytes | None) -> None:
+        """Check what a presented permit says of the request; then calls can be linked to it, until `closed`.
+
+        Args:
+            permit: from `present`.
+            request_sha256: of the request as received (of a stream: of its opening message, or NO_MESSAGE); None
+                where none was waited for, which only a permit bound by method alone fits. Whether that is enough
+                is for `check_enough`.
+
+        Raises:
+            EvidenceError: PERMIT_MISMATCH.
+        """
+        check_request(permit, request_sha256)
         if len(self._open) >= self._max_open:
             del self._open[next(iter(self._open))]
         self._open[permit.sha256] = permit
-        return permit
 
     def closed(self, permit: Permit) -> None:
         """Forget an execution that has ended: it makes no more calls."""

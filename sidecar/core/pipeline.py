@@ -8,14 +8,35 @@ from sidecar.core.bundle_state import BundleState, InForce, Lease
 from sidecar.core.call import Attempt, Decision, Permitted, RefusedError, permitted
 from sidecar.core.counters import Counters
 from sidecar.core.gate import Shape
-from sidecar.core.levels import GOVERNED, Effect, Finding, effect_of, finding_of, level_in_force
+from sidecar.core.levels import (
+    CRYPTOGRAPHIC,
+    GOVERNED,
+    Effect,
+    Finding,
+    effect_of,
+    finding_of,
+    level_in_force,
+)
+from sidecar.core.obligations import newly_asked
 from sidecar.core.streams import Cut, Streams
 from trust import limits
+from trust.denials import By, Denial, Denials
 from trust.errors import MeshError, Reason
 from trust.policy.types import Authn, Call, Verdict
 from trust.ports import Clock
+from trust.spiffe import SpiffeId
 
 _OVER: Final = (Lease.NONE, Lease.SEALED, Lease.EXPIRED)  # a tuple: compared by identity, not hashed
+# What ends a stream for a reason of its own; everything else is AUTHORIZATION_WITHDRAWN.
+_NAMED_AS_THEY_ARE: Final = frozenset(
+    {
+        Reason.POLICY_STALE,
+        Reason.POLICY_EXPIRED,
+        Reason.POLICY_MISSING,
+        Reason.REVOKED,
+        Reason.NODE_QUARANTINED,
+    }
+)
 _NO_VERDICT: Final = Verdict(allowed=True, reason=Reason.ALLOWED, policies=())
 
 _DETAIL: Final = {
@@ -55,6 +76,7 @@ class Pipeline:
         local_level: int | None = None,
         journal: Journal | None = None,
         doubtful: Callable[[], None] | None = None,
+        denials: Denials | None = None,
     ) -> None:
         """Start without policy: everything is refused with POLICY_MISSING.
 
@@ -67,13 +89,17 @@ class Pipeline:
             local_level: raises the signed level, never lowers it.
             journal: hears of refusals.
             doubtful: called when open streams wait for `review`.
+            denials: what is revoked or quarantined; the driver feeds it.
         """
         self.counters = Counters()
         self.streams = Streams()
         self._node, self._boot_id = node, boot_id
         self._anonymous = f"spiffe://{trust_domain}/anonymous"
+        self._own_id = f"spiffe://{trust_domain}/node/{node}"
         self._state, self._clock, self._local_level = state, clock, local_level
         self._journal, self._doubtful = journal, doubtful
+        self._trust_domain = trust_domain
+        self._denials = Denials(trust_domain) if denials is None else denials
         self._count = 0
         self._epoch = 0
         self._levels: dict[str, int] = {}
@@ -95,18 +121,26 @@ class Pipeline:
         return shape
 
     def needs_request(self, attempt: Attempt) -> bool:
-        """Return whether a policy that could decide `attempt` reads its (single) request message."""
+        """Return whether a policy that could decide `attempt` reads its (single) request, or asks to keep the first."""
         held = self._state.in_force
         if held is None or self.level(attempt.service) == 0:
             return False
-        if self.shape(attempt.service, attempt.method) is Shape.STREAM:
-            return False
         principal = attempt.principal or self._anonymous
+        if self.shape(attempt.service, attempt.method) is Shape.STREAM:  # no policy reads one of many
+            return held.engine.audits_payload(principal, attempt.method, attempt.service)
         return held.engine.reads_request(principal, attempt.method, attempt.service)
+
+    def holds_opening(self, attempt: Attempt, *, now_ms: int) -> bool:
+        """Return whether an outgoing stream must wait for the message that its permit is to bind."""
+        if self.level(attempt.service) < CRYPTOGRAPHIC or len(self.streams) >= limits.MAX_OPEN_STREAMS:
+            return False
+        decision = self.decide(attempt, None, now_ms=now_ms)
+        return decision.allowed and not decision.method_alone
 
     def authorize(self, attempt: Attempt, request: bytes | None, *, now_ms: int) -> Permitted:
         """Return the right to forward `attempt`, or raise RefusedError with the decision."""
-        unary = self.shape(attempt.service, attempt.method) is Shape.UNARY
+        shape = self.shape(attempt.service, attempt.method)
+        unary = shape is Shape.UNARY
         if not unary and len(self.streams) >= limits.MAX_OPEN_STREAMS:
             level = self.level(attempt.service)
             decision = self._decision(Effect(allow=False, reason=Reason.LIMIT_EXCEEDED), attempt, level)
@@ -117,9 +151,11 @@ class Pipeline:
             self._journal.notable(attempt, decision)
         if not decision.allowed:
             raise RefusedError(decision)
-        if unary or request is None or len(request) > limits.MAX_STREAM_REQUEST_KEPT_BYTES:
+        # Only *the* request can decide a call again; an opening message is bound by the permit, and no policy reads it.
+        if shape is not Shape.SERVER_STREAM or request is None:
             return permitted(attempt, decision, None, self._epoch)
-        return permitted(attempt, decision, request, self._epoch)
+        kept = request if len(request) <= limits.MAX_STREAM_REQUEST_KEPT_BYTES else None
+        return permitted(attempt, decision, kept, self._epoch)
 
     def decline(self, attempt: Attempt, error: MeshError) -> Decision:
         """Return the decision not to forward `attempt`, because its permit or our ledger does not allow it."""
@@ -155,6 +191,14 @@ class Pipeline:
         monotonic_ms = self._clock.monotonic_ms()
         lease = self._state.lease(now_ms, monotonic_ms)
         identified = attempt.principal is not None
+        denial = None if held is None else self._denial(attempt, held)
+        if denial is not None:
+            finding = Finding.QUARANTINED if denial.by is By.PROOF else Finding.REVOKED
+            effect = effect_of(level, lease, identified, finding)
+            shown = _NO_VERDICT
+            if denial.reason in {effect.reason, effect.would_deny}:
+                shown = Verdict(allowed=False, reason=denial.reason, policies=(), detail=denial.why)
+            return self._decision(effect, attempt, level, shown)
         if held is None or level == 0 or (level >= GOVERNED and not identified) or lease in _OVER:
             # The table's answer does not depend on what the policies say (tests prove it).
             return self._decision(effect_of(level, lease, identified, Finding.ALLOWED), attempt, level)
@@ -177,10 +221,24 @@ class Pipeline:
             level = self._levels[service] = level_in_force(mesh, self._local_level, service)
         return level
 
+    def _denial(self, attempt: Attempt, held: InForce) -> Denial | None:
+        """Return the revocation or quarantine that the call falls under; costs next to nothing when there is none."""
+        denials = self._denials
+        if not denials.any:
+            return None
+        serving = SpiffeId.of(self._trust_domain, "workload", held.engine.mesh.workload_of(attempt.service))
+        permit = attempt.permit
+        return denials.check(
+            workloads=(attempt.principal or self._anonymous, str(serving)),
+            nodes=(self._own_id,) if permit is None else (permit.claims.issuer, self._own_id),
+            keys=(attempt.key_sha256,) if permit is None else (attempt.key_sha256, permit.key.spki_sha256),
+            method=attempt.method,
+        )
+
     def governance_changed(self) -> None:
         """Forget what the old policy or lease implied and doubt every open stream.
 
-        Call after every `Swap`, and after the lease became SEALED or EXPIRED.
+        Call after every `Swap`, after the lease became SEALED or EXPIRED, and when something is denied or no longer.
         """
         self._epoch += 1
         self._levels.clear()
@@ -197,9 +255,15 @@ class Pipeline:
 
     def _withdrawn(self, permit: Permitted, now_ms: int) -> Decision | None:
         again = self.decide(permit.attempt, permit.request, now_ms=now_ms)
-        if again.allowed:
+        unmet = again.level >= GOVERNED and newly_asked(permit.decision.obligations, again.obligations)
+        if again.allowed and not unmet and not _unbound(permit.decision, again):
             return None
-        kept = again.reason in {Reason.POLICY_STALE, Reason.POLICY_EXPIRED, Reason.POLICY_MISSING}
+        detail = f"{again.reason} under the policy now in force: {again.detail}"
+        if again.allowed:
+            detail = "the policy now in force wants permits that bind the opening message, which this stream's does not"
+        if again.allowed and unmet:
+            detail = "the policy now in force asks for what is done when a stream opens; open it again"
+        kept = again.reason in _NAMED_AS_THEY_ARE
         decision = Decision(
             id=again.id,
             allowed=False,
@@ -208,7 +272,7 @@ class Pipeline:
             policy_version=again.policy_version,
             policies=again.policies,
             errors=again.errors,
-            detail=again.detail if kept else f"{again.reason} under the policy now in force: {again.detail}",
+            detail=again.detail if kept else detail,
         )
         self.counters.decided(permit.attempt.direction, decision)
         if self._journal is not None:
@@ -245,7 +309,15 @@ class Pipeline:
             verdict.errors,
             would_deny,
             "" if effect.allow and would_deny is None else _detail(attempt, would_deny or reason, verdict),
+            obligations=verdict.obligations if effect.allow else (),
+            method_alone=effect.allow and verdict.method_alone,
         )
+
+
+def _unbound(before: Decision, again: Decision) -> bool:
+    """Return whether a stream was opened with a permit of its method alone, which is not enough any more."""
+    both = min(before.level, again.level) >= CRYPTOGRAPHIC
+    return both and before.method_alone and not again.method_alone
 
 
 def _detail(attempt: Attempt, reason: Reason, verdict: Verdict) -> str:

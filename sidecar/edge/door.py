@@ -1,10 +1,11 @@
 """What every call through a listener goes through: who asks, may it go on, where to, how did it end."""
 
+import asyncio
 import contextlib
 import hashlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, NoReturn, cast
 
 import grpc
@@ -23,16 +24,39 @@ from sidecar.edge.refusals import (
     refuse,
 )
 from sidecar.edge.upstream import Upstream, broke_off
-from sidecar.edge.upstream_call import UpstreamCall
+from sidecar.edge.upstream_call import EOF, UpstreamCall
 from trust import limits
 from trust.edge.grpc_errors import STATUS_OF
 from trust.errors import CapacityError, InputError, MeshError, Reason, StateError
+from trust.policy.types import METHOD_ALONE_ANNOTATION
 from trust.ports import Clock
 
 # (service, method, caller's metadata) -> where it goes; raises MeshError when there is nowhere.
 Route = Callable[[str, str, Sequence[md.Pair]], Upstream]
 
+OPENING_MISSING_TEXT: Final = (
+    "the stream sent no message in time, and its permit must bind the opening one: send the first message without "
+    "waiting for the service, or have the approvers sign "
+    f"{METHOD_ALONE_ANNOTATION} on every policy that permits this method to the caller"
+)
+OPENING_UNKEPT_TEXT: Final = (
+    'the stream sent no message in time, and policy asks to keep the opening one (@audit("payload")): send the first '
+    "message without waiting for the service"
+)
+_BEFORE_END_S: Final = 0.002
+_TURNS_BEFORE_END: Final = 3  # the loop must look at its sockets, however late the timer fired
 _TOO_LARGE_HERE: Final = ("client: received message larger than max", "client: sent message larger than max")
+
+
+async def no_cancellation_follows() -> None:
+    """Wait a moment after the end of a call's requests: cancelled here, if that was a cancelled call in truth.
+
+    grpc.aio reports a cancelled call as the end of its requests first, and cancels the handler a moment later. Going on
+    at once would tell the upstream that an aborted upload was complete (measured: 2 in 3).
+    """
+    await asyncio.sleep(_BEFORE_END_S)
+    for _ in range(_TURNS_BEFORE_END):
+        await asyncio.sleep(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +73,7 @@ class Door:
     max_message_bytes: int = limits.MAX_MESSAGE_BYTES
     notary: Notary | None = None
     hand_over: bool = False  # sign calls for the local service
+    opening_timeout_s: float = limits.OPENING_MESSAGE_TIMEOUT_S
 
 
 class Execution:
@@ -76,7 +101,14 @@ class Execution:
         caller = identifier.identify(context, sent, now_ms=door.clock.now_ms())
         self.metadata, visible = md.from_caller(sent, identifier.consumes)
         self.attempt = Attempt(
-            door.direction, door.service, method, caller.principal, caller.authn, caller.unidentified, visible
+            door.direction,
+            door.service,
+            method,
+            caller.principal,
+            caller.authn,
+            caller.unidentified,
+            visible,
+            caller.key_sha256,
         )
         self.context = context
         self.permitted: Permitted | None = None
@@ -91,17 +123,46 @@ class Execution:
             self._handle, forwarded = door.observer.begin(self.attempt, self.metadata)
             self.metadata = tuple(forwarded)
 
-    @property
-    def reads_request(self) -> bool:
-        """Whether the call's permit binds a request, so that one must be read before it can be admitted."""
-        return self.case is not None and self.case.reads_request
+    async def opening(self) -> Any:
+        """Return the opening message of a stream if it must be known before the call goes on; EOF if there is none.
 
-    async def authorize(self, request: bytes | None, *, only: bool = True) -> Permitted:
+        Otherwise None: its permit binds the method alone, or there is no permit, and no policy reads the request.
+
+        Raises:
+            grpc.aio.AbortError: the stream was refused (its permit, or no message in time) and has ended.
+        """
+        door, case, notary = self._door, self.case, self._door.notary
+        if case is not None and notary is not None:
+            now_ms = door.clock.now_ms()
+            try:
+                binds = notary.present(case, now_ms=now_ms)
+            except MeshError as error:
+                await self._refused(door.gate.decline(self.attempt, error))
+            if door.direction is Direction.OUTBOUND:
+                binds = door.gate.holds_opening(self.attempt, now_ms=now_ms)
+            if binds:
+                return await self._opening_in_time()
+        if door.gate.needs_request(self.attempt):  # policy asks to keep it
+            return await self._opening_in_time(OPENING_UNKEPT_TEXT)
+        return None
+
+    async def _opening_in_time(self, missing: str = OPENING_MISSING_TEXT) -> Any:
+        try:
+            async with asyncio.timeout(self._door.opening_timeout_s):
+                message: Any = await self.context.read()
+                if message is EOF:
+                    await no_cancellation_follows()
+                return message
+        except TimeoutError:
+            error = StateError(Reason.OPENING_MISSING, missing)
+            await self._refused(self._door.gate.decline(self.attempt, error))
+
+    async def authorize(self, request: bytes | None, *, ended: bool = False) -> Permitted:
         """Return the right to forward; ends the call when there is none.
 
         Args:
             request: the (first) request; None when it is decided without one.
-            only: the caller sends no other.
+            ended: the caller has said that it sends none.
 
         Raises:
             grpc.aio.AbortError: the call was refused and has ended.
@@ -111,14 +172,14 @@ class Execution:
             await self.too_large(len(request))
         now_ms = door.clock.now_ms()
         case, notary = self.case, door.notary
-        if case is not None:
-            case.only_request = only and request is not None
         try:
             if case is not None and notary is not None:
                 try:
-                    notary.admit(case, request, now_ms=now_ms)
+                    notary.admit(case, request, ended=ended, now_ms=now_ms)
                 except MeshError as error:
                     raise RefusedError(door.gate.decline(self.attempt, error)) from None
+                if case.permit is not None:
+                    self.attempt = replace(self.attempt, permit=case.permit)
             permitted = door.gate.authorize(self.attempt, request, now_ms=now_ms)
             if case is not None and notary is not None:
                 try:
@@ -171,6 +232,19 @@ class Execution:
         if response is not None:
             case.response_messages, case.response_bytes = 1, len(response)
             case.response_sha256 = hashlib.sha256(response).digest()
+
+    async def keep(self, response: bytes) -> None:
+        """Keep the response of a unary call for the auditors, where policy asks for it; ends the call if it cannot be.
+
+        From level 4 on the caller does not get what cannot be kept, though the service has executed the call.
+        """
+        case, notary = self.case, self._door.notary
+        if case is None or notary is None or not case.audited:
+            return
+        try:
+            await notary.sealer.response(case, response)
+        except MeshError as error:
+            await self.failed(error)
 
     async def relay(self, code: grpc.StatusCode, details: str, trailing: tuple[md.Pair, ...]) -> None:
         """End the call the way the upstream ended it, verbatim; or say that its connection failed.

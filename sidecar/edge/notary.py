@@ -13,11 +13,12 @@ from typing import Final, Protocol
 from sidecar.core.bundle_state import InForce
 from sidecar.core.call import Attempt, Decision, Direction
 from sidecar.core.levels import CRYPTOGRAPHIC, OBSERVABLE
-from sidecar.core.permits import Minter, Verifier, binds_request, presented
+from sidecar.core.permits import Minter, Verifier, check_enough, presented
 from sidecar.edge.metadata import Pair
+from sidecar.edge.payload_sealer import PayloadSealer
 from trust.errors import MeshError, Reason, StateError
 from trust.handover import HANDOVER_KEY
-from trust.permit import ENDORSEMENT_KEY, PERMIT_KEY, Permit, permit_sha256
+from trust.permit import ENDORSEMENT_KEY, NO_MESSAGE, PERMIT_KEY, Permit, permit_sha256
 from trust.ports import Clock
 from trust.record import Ending, Intent, Link, Outcome, Side
 
@@ -68,24 +69,18 @@ class Case:
     permit_token: bytes = b""  # what it is the digest of: minted (outbound) or accepted (inbound)
     request_sha256: bytes = b""
     hand_over: bool = False  # the local service accepts only what this sidecar signs for it
-    only_request: bool = False  # the request that was decided is the whole of what the caller sends
     opened: bool = False
     request_messages: int = 0
     request_bytes: int = 0
     response_messages: int = 0
     response_bytes: int = 0
     response_sha256: bytes = b""
+    request: bytes | None = None  # as received, when it was read before the decision
+    audited: bool = False  # policy asks to keep the payload
+    obligations: tuple[tuple[str, str], ...] = ()  # as recorded: with what was done about each
+    sealed_request: bytes = b""
+    sealed_response: bytes = b""
     cut: Reason | None = None
-
-    @property
-    def reads_request(self) -> bool:
-        """Whether the door must read a request before this call can be admitted: the permit binds one."""
-        if self.attempt.direction is Direction.OUTBOUND or self.token is None or self.level < CRYPTOGRAPHIC:
-            return False
-        try:
-            return binds_request(self.token)
-        except MeshError:
-            return False  # refused when it is verified
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +127,7 @@ class Notary:
         self._node, self._boot_id, self._clock, self._ids = node, boot_id, clock, ids
         self._level, self._in_force, self._callee = level, in_force, callee
         self._journal, self._signing, self._alarm = journal, signing, alarm
+        self.sealer = PayloadSealer(node, in_force, alarm)
 
     def arrived(self, attempt: Attempt, sent: Iterable[Pair], certificate_sha256: bytes) -> Case | None:
         """Start following a call; None at level 0, which decides and records nothing.
@@ -154,42 +150,85 @@ class Notary:
         case.traceparent = traces[0] if len(traces) == 1 and isinstance(traces[0], str) else ""
         return case
 
-    def admit(self, case: Case, request: bytes | None, *, now_ms: int) -> None:
+    def present(self, case: Case, *, now_ms: int) -> bool:
+        """Take up a stream as it opens; return whether its permit binds the opening message, which `admit` then needs.
+
+        The permit of an incoming stream is spent here, so that nobody without a good one can make this node wait.
+
+        Raises:
+            MeshError: at level 5, the permit is missing or not good for this call, whatever its opening message.
+        """
+        if case.attempt.direction is Direction.OUTBOUND:
+            self._link(case)
+            return False
+        if case.level < CRYPTOGRAPHIC:
+            return False
+        permit = self._presented(case, now_ms)
+        self._accepted(case, permit)
+        return permit.claims.request_sha256 is not None
+
+    def admit(self, case: Case, request: bytes | None, *, ended: bool = False, now_ms: int) -> None:
         """Verify the permit of an incoming call and spend it; link an outgoing call to the one that makes it.
+
+        Args:
+            case: new, or a stream that was taken up by `present`.
+            request: the request, or the opening message of a stream; None when none was waited for, or none came.
+            ended: the stream was half-closed before any message.
+            now_ms: Unix time, ms.
 
         Raises:
             MeshError: at level 5, the permit is missing or not good for this call.
         """
-        case.request_sha256 = b"" if request is None else hashlib.sha256(request).digest()
-        if case.attempt.direction is Direction.INBOUND:
+        case.request = request
+        # Policy may have changed while a message was waited for: what it demands now counts.
+        case.level = max(case.level, self._level(case.attempt.service))
+        case.request_sha256 = (
+            NO_MESSAGE if ended else b"" if request is None else hashlib.sha256(request).digest()
+        )
+        if case.permit is not None:
+            self._bind(case, case.permit)
+        elif case.attempt.direction is Direction.INBOUND:
             self._accept(case, now_ms)
-        else:
+        elif not case.execution_id:
             self._link(case)
 
+    def _presented(self, case: Case, now_ms: int) -> Permit:
+        if case.malformed is not None:
+            raise case.malformed
+        return self._signing.verifier.present(
+            case.token,
+            case.endorsement,
+            case.attempt,
+            audience=self._callee(case.attempt.service),
+            client_cert_sha256=case.certificate_sha256,
+            now_ms=now_ms,
+        )
+
     def _accept(self, case: Case, now_ms: int) -> None:
-        attempt = case.attempt
         try:
-            if case.malformed is not None:
-                raise case.malformed
-            permit = self._signing.verifier.accept(
-                case.token,
-                case.endorsement,
-                attempt,
-                audience=self._callee(attempt.service),
-                request_sha256=case.request_sha256 or None,
-                client_cert_sha256=case.certificate_sha256,
-                now_ms=now_ms,
-            )
+            permit = self._presented(case, now_ms)
+            self._signing.verifier.bind(permit, case.request_sha256 or None)
         except MeshError:
             if case.level >= CRYPTOGRAPHIC:
                 raise
             self._unlinked(case)
             return
+        self._accepted(case, permit)
+
+    def _accepted(self, case: Case, permit: Permit) -> None:
         claims = permit.claims
         case.permit, case.permit_sha256 = permit, permit.sha256
         case.permit_token = b"" if case.token is None else case.token.encode("ascii")
         case.execution_id, case.root_id = claims.execution_id, claims.root_id
         case.link = Link.NONE if claims.parent_sha256 is None else Link.VERIFIED
+
+    def _bind(self, case: Case, permit: Permit) -> None:
+        try:
+            self._signing.verifier.bind(permit, case.request_sha256 or None)
+        except MeshError:
+            case.permit, case.permit_sha256, case.permit_token = None, b"", b""  # it is not this call's
+            self._unlinked(case)
+            raise
 
     def _link(self, case: Case) -> None:
         caller = case.attempt.principal
@@ -207,9 +246,15 @@ class Notary:
         """Write down an allowed call before it is forwarded; return the metadata to add.
 
         Raises:
-            StateError: LEDGER_UNAVAILABLE at level 5, or the node's key is not endorsed: nothing may be forwarded.
-            EvidenceError: PERMIT_INVALID, the call fits into no token.
+            StateError: LEDGER_UNAVAILABLE at level 5, or the node's key is not endorsed, or OBLIGATION_UNMET: nothing
+                may be forwarded.
+            EvidenceError: PERMIT_INVALID, the call fits into no token; PERMIT_MISMATCH, its permit binds the method
+                alone, and that is not enough here.
         """
+        if case.level >= CRYPTOGRAPHIC and case.permit is not None:
+            check_enough(case.permit, decision)
+        if decision.obligations:
+            await self.sealer.request(case, decision)
         extra: tuple[Pair, ...] = ()
         if case.level >= CRYPTOGRAPHIC and case.attempt.direction is Direction.OUTBOUND:
             extra = self._mint(case, decision, now_ms)
@@ -234,6 +279,10 @@ class Notary:
             raise StateError(
                 Reason.PERMIT_UNVERIFIABLE, "a permit needs a policy in force and an identified caller"
             )
+        if not case.request_sha256 and not decision.method_alone:
+            raise StateError(
+                Reason.PERMIT_UNVERIFIABLE, "the policy changed while this stream was opened; call again"
+            )
         signing = self._signing
         token = signing.minter.mint_for(
             attempt,
@@ -256,7 +305,7 @@ class Notary:
             audience=self._callee(case.attempt.service),
             execution_id=case.execution_id,
             permit_sha256=None if case.permit is None else case.permit.sha256,
-            request_sha256=case.request_sha256 if case.only_request else None,
+            request_sha256=case.request_sha256 or None,
             now_ms=now_ms,
         )
 
@@ -291,6 +340,7 @@ class Notary:
             response_messages=case.response_messages,
             response_bytes=case.response_bytes,
             duration_us=int(seconds * 1_000_000),
+            sealed_response=case.sealed_response,
         )
         try:
             self._journal.append(outcome)
@@ -330,6 +380,8 @@ class Notary:
             monotonic_ms=self._clock.monotonic_ms(),
             traceparent=case.traceparent,
             decision_id=decision.id,
+            obligations=case.obligations,
+            sealed_request=case.sealed_request,
         )
 
     def _parent_permit(self, case: Case) -> bytes:

@@ -58,6 +58,7 @@ class Proxy(GenericHandler):
         notary: Notary | None = None,
         max_message_bytes: int = limits.MAX_MESSAGE_BYTES,
         hand_over: bool = False,
+        opening_timeout_s: float = limits.OPENING_MESSAGE_TIMEOUT_S,
     ) -> None:
         """Take the parts of one listener.
 
@@ -72,9 +73,20 @@ class Proxy(GenericHandler):
             notary: verifies and mints permits and writes executions down; None where nothing is recorded.
             max_message_bytes: larger messages are refused (MESSAGE_TOO_LARGE), both ways.
             hand_over: sign every admitted call for the service that it is forwarded to.
+            opening_timeout_s: how long a stream may take to send the message that its permit binds.
         """
         self._door = Door(
-            direction, service, gate, identify, route, clock, observer, max_message_bytes, notary, hand_over
+            direction,
+            service,
+            gate,
+            identify,
+            route,
+            clock,
+            observer,
+            max_message_bytes,
+            notary,
+            hand_over,
+            opening_timeout_s,
         )
         self._methods: dict[str, _Method] = {}
 

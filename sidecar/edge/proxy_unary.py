@@ -35,6 +35,8 @@ async def _forward(permitted: Permitted, execution: Execution, path: bytes, requ
     if response is not None and len(response) > execution.max_message_bytes:
         await execution.too_large(len(response))
     execution.exchanged(request, response)
+    if response is not None:
+        await execution.keep(response)
     initial = await call.initial_metadata()
     if initial:
         await execution.context.send_initial_metadata(cast("Any", from_upstream(initial)))

@@ -1,9 +1,9 @@
 """gRPC server interceptors: nothing of a handler runs before its call was verified."""
 
-import hashlib
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from contextvars import copy_context
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -11,11 +11,12 @@ import grpc
 import grpc.aio
 
 from sidecar.interceptors.current import CURRENT, CurrentCall
+from sidecar.interceptors.opening import Check, checking_first, open_requests, open_requests_async, unwrap
 from sidecar.interceptors.verification import HEALTH, Guard, Sent
 from trust.edge.clock import SystemClock
 from trust.edge.grpc_errors import status_of
 from trust.errors import MeshError
-from trust.handover import Handover, check_handed_request
+from trust.handover import check_handed_request
 from trust.ports import Clock
 
 if TYPE_CHECKING:  # generic in the stubs only
@@ -27,7 +28,6 @@ else:
     _Sync, _Aio = grpc.ServerInterceptor, grpc.aio.ServerInterceptor
 
 _KINDS: Final = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
-_Check = Callable[[bytes | None], None]  # digest of the only request -> raises MeshError
 
 
 class _Guarded:
@@ -66,15 +66,16 @@ class _Guarded:
         except MeshError as error:
             # The requests stay as bytes: not even their parser runs for a call that is refused.
             return cast("Handler", make(_refusal(error, kind, aio=aio)))
-        one = kind.startswith("unary")
+        check = None if claims.request_sha256 is None else partial(check_handed_request, claims)
         around = _around_async if aio and _is_async(behaviour) else _around_sync
-        check = _check(claims)
-        guarded = around(behaviour, call, check, one=one, streams=kind.endswith("stream"))
+        guarded = around(
+            behaviour, call, check, one=kind.startswith("unary"), streams=kind.endswith("stream")
+        )
         return cast(
             "Handler",
             make(
                 guarded,
-                request_deserializer=_checking(deserialize, check) if one else deserialize,
+                request_deserializer=deserialize if check is None else checking_first(deserialize, check),
                 response_serializer=handler.response_serializer,
             ),
         )
@@ -104,36 +105,6 @@ class AioServerInterceptor(_Guarded, _Aio):
         return self._wrap(await continuation(handler_call_details), handler_call_details, aio=True)
 
 
-def _check(claims: Handover) -> _Check:
-    return lambda digest: check_handed_request(claims, digest)
-
-
-def _checking(
-    deserialize: Callable[[bytes], Any] | None, check: _Check
-) -> Callable[[bytes], tuple[MeshError | None, Any]]:
-    """Return a deserializer that parses only what was handed over, and otherwise says what is wrong."""
-
-    def read(data: bytes) -> tuple[MeshError | None, Any]:
-        try:
-            check(hashlib.sha256(data).digest())
-        except MeshError as error:
-            return error, None
-        return None, data if deserialize is None else deserialize(data)
-
-    return read
-
-
-def _opened(request: Any, check: _Check, *, one: bool) -> Any:
-    """Return what the handler gets; raises MeshError when it is not what was handed over."""
-    if not one:
-        check(None)
-        return request
-    error, message = request
-    if error is not None:
-        raise error
-    return message
-
-
 def _is_async(behaviour: Callable[..., Any]) -> bool:
     return inspect.iscoroutinefunction(behaviour) or inspect.isasyncgenfunction(behaviour)
 
@@ -159,8 +130,15 @@ def _abort(context: Any, error: MeshError) -> Any:
     return context.abort(code, text)
 
 
+def _opened(request: Any, check: Check | None, *, one: bool) -> Any:
+    """Return what a blocking handler gets; raises MeshError when it is not what was handed over."""
+    if check is None:
+        return request
+    return unwrap(request) if one else open_requests(request, check)
+
+
 def _around_sync(
-    behaviour: Callable[[Any, Any], Any], call: CurrentCall, check: _Check, *, one: bool, streams: bool
+    behaviour: Callable[[Any, Any], Any], call: CurrentCall, check: Check | None, *, one: bool, streams: bool
 ) -> Callable[[Any, Any], Any]:
     """Return a blocking behaviour, run where `current_call` is this call and no other."""
 
@@ -195,29 +173,34 @@ def _around_sync(
 
 
 def _around_async(
-    behaviour: Callable[[Any, Any], Any], call: CurrentCall, check: _Check, *, one: bool, streams: bool
+    behaviour: Callable[[Any, Any], Any], call: CurrentCall, check: Check | None, *, one: bool, streams: bool
 ) -> Callable[[Any, Any], Any]:
     """Return a behaviour of the same style, in whose task `current_call` is this call: grpc.aio has one per call."""
     if inspect.isasyncgenfunction(behaviour):
 
         async def several(request: Any, context: Any) -> AsyncIterator[Any]:
-            opened = await _opened_async(request, context, check, one=one)
+            opened, its_context = await _opened_async(request, context, check, one=one)
             CURRENT.set(call)
-            async for response in behaviour(opened, context):
+            async for response in behaviour(opened, its_context):
                 yield response
 
         return several
 
     async def single(request: Any, context: Any) -> Any:
-        opened = await _opened_async(request, context, check, one=one)
+        opened, its_context = await _opened_async(request, context, check, one=one)
         CURRENT.set(call)
-        return await behaviour(opened, context)
+        return await behaviour(opened, its_context)
 
     return single
 
 
-async def _opened_async(request: Any, context: Any, check: _Check, *, one: bool) -> Any:
+async def _opened_async(request: Any, context: Any, check: Check | None, *, one: bool) -> tuple[Any, Any]:
+    """Return request and context as a handler on asyncio gets them; ends the call when they are not as handed over."""
+    if check is None:
+        return request, context
     try:
-        return _opened(request, check, one=one)
+        if one:
+            return unwrap(request), context
+        return await open_requests_async(request, context, check)
     except MeshError as error:
-        return await _abort(context, error)
+        return cast("tuple[Any, Any]", await _abort(context, error))

@@ -8,7 +8,7 @@ import contextlib
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import grpc.aio
@@ -23,7 +23,15 @@ from sidecar.interceptors import (
 from tests.support.interop_service import DUPLEX, INPUT, OUTPUT, UNARY
 
 ON = b"on"
-KINDS = {UNARY: "unary_unary", OUTPUT: "unary_stream", INPUT: "stream_unary", DUPLEX: "stream_stream"}
+READING = f"{DUPLEX}Reading"  # echoes, with the reader's API of grpc.aio alone
+EOF: Any = cast("Any", grpc.aio).EOF
+KINDS = {
+    UNARY: "unary_unary",
+    OUTPUT: "unary_stream",
+    INPUT: "stream_unary",
+    DUPLEX: "stream_stream",
+    READING: "stream_stream",
+}
 
 
 class Seen:
@@ -91,7 +99,11 @@ def _aio_handlers(seen: Seen) -> dict[str, Any]:
         async for _ in requests:
             await context.write(_answer(seen, DUPLEX, context))
 
-    return {UNARY: unary, OUTPUT: output, INPUT: collect, DUPLEX: duplex}
+    async def reading(requests: AsyncIterator[bytes], context: Any) -> None:
+        while (request := await context.read()) is not EOF:
+            await context.write(request)
+
+    return {UNARY: unary, OUTPUT: output, INPUT: collect, DUPLEX: duplex, READING: reading}
 
 
 def _service(handlers: dict[str, Any]) -> Any:

@@ -15,6 +15,7 @@ class OpenGate:
     shapes: Mapping[str, Shape] = field(default_factory=dict)
     refuse: Callable[[Attempt, bytes | None], Reason | None] = lambda attempt, request: None
     reads: bool = False
+    holds: bool = False
     detail: str = "the test says no"
     attempts: list[Attempt] = field(default_factory=list)
     requests: list[bytes | None] = field(default_factory=list)
@@ -33,6 +34,10 @@ class OpenGate:
     def needs_request(self, attempt: Attempt) -> bool:
         """Return the same for every call."""
         return self.reads
+
+    def holds_opening(self, attempt: Attempt, *, now_ms: int) -> bool:
+        """Return the same for every call."""
+        return self.holds
 
     def authorize(self, attempt: Attempt, request: bytes | None, *, now_ms: int) -> Permitted:
         """Allow, unless the test refuses."""

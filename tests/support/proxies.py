@@ -9,7 +9,7 @@ import grpc
 import grpc.aio
 
 from sidecar.core.call import Direction
-from sidecar.core.gate import Shape
+from sidecar.core.gate import Gate, Shape
 from sidecar.edge import upstream
 from sidecar.edge.identify import fixed, mtls
 from sidecar.edge.proxy import Proxy, build_server
@@ -75,7 +75,7 @@ async def pool(identity: StaticIdentity | None = None) -> AsyncIterator[Channels
 @contextlib.asynccontextmanager
 async def hop(
     to: upstream.Upstream,
-    gate: OpenGate,
+    gate: Gate,
     *,
     direction: Direction = Direction.OUTBOUND,
     identity: StaticIdentity | None = None,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from trust import limits
+from trust.attestation.measurement import ReferenceValues
 from trust.bundle import Bundle
 from trust.errors import EvidenceError, Reason
 from trust.mesh import MeshSettings
@@ -22,7 +23,7 @@ from trust.policy.evaluation import UNEVALUATED, Question, evaluate
 from trust.policy.panics import is_panic
 from trust.policy.reads import Tree
 from trust.policy.request_context import Project, projection
-from trust.policy.rules import Rule, compile_rules
+from trust.policy.rules import AUDIT_PAYLOAD, Rule, compile_rules
 from trust.policy.slices import Entity, Index, Lru, PolicySlice, Slices, parse_slice
 from trust.policy.types import Call, Verdict
 from trust.policy.worlds import World
@@ -43,17 +44,20 @@ class _Prepared:
     project: Project | None  # None: policies cannot read the request, or there is none to read
     constant: bool  # reads nothing but caller and node facts
     timeless: bool  # does not read the exact time
+    audits: bool  # a permit among them asks for the payload
 
 
 class Engine:
     """The compiled policies of a base bundle and its namespaces."""
 
     mesh: MeshSettings
+    reference_values: ReferenceValues | None  # None: measurements of nodes are not compared
     methods: MethodTable  # of all bundles; the base decides where two describe the same service
 
     def __init__(self, mesh: MeshSettings, base: World, namespaces: Mapping[str, World], rules: list[Rule]):
         """Take what `build` checked; use `build`."""
         self.mesh = mesh
+        self.reference_values = None
         self._base = base
         self._worlds = dict(namespaces)
         self.methods = base.methods
@@ -111,7 +115,9 @@ class Engine:
             found[name] = worlds.namespace_world(parsed, own_parsed, named, name)
             rules.extend(own_rules)
         _check_unique(rules)
-        return cls(base.mesh, worlds.base_world(parsed), found, rules)
+        engine = cls(base.mesh, worlds.base_world(parsed), found, rules)
+        engine.reference_values = base.reference_values
+        return engine
 
     def decide(self, call: Call, *, now_ms: int) -> Verdict:
         """Answer one call.
@@ -168,6 +174,15 @@ class Engine:
         False means that `Call.request` may be left out.
         """
         return self._prepare(principal, method, service).project is not None
+
+    def audits_payload(self, principal: str, method: str, service: str) -> bool:
+        """Whether a permit that could determine such a call asks to keep its payload."""
+        return self._prepare(principal, method, service).audits
+
+    def payload_policies(self) -> tuple[str, ...]:
+        """The policies that ask to keep payloads, sorted."""
+        asking = (r.id for r in self._rules.values() if r.permit and AUDIT_PAYLOAD in r.obligations)
+        return tuple(sorted(asking))
 
     def governs(self, method: str, service: str) -> bool:
         """Whether any policy speaks of this method on this service, for whatever caller."""
@@ -284,6 +299,7 @@ def _prepare(
         project=project,
         constant=project is None and not policies.reads_part("time") and not policies.reads_part("metadata"),
         timeless=time is not None and "now" not in time,
+        audits=any(rule.permit and AUDIT_PAYLOAD in rule.obligations for rule in policies.rules),
     )
 
 

@@ -77,8 +77,15 @@ def _read(answer: Mapping[str, Any], rules: tuple[Rule, ...]) -> Verdict:
         detail = f"policies failed to evaluate: {', '.join(failed)}"
         return Verdict(False, Reason.POLICY_ERROR, ids, failed, detail=detail)
     if answer["decision"] == "Allow":
-        obligations = {pair for rule in determining if rule.permit for pair in rule.obligations}
-        return Verdict(True, Reason.ALLOWED, ids, obligations=tuple(sorted(obligations)))
+        permits = [rule for rule in determining if rule.permit]
+        obligations = {pair for rule in permits for pair in rule.obligations}
+        return Verdict(
+            True,
+            Reason.ALLOWED,
+            ids,
+            obligations=tuple(sorted(obligations)),
+            method_alone=bool(permits) and all(rule.method_alone for rule in permits),
+        )
     if ids:
         return Verdict(False, Reason.POLICY_DENIED, ids, detail=f"forbidden by {', '.join(ids)}")
     return NO_PERMIT

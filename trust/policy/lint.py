@@ -6,13 +6,14 @@ Everything the engine refuses at load is an error here; what is merely suspiciou
 import difflib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from cedarpy import pst
 
 from trust import limits
-from trust.bundle import Bundle, read_bundle
+from trust.attestation.advice import doubts
+from trust.bundle import MESH, Bundle, read_bundle
 from trust.errors import EvidenceError
 from trust.policy import entities_text, source
 from trust.policy.casetests import ReadCase, read_cases
@@ -20,12 +21,14 @@ from trust.policy.cedar_text import Statement, missing_id, parse_files
 from trust.policy.engine import Engine
 from trust.policy.problems import Problem, Severity, errors_of
 from trust.policy.reads import reads
-from trust.policy.rules import OBLIGATIONS
+from trust.policy.rules import AUDIT_PAYLOAD, BINDING_RULE, OBLIGATIONS
 from trust.policy.self_test import HINT, permits_everything
+from trust.policy.types import BINDING, METHOD_ALONE
 from trust.policy.validation import ACTION, ATTRIBUTE, at, near, schema_problems
 from trust.spiffe import SpiffeId
 from trust.verified import BASE_ROLE
 
+AUDIT: Final = AUDIT_PAYLOAD[0]
 _CONTEXT: Final = frozenset({"request", "caller", "node", "time", "metadata"})
 _PLACE: Final = re.compile(
     r"(?:namespace [a-z0-9-]+: )?(?P<file>[A-Za-z0-9._/-]+):(?P<line>[0-9]+): (?P<what>.*)", re.S
@@ -42,6 +45,7 @@ class _World:
     all_services: frozenset[str] | None
     entities: Mapping[entities_text.Uid, frozenset[entities_text.Uid]] | None  # uid -> parents
     namespace: str | None
+    auditors: frozenset[str] | None
 
 
 def lint(bundle: Mapping[str, bytes] | Bundle, *, base: Bundle | None = None) -> list[Problem]:
@@ -69,9 +73,19 @@ def lint_source(parsed: source.Source, *, base: Bundle | None = None) -> list[Pr
         all_services=frozenset(settings.services) | _services_of(base),
         entities=_known_entities({e.uid: e.parents for e in parsed.entities}, settings.namespace, base),
         namespace=settings.namespace,
+        auditors=frozenset(settings.auditors) if settings.namespace is None else _auditors_of(base),
     )
     problems = _lint(parsed.policies, parsed.tests, world)
     problems += _own_services(parsed, base)
+    if settings.namespace is None:
+        found = doubts(
+            settings.attestation, parsed.mesh().levels(), references=parsed.reference_values is not None
+        )
+        where = parsed.document
+        problems += [
+            replace(where.problem(("attestation",), what, hint), severity=Severity.WARNING)
+            for what, hint in found
+        ]
     if not errors_of(problems):
         try:
             archive = source.archive_of(parsed)
@@ -97,8 +111,14 @@ def _lint_bundle(bundle: Bundle, base: Bundle | None) -> list[Problem]:
         all_services=all_services,
         entities=_known_entities({e.uid: e.parents for e in entities}, namespace, base),
         namespace=namespace,
+        auditors=None if settings is None else frozenset(settings.auditors),
     )
     problems += _lint(bundle.policies, bundle.tests, world)
+    if bundle.mesh is not None:
+        found = doubts(
+            bundle.mesh.attestation, bundle.mesh.levels(), references=bundle.reference_values is not None
+        )
+        problems += [Problem(MESH, 0, what, hint, Severity.WARNING) for what, hint in found]
     return problems if errors_of(problems) else problems + _engine_problems(bundle, base)
 
 
@@ -121,7 +141,7 @@ def _lint(policies: Mapping[str, str], tests: Mapping[str, str], world: _World) 
     declared = frozenset(ATTRIBUTE.findall(world.schema)) | _CONTEXT
     named = {policy.rpartition(":")[2] for read in cases for policy in read.case.policy}
     for statement in statements:
-        problems += _annotation_problems(statement)
+        problems += _annotation_problems(statement, world)
         problems += _name_problems(statement, world)
         problems += _scope_problems(statement, world)
         problems += _read_problems(statement, declared)
@@ -179,18 +199,45 @@ def _case_problems(cases: list[ReadCase], world: _World) -> list[Problem]:
     return problems
 
 
-def _annotation_problems(statement: Statement) -> list[Problem]:
+def _annotation_problems(statement: Statement, world: _World) -> list[Problem]:
     problems: list[Problem] = []
     for name in statement.policy.annotations:
-        if name in OBLIGATIONS:
+        if name == AUDIT:
+            problems += _audit_problems(statement, world)
+        elif name in OBLIGATIONS:
             what = f"@{name} is an obligation that this version cannot enforce; calls would be refused"
             problems.append(
                 at(statement, what, "remove the annotation; it is reserved for a later version", f"@{name}")
             )
-        elif close := difflib.get_close_matches(name, OBLIGATIONS, n=1, cutoff=0.8):
+        elif name == BINDING:
+            value, effect = statement.policy.annotations[name], statement.policy.effect
+            if value != METHOD_ALONE or effect != "permit":
+                hint = "correct it, or remove it: then the permit of a stream binds its opening message"
+                problems.append(at(statement, BINDING_RULE, hint, f"@{name}"))
+        elif close := difflib.get_close_matches(name, (*OBLIGATIONS, BINDING), n=1, cutoff=0.8):
             what = f"@{name} means nothing; did you mean @{close[0]}?"
             problems.append(at(statement, what, "rename or remove it", f"@{name}", Severity.WARNING))
     return problems
+
+
+def _audit_problems(statement: Statement, world: _World) -> list[Problem]:
+    """`@audit("payload")` on a permit is all that there is, and it needs somebody who can read what is kept."""
+    value, needle = statement.policy.annotations[AUDIT], f"@{AUDIT}"
+    if statement.policy.effect != "permit":
+        what = f"@{AUDIT} does nothing on a forbid: what is refused is recorded, but not its payload"
+        return [at(statement, what, "put it on the permits, or remove it", needle)]
+    if (AUDIT, value) != AUDIT_PAYLOAD:
+        what = f'@{AUDIT}("{value[:80]}") is an obligation that this version does not have; calls would be refused'
+        return [at(statement, what, f'write @{AUDIT}("{AUDIT_PAYLOAD[1]}"), or remove it', needle)]
+    if world.auditors is not None and not world.auditors:
+        what = "the base bundle names no auditor, so nobody could read the payloads; calls would be refused"
+        hint = "make a key with 'egm keys new NAME --purpose auditor', then in bundle.yaml: auditors: {NAME: KEY}"
+        return [at(statement, what, hint, needle)]
+    return []
+
+
+def _auditors_of(base: Bundle | None) -> frozenset[str] | None:
+    return None if base is None or base.mesh is None else frozenset(base.mesh.auditors)
 
 
 def _read_problems(statement: Statement, declared: frozenset[str]) -> list[Problem]:

@@ -17,9 +17,12 @@ from trust.bundle import Bundle
 from trust.errors import EvidenceError, Reason
 from trust.nesting import line_too_deep
 from trust.policy.reads import Path, inspect
+from trust.policy.types import BINDING, METHOD_ALONE, METHOD_ALONE_ANNOTATION
 
 # Annotations of permits that bind the node which allows a call.
 OBLIGATIONS: Final = frozenset({"require_approval", "lease", "rate", "budget", "audit"})
+AUDIT_PAYLOAD: Final = ("audit", "payload")  # keep what was sent, sealed to the auditors of mesh.json
+BINDING_RULE: Final = f"@{BINDING} can only be {METHOD_ALONE_ANNOTATION}, on a permit"
 PARSE_CHUNK_POLICIES: Final = 8  # building syntax trees holds the GIL: about 1 ms at a time
 VALIDATE_CHUNK_POLICIES: Final = 1000
 
@@ -69,6 +72,7 @@ class Rule:
     reads: frozenset[Path]
     obligations: tuple[tuple[str, str], ...]
     piece: Piece
+    method_alone: bool = False  # streams that it allows need not bind their opening message
 
 
 class Shared:
@@ -197,8 +201,10 @@ def _rule(
     if len(annotation.encode()) > limits.MAX_POLICY_ID_BYTES or not annotation.isprintable():
         raise _invalid(piece.where, f"@id must be at most {limits.MAX_POLICY_ID_BYTES} printable bytes")
     permit = template.effect == "permit"
-    binding = {k: v for k, v in template.annotations.items() if k in OBLIGATIONS}
-
+    obligations = {k: v for k, v in template.annotations.items() if k in OBLIGATIONS}
+    binding = template.annotations.get(BINDING)
+    if binding is not None and (binding != METHOD_ALONE or not permit):
+        raise _invalid(piece.where, BINDING_RULE)
     return Rule(
         id=annotation if namespace is None else f"{namespace}:{annotation}",
         annotation=annotation,
@@ -208,8 +214,9 @@ def _rule(
         action=shared.scope(_action_scope(template.action)),
         resource=shared.scope(_scope(template.resource)),
         reads=shared.paths(paths),
-        obligations=tuple(sorted(binding.items())),
+        obligations=tuple(sorted(obligations.items())),
         piece=piece,
+        method_alone=binding is not None,
     )
 
 

@@ -3,8 +3,14 @@
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from trust.errors import Reason
+
+# On a permit policy: the permits of streams that it allows need not bind the opening message.
+BINDING: Final = "permit"
+METHOD_ALONE: Final = "method"
+METHOD_ALONE_ANNOTATION: Final = f'@{BINDING}("{METHOD_ALONE}")'
 
 
 @enum.unique
@@ -42,3 +48,4 @@ class Verdict:
     errors: tuple[str, ...] = ()  # ids of policies that failed to evaluate; non-empty means denied
     obligations: tuple[tuple[str, str], ...] = ()  # (annotation, value) of determining policies, sorted
     detail: str = ""  # safe to show the caller
+    method_alone: bool = False  # every determining permit lets a stream's token bind the method alone

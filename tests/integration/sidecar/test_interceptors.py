@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import grpc.aio
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -15,14 +16,14 @@ from sidecar.edge.node_signer import write_public_key
 from sidecar.edge.provenance import LEDGER_DIRECTORY
 from tests.support import sidecars
 from tests.support.control_plane import TRUST_DOMAIN
-from tests.support.guarded_services import ON, guarded
+from tests.support.guarded_services import ON, READING, guarded
 from tests.support.interop_service import DUPLEX, INPUT, OUTPUT, UNARY
 from tests.support.sidecar_mesh import Mesh, policy
 from trust.edge.grpc_errors import error_from_rpc
 from trust.edge.ledger import Reader
 from trust.errors import Reason
 from trust.handover import HANDOVER_KEY, Handover, mint_handover
-from trust.permit import PERMIT_KEY, permit_sha256, read_claims
+from trust.permit import NO_MESSAGE, PERMIT_KEY, permit_sha256, read_claims
 from trust.record import Intent, Link, Side, parse_record
 from trust.spiffe import SpiffeId
 
@@ -96,7 +97,7 @@ class Sidecar:
         self.private, self.file, self.drawn = Ed25519PrivateKey.generate(), home / "node-key.pub", 0
         write_public_key(self.file, self.private.public_key())
 
-    def hand_over(self, path: str, request: bytes | None = None) -> Any:
+    def hand_over(self, path: str, request: bytes | None = None, *, digest: bytes | None = None) -> Any:
         self.drawn += 1
         now_s = time.time_ns() // 1_000_000_000
         claims = Handover(
@@ -107,9 +108,20 @@ class Sidecar:
             execution_id=bytes.fromhex("0198f2f3eaaa7bbb8ccc0123456789ab"),
             method=path[1:],
             caller=ALICE,
-            request_sha256=None if request is None else hashlib.sha256(request).digest(),
+            request_sha256=digest if request is None else hashlib.sha256(request).digest(),
         )
         return ((HANDOVER_KEY, mint_handover(claims, self.private.sign)),)
+
+
+async def accepting(sidecar: Sidecar, address: str) -> None:
+    """Wait until hand-overs are accepted: not in the second in which the service started."""
+    for _ in range(30):
+        answer = await sidecars.unary(address, UNARY, metadata=sidecar.hand_over(UNARY))
+        if answer == ALICE.encode():
+            return
+        assert answer is Reason.PERMIT_UNVERIFIABLE
+        await asyncio.sleep(0.1)
+    raise AssertionError("no hand-over is accepted")
 
 
 @pytest.mark.parametrize("style", ["sync", "aio", "mixed"])
@@ -120,11 +132,7 @@ async def test_every_kind_of_call_is_guarded_and_knows_its_caller(tmp_path: Path
         guarded(style, sidecar.file, ECHO) as (seen, address),
         grpc.aio.insecure_channel(address) as channel,
     ):
-        while (answer := await sidecars.unary(address, UNARY, metadata=sidecar.hand_over(UNARY))) != (
-            ALICE.encode()
-        ):
-            assert answer is Reason.PERMIT_UNVERIFIABLE  # the second in which the service started
-            await asyncio.sleep(0.1)
+        await accepting(sidecar, address)
         seen.calls.clear()
         bound = sidecar.hand_over(UNARY, b"this")
         assert await sidecars.unary(address, UNARY, b"this", metadata=bound) == ALICE.encode()
@@ -142,8 +150,10 @@ async def test_every_kind_of_call_is_guarded_and_knows_its_caller(tmp_path: Path
         assert await refusal(output(b"y", metadata=sidecar.hand_over(OUTPUT, b"x"))) is Reason.PERMIT_MISMATCH
         for call in (output(b"x"), duplex(silent())):
             assert await refusal(call) is Reason.PERMIT_MISSING
-        metadata = sidecar.hand_over(DUPLEX, b"1")
-        assert await refusal(duplex(silent(), metadata=metadata)) is Reason.PERMIT_MISMATCH
+        for path, kind in ((INPUT, "stream_unary"), (DUPLEX, "stream_stream")):
+            for message in (b"2", b"", None):
+                opening = (address, kind, path, message, sidecar.hand_over(path, b"1"))
+                assert await asyncio.to_thread(opened_with, *opening) is Reason.PERMIT_MISMATCH
         with pytest.raises(grpc.aio.AioRpcError) as error:
             await collect(silent())
         assert error_from_rpc(error.value).reason is Reason.PERMIT_MISSING
@@ -154,6 +164,44 @@ async def test_every_kind_of_call_is_guarded_and_knows_its_caller(tmp_path: Path
         health = await sidecars.unary(address, "/grpc.health.v1.Health/Check")
         assert health is Reason.SOURCE_UNAVAILABLE  # unknown there (UNIMPLEMENTED), not refused
         assert len(seen.calls) == executed
+
+
+@pytest.mark.parametrize("style", ["sync", "aio", "mixed"])
+async def test_a_stream_is_executed_with_the_opening_message_that_was_handed_over_and_no_other(
+    tmp_path: Path, style: str
+) -> None:
+    """The handler gets that message as if nobody had looked; or none, where none was handed over."""
+    sidecar = Sidecar(tmp_path)
+    async with (
+        guarded(style, sidecar.file, ECHO) as (_, address),
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        await accepting(sidecar, address)
+        collect: Any = channel.stream_unary(INPUT, None, None)
+        duplex: Any = channel.stream_stream(DUPLEX, None, None)
+        metadata = sidecar.hand_over(INPUT, b"1")
+        assert await collect(iter([b"1", b"2", b"3"]), metadata=metadata) == f"1,2,3,{ALICE}".encode()
+        metadata = sidecar.hand_over(DUPLEX, b"")
+        assert [one async for one in duplex(iter([b"", b"2"]), metadata=metadata)] == [ALICE.encode()] * 2
+        metadata = sidecar.hand_over(INPUT, digest=NO_MESSAGE)
+        assert await collect(iter([]), metadata=metadata) == ALICE.encode()
+        if style == "aio":  # only there a handler can read by itself
+            reading: Any = channel.stream_stream(READING, None, None)
+            metadata = sidecar.hand_over(READING, b"1")
+            assert [one async for one in reading(iter([b"1", b"2"]), metadata=metadata)] == [b"1", b"2"]
+
+
+def opened_with(address: str, kind: str, path: str, message: bytes | None, metadata: Any) -> Reason | None:
+    """Return why a stream that begins with `message` is refused, by grpc's blocking client: it does not mind when."""
+    requests = iter(() if message is None else (message,))
+    with grpc.insecure_channel(address) as plain:
+        try:
+            answer = getattr(plain, kind)(path, None, None)(requests, metadata=metadata, timeout=10)
+            for _ in answer if kind == "stream_stream" else ():
+                pass
+        except grpc.RpcError as error:
+            return error_from_rpc(error).reason
+    return None
 
 
 async def silent() -> AsyncIterator[bytes]:

@@ -1,6 +1,7 @@
 """Level 5 over real sockets: a permit for every call, an intent before it is forwarded, and nothing without."""
 
 import asyncio
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ async def test_a_valid_certificate_without_a_permit_or_with_a_used_one_gets_noth
 
 
 async def test_streams_carry_permits_too(mesh: Mesh) -> None:
-    """A stream's permit binds its method; messages flow both ways and are counted."""
+    """A stream's permit binds its opening message; messages flow both ways and are counted."""
     await mesh.publish(policy(level=5))
     async with (
         sidecars.running(mesh.callee()) as b,
@@ -111,12 +112,13 @@ async def test_streams_carry_permits_too(mesh: Mesh) -> None:
         await b.enforces(1)
         assert await settled(a.outbound) == b"\0"
         stream: Any = channel.stream_stream(DUPLEX, None, None)(timeout=30)  # type: ignore[call-arg]
+        opening = ask(sizes=[1])
         for _ in range(3):
-            await stream.write(ask(sizes=[1]))
+            await stream.write(opening)
             assert await stream.read() == b"\0"
         await stream.done_writing()
         assert await stream.code() is grpc.StatusCode.OK
-        assert read_claims(permit_seen(mesh)).request_sha256 is None
+        assert read_claims(permit_seen(mesh)).request_sha256 == hashlib.sha256(opening).digest()
     outcome = records(mesh.home, "b")[-1]
     assert isinstance(outcome, Outcome)
     assert (outcome.request_messages, outcome.response_messages) == (3, 3)

@@ -1,13 +1,15 @@
 """Permits between two sidecars: minted by one, accepted once by the other, and the links to what is open."""
 
 import dataclasses
+import hashlib
+import itertools
 from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from sidecar.core.call import Attempt, Decision, Direction
-from sidecar.core.permits import Endorsements, Minter, Verifier, binds_request, presented
+from sidecar.core.permits import Endorsements, Minter, Verifier, check_enough, presented
 from sidecar.core.replay import ReplayCache
 from tests.support.permits import (
     ALICE,
@@ -25,12 +27,14 @@ from tests.support.permits import (
 from trust import limits
 from trust.errors import EvidenceError, MeshError, Reason, StateError
 from trust.node_key import endorsement_digest, make_endorsement
-from trust.permit import PERMIT_KEY, Permit
+from trust.permit import NO_MESSAGE, PERMIT_KEY, Permit, read_claims
 from trust.policy.types import Authn
 
 CA = NodeCa()
 POLICY = b"\x55" * 32
 LEDGER = "spiffe://mesh.local/workload/ledger"
+ALLOWED = Decision("d", allowed=True, reason=Reason.ALLOWED, level=5, policy_version=7)
+METHOD_ALONE = dataclasses.replace(ALLOWED, method_alone=True)  # by policies that say so
 
 
 class Node:
@@ -49,10 +53,9 @@ class Node:
 
     def mint(self, *, caller: str = ALICE, method: str = PAY, **changes: Any) -> str:
         attempt = Attempt(Direction.OUTBOUND, "payments", method, caller, Authn.UNIX_SOCKET)
-        decision = Decision("d", allowed=True, reason=Reason.ALLOWED, level=5, policy_version=7)
         options: dict[str, Any] = {
             "attempt": attempt,
-            "decision": decision,
+            "decision": ALLOWED,
             "request_sha256": REQUEST,
             "parent": None,
             "root_id": EXECUTION,
@@ -112,8 +115,51 @@ def test_a_minted_permit_is_accepted_by_its_callee_with_every_claim() -> None:
     assert (claims.policy_version, claims.policy_digest) == (7, POLICY)
     assert claims.root_id == claims.execution_id == EXECUTION
     assert claims.expires_s - claims.issued_s == limits.MAX_PERMIT_LIFETIME_S
-    assert binds_request(token)
-    assert not binds_request(SENDER.mint(request_sha256=None))
+    assert claims.request_sha256 == REQUEST
+
+
+def test_a_permit_of_the_method_alone_is_not_minted_unless_the_policies_say_so() -> None:
+    """Whatever forgets to read the opening message gets an error, never a permit that is good for any message."""
+    with pytest.raises(ValueError, match="method alone"):
+        SENDER.mint(request_sha256=None)
+    assert read_claims(SENDER.mint(request_sha256=None, decision=METHOD_ALONE)).request_sha256 is None
+
+
+def test_a_permit_of_the_method_alone_is_enough_only_where_the_callees_own_policies_say_so() -> None:
+    """A compromised caller's sidecar mints what it likes; it cannot talk the callee out of binding the message."""
+    alone = accept(verifier(), SENDER.mint(request_sha256=None, decision=METHOD_ALONE), request_sha256=None)
+    check_enough(alone, METHOD_ALONE)
+    with pytest.raises(EvidenceError, match=r'PERMIT_MISMATCH: .*@permit\("method"\)'):
+        check_enough(alone, ALLOWED)
+    bound = accept(verifier(), SENDER.mint())
+    for decision in (ALLOWED, METHOD_ALONE):  # binding more than is asked for is never wrong
+        check_enough(bound, decision)
+
+
+def test_a_stream_is_bound_to_its_opening_message_or_to_having_none() -> None:
+    """A half-closed stream is not one with an empty message, nor one whose message was not waited for."""
+    empty = hashlib.sha256(b"").digest()
+    for bound, shown in itertools.product((REQUEST, NO_MESSAGE, empty, None), repeat=2):
+        token = SENDER.mint(request_sha256=bound, decision=METHOD_ALONE)
+        if bound == shown:
+            accept(verifier(), token, request_sha256=shown)
+        else:
+            assert refused(verifier(), token, request_sha256=shown) is Reason.PERMIT_MISMATCH
+
+
+def test_a_stream_spends_its_permit_before_its_opening_message_and_links_nothing_without_it() -> None:
+    """Who does not send the message has used the permit up, and nothing can be called in its name."""
+    at, token = verifier(), SENDER.mint()
+    here: dict[str, Any] = {"audience": PAYMENTS, "client_cert_sha256": CERTIFICATE, "now_ms": NOW_MS}
+    permit = at.present(token, SENDER.endorsement, incoming(), **here)
+    assert at.parent_of(token, PAYMENTS) is None
+    with pytest.raises(StateError, match="PERMIT_REPLAYED"):
+        at.present(token, SENDER.endorsement, incoming(), **here)
+    with pytest.raises(EvidenceError, match="another request"):
+        at.bind(permit, NO_MESSAGE)
+    assert at.parent_of(token, PAYMENTS) is None
+    at.bind(permit, REQUEST)
+    assert at.parent_of(token, PAYMENTS) is permit
 
 
 def test_a_permit_is_accepted_once() -> None:

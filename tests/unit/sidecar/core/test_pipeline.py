@@ -1,6 +1,7 @@
 """Each level's behaviour, call by call, and open streams that lose their right."""
 
 import ast
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ from trust.errors import Reason
 from trust.policy.types import Authn, Verdict
 
 ROOT = Path(__file__).parents[4]
+ALONE = replace(ALLOW, method_alone=True)
 
 
 def decided(core: Core, **kwargs: object) -> Decision:
@@ -347,3 +349,77 @@ def test_outcomes_are_counted() -> None:
     permit = core.pipeline.authorize(attempt(), None, now_ms=core.clock.wall)
     core.pipeline.forwarded(permit, "NOT_FOUND", 0.1)
     assert core.pipeline.counters.statuses() == {"inbound.NOT_FOUND": 1}
+
+
+def streaming(level: int = 5, verdict: Verdict = ALLOW, **services: int) -> RuleDecider:
+    return RuleDecider(
+        mesh(level, **services), rules={(ALICE, PAY): verdict}, methods={PAY: Kind(True, True)}
+    )
+
+
+@pytest.mark.parametrize("level", [0, 1, 3, 4])
+def test_below_level_five_no_stream_waits_for_its_opening_message(level: int) -> None:
+    """There is no permit that could bind it."""
+    core = Core.new()
+    core.adopt(streaming(level))
+    assert not core.pipeline.holds_opening(attempt(), now_ms=core.clock.wall)
+
+
+def test_at_level_five_a_stream_waits_unless_every_permit_lets_it_go_or_it_is_refused_anyway() -> None:
+    """Binding the opening message is the default; a refusal needs no message."""
+    core = Core.new()
+    assert not core.pipeline.holds_opening(attempt(), now_ms=core.clock.wall)
+    core.adopt(streaming())
+    assert core.pipeline.holds_opening(attempt(), now_ms=core.clock.wall)
+    assert not core.pipeline.holds_opening(
+        attempt("spiffe://mesh.local/workload/eve"), now_ms=core.clock.wall
+    )
+    assert not core.pipeline.holds_opening(attempt(principal=None), now_ms=core.clock.wall)
+    core.adopt(streaming(verdict=ALONE), version=2)
+    assert not core.pipeline.holds_opening(attempt(), now_ms=core.clock.wall)
+
+
+def test_looking_whether_a_stream_must_wait_counts_no_decision() -> None:
+    """Otherwise every stream would be two decisions in the telemetry."""
+    core = Core.new()
+    core.adopt(streaming())
+    core.pipeline.holds_opening(attempt(), now_ms=core.clock.wall)
+    assert core.pipeline.counters.decisions() == {}
+
+
+def test_only_an_allowed_call_carries_that_its_method_alone_may_be_bound() -> None:
+    """What a refused or ungoverned call's policies say of permits must not count anywhere."""
+    core = Core.new()
+    core.adopt(streaming(verdict=replace(FORBID, method_alone=True)))
+    assert not core.pipeline.decide(attempt(), None, now_ms=core.clock.wall).method_alone
+    core.adopt(streaming(verdict=ALONE), version=2)
+    assert core.pipeline.decide(attempt(), None, now_ms=core.clock.wall).method_alone
+
+
+def test_a_stream_that_bound_its_method_alone_is_cut_when_policy_wants_the_message_bound() -> None:
+    """The annotation was taken away: what it allowed ends as any other right that is withdrawn."""
+    core, cuts = Core.new(), list[Decision]()
+    core.adopt(streaming(verdict=ALONE))
+    permit = core.pipeline.authorize(attempt(), None, now_ms=core.clock.wall)
+    core.pipeline.opened(permit, cuts.append)
+    core.adopt(streaming(verdict=ALONE), version=2)
+    assert core.pipeline.review(now_ms=core.clock.wall) == 0
+    core.adopt(streaming(), version=3)
+    assert core.pipeline.review(now_ms=core.clock.wall) == 1
+    (cut,) = cuts
+    assert (cut.reason, cut.policy_version) == (Reason.AUTHORIZATION_WITHDRAWN, 3)
+    assert "opening message" in cut.detail
+
+
+@pytest.mark.parametrize(("before", "after"), [(4, 5), (5, 4), (5, 5)])
+def test_a_stream_stays_open_when_only_the_level_or_nothing_of_its_binding_changed(
+    before: int, after: int
+) -> None:
+    """A stream from before level 5 has no permit at all; one that binds its message binds enough."""
+    core, cuts = Core.new(), list[Decision]()
+    core.adopt(streaming(before, ALONE if before != after else ALLOW))
+    permit = core.pipeline.authorize(attempt(), None, now_ms=core.clock.wall)
+    core.pipeline.opened(permit, cuts.append)
+    core.adopt(streaming(after), version=2)
+    assert core.pipeline.review(now_ms=core.clock.wall) == 0
+    assert cuts == []

@@ -1,5 +1,8 @@
 """What the notary adds to a call and forgets of one: hand-overs, and permits of calls that were denied."""
 
+import dataclasses
+import hashlib
+
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -11,9 +14,9 @@ from tests.support.permits import ALICE, CERTIFICATE, NODE, NOW_MS, PAY, PAYMENT
 from tests.support.permits import Signing as NodeSigning
 from tests.support.permits import token as mint
 from tests.support.sidecar_core import ManualClock
-from trust.errors import Reason, StateError
+from trust.errors import EvidenceError, MeshError, Reason, StateError
 from trust.handover import HANDOVER_KEY, authenticate_handover
-from trust.permit import PERMIT_KEY, permit_sha256
+from trust.permit import NO_MESSAGE, PERMIT_KEY, permit_sha256
 from trust.policy.types import Authn
 from trust.record import Intent, Outcome
 
@@ -21,6 +24,7 @@ OWN = Ed25519PrivateKey.generate()
 CALLER = NodeSigning()
 DENIED = Decision("d", allowed=False, reason=Reason.NO_POLICY_PERMITS, level=5, policy_version=7)
 ALLOWED = Decision("d", allowed=True, reason=Reason.ALLOWED, level=5, policy_version=7)
+METHOD_ALONE = dataclasses.replace(ALLOWED, method_alone=True)  # by policies that say so
 
 
 class Records:
@@ -39,6 +43,7 @@ class Node:
     """A notary of the node that serves payments, at `level`."""
 
     def __init__(self, level: int = 5) -> None:
+        self.level = level
         endorsements = Endorsements(lambda: NodeCa().pem, "mesh.local")
         endorsements.hold(CALLER.public)
         self.verifier = Verifier(
@@ -51,7 +56,7 @@ class Node:
             boot_id="b",
             clock=ManualClock(NOW_MS),
             ids=lambda: bytes.fromhex("0198f2f3eaaa7bbb8ccc0123456789ad"),
-            level=lambda _service: level,
+            level=lambda _service: self.level,
             in_force=lambda: None,
             callee=lambda _service: PAYMENTS,
             journal=self.records,
@@ -81,12 +86,12 @@ def test_a_call_that_is_denied_after_its_permit_was_accepted_is_no_parent_any_mo
     assert [one.allowed for one in node.records.held if isinstance(one, Intent)] == [False]
 
 
-async def test_a_hand_over_binds_the_permit_caller_and_only_request() -> None:
+async def test_a_hand_over_binds_the_permit_caller_and_request() -> None:
     """Signed by the node's own key, for the workload that serves here."""
     node, token = Node(), permit()
     case = node.admitted((PERMIT_KEY, token))
-    case.hand_over, case.only_request, case.request_sha256 = True, True, b"\x01" * 32
-    extra = dict(await node.notary.opened(case, ALLOWED, now_ms=NOW_MS))
+    case.hand_over, case.request_sha256 = True, b"\x01" * 32
+    extra = dict(await node.notary.opened(case, METHOD_ALONE, now_ms=NOW_MS))
     text = str(extra[HANDOVER_KEY])
     claims = authenticate_handover(text, OWN.public_key(), audience=PAYMENTS, now_ms=NOW_MS)
     assert (claims.method, claims.caller, claims.execution_id) == (PAY, ALICE, case.execution_id)
@@ -95,10 +100,10 @@ async def test_a_hand_over_binds_the_permit_caller_and_only_request() -> None:
 
 
 async def test_below_level_five_a_hand_over_needs_no_permit_and_a_stream_binds_no_request() -> None:
-    """The first message of a stream is not the whole of it."""
+    """Nothing waits for the opening message there."""
     node = Node(level=4)
     case = node.admitted()
-    case.hand_over, case.request_sha256 = True, b"\x01" * 32
+    case.hand_over = True
     extra = dict(await node.notary.opened(case, ALLOWED, now_ms=NOW_MS))
     assert extra.keys() == {HANDOVER_KEY}
     claims = authenticate_handover(
@@ -111,13 +116,13 @@ async def test_where_no_hand_over_is_configured_none_is_made() -> None:
     """It costs a signature."""
     node, token = Node(), permit()
     case = node.admitted((PERMIT_KEY, token))
-    assert await node.notary.opened(case, ALLOWED, now_ms=NOW_MS) == ((PERMIT_KEY, token),)
+    assert await node.notary.opened(case, METHOD_ALONE, now_ms=NOW_MS) == ((PERMIT_KEY, token),)
 
 
 async def test_an_accepted_permit_is_recorded_whole_and_one_that_is_refused_is_not() -> None:
     """The token itself is the proof; what was not accepted is chosen by whoever calls, and fills no ledger."""
     node, token = Node(), permit()
-    await node.notary.opened(node.admitted((PERMIT_KEY, token)), ALLOWED, now_ms=NOW_MS)
+    await node.notary.opened(node.admitted((PERMIT_KEY, token)), METHOD_ALONE, now_ms=NOW_MS)
     attempt = Attempt(Direction.INBOUND, "payments", PAY, ALICE, Authn.MTLS)
     replayed = node.notary.arrived(attempt, ((PERMIT_KEY, token),), CERTIFICATE)
     assert replayed is not None
@@ -126,3 +131,77 @@ async def test_an_accepted_permit_is_recorded_whole_and_one_that_is_refused_is_n
     node.notary.refused(replayed, DENIED)
     kept = [one.permit for one in node.records.held if isinstance(one, Intent)]
     assert kept == [token.encode(), b""]
+
+
+MESSAGE = b"the opening message"
+
+
+def stream(node: Node, token: str) -> Case:
+    attempt = Attempt(Direction.INBOUND, "payments", PAY, ALICE, Authn.MTLS)
+    case = node.notary.arrived(attempt, ((PERMIT_KEY, token),), CERTIFICATE)
+    assert case is not None
+    return case
+
+
+async def test_a_permit_of_the_method_alone_needs_this_nodes_own_policies_to_say_that_it_is_enough() -> None:
+    """What the caller's sidecar thought of it does not count; nothing is recorded as opened, nothing linked."""
+    node, token = Node(), permit()
+    case = stream(node, token)
+    assert not node.notary.present(case, now_ms=NOW_MS)
+    node.notary.admit(case, None, now_ms=NOW_MS)
+    with pytest.raises(EvidenceError, match="PERMIT_MISMATCH"):
+        await node.notary.opened(case, ALLOWED, now_ms=NOW_MS)
+    node.notary.refused(case, DENIED)
+    assert not case.opened and node.verifier.parent_of(token, PAYMENTS) is None
+    assert [one.allowed for one in node.records.held if isinstance(one, Intent)] == [False]
+
+
+@pytest.mark.parametrize(
+    ("bound", "message"), [(hashlib.sha256(MESSAGE).digest(), MESSAGE), (NO_MESSAGE, None)]
+)
+async def test_a_stream_is_admitted_with_the_opening_message_of_its_permit_and_no_other(
+    bound: bytes, message: bytes | None
+) -> None:
+    """The permit says that a message is to be waited for; another one, or none, is another call."""
+    others: list[tuple[bytes | None, bool]] = [(b"another", False), (b"", False), (None, False)]
+    others.append((None, True) if message is not None else (MESSAGE, False))
+    for other, ended in others:
+        node = Node()
+        case = stream(node, mint(CALLER, request_sha256=bound))
+        assert node.notary.present(case, now_ms=NOW_MS)
+        with pytest.raises(EvidenceError, match="PERMIT_MISMATCH"):
+            node.notary.admit(case, other, ended=ended, now_ms=NOW_MS)
+        assert case.permit is None and case.permit_token == b""
+    node = Node()
+    case = stream(node, mint(CALLER, request_sha256=bound))
+    case.hand_over = True
+    assert node.notary.present(case, now_ms=NOW_MS)
+    node.notary.admit(case, message, ended=message is None, now_ms=NOW_MS)
+    extra = dict(await node.notary.opened(case, ALLOWED, now_ms=NOW_MS))
+    handed = authenticate_handover(
+        str(extra[HANDOVER_KEY]), OWN.public_key(), audience=PAYMENTS, now_ms=NOW_MS
+    )
+    intent = node.records.held[-1]
+    assert isinstance(intent, Intent)
+    assert case.permit is not None and case.permit.claims.request_sha256 == bound
+    assert handed.request_sha256 == intent.request_sha256 == bound
+
+
+def test_a_bad_permit_ends_a_stream_before_anything_waits_for_it() -> None:
+    """Only who holds a good one can make this node wait, once."""
+    node, good = Node(), mint(CALLER, request_sha256=NO_MESSAGE)
+    assert node.notary.present(stream(node, good), now_ms=NOW_MS)
+    for token, reason in ((good, "PERMIT_REPLAYED"), (good[:-4] + "AAAA", "PERMIT_INVALID")):
+        with pytest.raises(MeshError, match=reason):
+            node.notary.present(stream(node, token), now_ms=NOW_MS)
+
+
+def test_a_level_that_was_raised_while_a_message_was_waited_for_demands_its_permit() -> None:
+    """A call that was opened at level 4 must not slip past the policy that came meanwhile."""
+    node = Node(level=4)
+    attempt = Attempt(Direction.INBOUND, "payments", PAY, ALICE, Authn.MTLS)
+    case = node.notary.arrived(attempt, (), CERTIFICATE)
+    assert case is not None and not node.notary.present(case, now_ms=NOW_MS)
+    node.level = 5
+    with pytest.raises(EvidenceError, match="PERMIT_MISSING"):
+        node.notary.admit(case, MESSAGE, now_ms=NOW_MS)

@@ -18,7 +18,7 @@ from trust.edge.grpc_errors import STATUS_OF
 from trust.errors import EvidenceError, MeshError, Reason
 from trust.handover import HANDOVER_KEY, Handover, check_handed_request, mint_handover
 from trust.permit import PERMIT_KEY, permit_sha256
-from trust.permit_claims import format_id
+from trust.permit_claims import NO_MESSAGE, format_id
 
 NODE_KEY = Ed25519PrivateKey.generate()
 PATH = f"/{PAY}"
@@ -127,11 +127,12 @@ def test_a_genuine_token_shown_for_another_call_is_spent(door: Door) -> None:
 
 
 def test_a_hand_over_binds_its_request_where_it_names_one() -> None:
-    """Another request, or a stream in its place, is refused; without a digest any request is."""
+    """Another request, or none in its place, is refused; without a digest any request is good."""
     check_handed_request(claims(), REQUEST)
     check_handed_request(claims(request_sha256=None), REQUEST)
-    check_handed_request(claims(request_sha256=None), None)
-    for other in (b"\x12" * 32, None):
+    check_handed_request(claims(request_sha256=None), NO_MESSAGE)
+    check_handed_request(claims(request_sha256=NO_MESSAGE), NO_MESSAGE)
+    for other in (b"\x12" * 32, NO_MESSAGE):
         with pytest.raises(EvidenceError) as error:
             check_handed_request(claims(), other)
         assert error.value.reason is Reason.PERMIT_MISMATCH
