@@ -19,6 +19,7 @@ _COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "policy": ("control_plane.cli.policy:app", "Write, test, propose, review, sign and publish policy."),
     "up": ("control_plane.cli.up:app", "Run a development mesh for services that you already run."),
     "demo": ("control_plane.cli.demo:app", "The tour: every promise shown and checked, in one terminal."),
+    "lab": ("control_plane.cli.lab:app", "Break a real mesh on this machine: partitions, crashes, lies."),
     "status": ("control_plane.cli.status:app", "Nodes, policy version, lease and level."),
     "check": ("control_plane.cli.check:app", "Would this call be allowed? Why, and by which policies?"),
     "doctor": ("control_plane.cli.doctor:app", "What is wrong with this mesh, and how to mend it."),

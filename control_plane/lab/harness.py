@@ -1,6 +1,5 @@
 """A mesh of real processes whose network, disks, clocks and members a test can break, and mend again."""
 
-import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -43,6 +42,7 @@ class LabMesh:
         self.control_plane = Member(self, CONTROL_PLANE)
         self._began = time.monotonic()
         self._files = plan.starting_policy()
+        self._first = (self._files, plan.level)
         self._caller = Caller(Messages(plan.descriptors or self._files.get(DESCRIPTORS)))
         self._twins: dict[str, dict[str, str]] = {}
         self._loads: list[Load] = []
@@ -84,7 +84,10 @@ class LabMesh:
         self.note("closed")
 
     async def restore(self) -> None:
-        """Mend everything: links, clocks, stopped members; wait until every node is ready on the newest policy."""
+        """Mend everything: links, clocks, stopped members, and the policy that the mesh began with.
+
+        Returns when every node is ready on it, with a new snapshot of each. Raises StateError when one is not.
+        """
         self.heal()
         for name in list(self._twins):
             await self.kill(name + TWIN)
@@ -92,9 +95,17 @@ class LabMesh:
         for name in (*self.plan.nodes, CONTROL_PLANE):
             self.fleet.skew_file(name).set(0)
         for name in self._in_order():
-            if not self.fleet.process(name).running:
+            if self.fleet.process(name).running:
+                self.fleet.resume(name)
+            else:
                 await self.fleet.process(name).start()
+        if (self._files, self.plan.level) != self._first:
+            files, level = self._first
+            self.plan = self.plan.at_level(level)
+            await self.publish(lambda _: files)
         await self.fleet.running.settled(version=self.policy_version, timeout_s=2 * WAIT_S)
+        for name in self.plan.nodes:
+            await self.fleet.snapshot(name)
 
     def note(self, what: str) -> None:
         """Add a line to the timeline."""

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import itertools
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -86,3 +86,33 @@ class Load:
                     report.wrong.append(f"{call.workload} -> {call.to} {call.method}: {problem} ({outcome})")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), self._pause_s)
+
+
+# Under load and faults a call may find nobody; it must never be told anything else that is not so.
+UNANSWERED: Final = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "RESOURCE_EXHAUSTED"})
+
+
+def judge_by(*, ok: bool, reply: object = None) -> Judge:
+    """Return a judge of calls that the policy allows (`ok`) or refuses, all the time.
+
+    Args:
+        ok: True: an answer must be `reply`, and a refusal may only be for want of somebody to answer.
+            False: any answer is wrong.
+        reply: None: any answer will do. A mapping: the fields it names must be so.
+    """
+
+    def judge(_call: Call, outcome: Outcome) -> str:
+        if outcome.ok:
+            if not ok:
+                return "was executed, though the policy refuses it"
+            return "" if fits(reply, outcome.reply) else f"the reply is not {reply!r}"
+        return f"was refused with {outcome.code}" if ok and outcome.code not in UNANSWERED else ""
+
+    return judge
+
+
+def fits(wanted: object, reply: object) -> bool:
+    """Return whether a reply is the wanted one, or has every field of a wanted mapping."""
+    if isinstance(wanted, Mapping) and isinstance(reply, Mapping):
+        return all(name in reply and fits(value, reply[name]) for name, value in wanted.items())
+    return wanted is None or wanted == reply

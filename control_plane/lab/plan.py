@@ -138,7 +138,7 @@ class LabPlan:
         known = ", ".join(self.workloads)
         raise InputError(Reason.NOT_FOUND, f"no workload {workload!r} in this mesh; there are: {known}")
 
-    def at_level(self, level: int) -> "LabPlan":
+    def at_level(self, level: int | None) -> "LabPlan":
         """Return the same plan at another level."""
         return replace(self, level=level)
 
