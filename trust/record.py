@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 from egm.v1 import record_pb2 as pb
 from trust import limits
 from trust.record_rules import check_intent, check_outcome, is_simple, malformed, plain, trace_of
+from trust.record_wire import intent_bytes, outcome_bytes
 
 FORMAT: Final = 1
 FORMAT_WITH_PERMIT: Final = 2  # a reader that knows only the first says that it must be upgraded
@@ -129,6 +130,9 @@ def build_record(record: Record) -> bytes:
     Raises:
         EvidenceError: RECORD_MALFORMED, naming the field.
     """
+    ordinary = intent_bytes(record) if isinstance(record, Intent) else outcome_bytes(record)
+    if ordinary is not None:
+        return ordinary
     if isinstance(record, Intent):
         record = _written(record)
         check_intent(record)

@@ -25,7 +25,7 @@ _MAX_UINT32: Final = 2**32 - 1
 _UNPRINTABLE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
-_REASON = re.compile(r"[A-Z][A-Z0-9_]{0,63}\Z")
+REASON: Final = re.compile(r"[A-Z][A-Z0-9_]{0,63}\Z")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(-.*)?\Z")
 STATUS_NAMES: Final = frozenset(
     {
@@ -193,7 +193,7 @@ def _text(name: str, value: str, most: int = limits.MAX_RECORD_TEXT_BYTES) -> No
 
 
 def _reason(name: str, value: str) -> None:
-    if not _REASON.match(value):
+    if not REASON.match(value):
         raise malformed(f"{name} is not a reason such as POLICY_DENIED")
 
 
