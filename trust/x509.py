@@ -15,6 +15,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
+from cryptography.utils import CryptographyDeprecationWarning
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from trust import limits
@@ -32,6 +33,7 @@ _UNREADABLE: Final = (
     x509.DuplicateExtension,
     x509.InvalidVersion,
     x509.UnsupportedGeneralNameType,
+    CryptographyDeprecationWarning,  # where warnings are errors: what is refused below, or by a later release
 )
 
 
@@ -65,6 +67,8 @@ def _readable(certificate: x509.Certificate) -> x509.Certificate:
     """Parse now what pyca/cryptography would parse (and refuse) at first use."""
     _ = certificate.extensions, certificate.issuer, certificate.subject, certificate.public_key()
     _ = certificate.not_valid_before_utc, certificate.not_valid_after_utc, certificate.version
+    if certificate.serial_number <= 0:
+        raise ValueError("RFC 5280 demands a positive serial number")
     return certificate
 
 

@@ -1,6 +1,7 @@
 """Certificates checked from bytes."""
 
 import datetime
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from trust.x509 import (
     check_peer,
     check_public_key,
     check_svid,
+    load_certificate,
     load_chain,
     read_svid,
     spiffe_id_of,
@@ -264,3 +266,17 @@ def test_oversized_input_is_refused_before_it_is_parsed() -> None:
         load_chain(Pki().anchors_pem * 1000)
     with pytest.raises(EvidenceError):
         read_svid(b"x" * 2**20, b"")
+
+
+@pytest.mark.parametrize("action", ["error", "ignore"])
+def test_a_certificate_whose_serial_number_is_not_positive_is_refused(tmp_path: Path, action: Any) -> None:
+    """RFC 5280; the library only warns, which a fuzzer of permits found: the answer must not depend on warnings."""
+    certificate = load_certificate(make_svid(make_ca(tmp_path), ALICE).chain_pem)
+    der, serial = certificate.public_bytes(serialization.Encoding.DER), certificate.serial_number
+    spelled = serial.to_bytes(serial.bit_length() // 8 + 1)
+    negative = der.replace(spelled, bytes([spelled[0] | 0x80]) + spelled[1:], 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter(action)
+        with pytest.raises(EvidenceError, match="IDENTITY_INVALID"):
+            load_certificate(negative)
+    assert load_certificate(der) == certificate
