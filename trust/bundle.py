@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from trust import limits
+from trust.attestation.measurement import ReferenceValues, parse_reference_values
 from trust.errors import EvidenceError, Reason
 from trust.mesh import MeshSettings, parse_mesh
 from trust.nesting import line_too_deep
@@ -29,7 +30,7 @@ SCHEMA: Final = "schema.cedarschema"
 ENTITIES: Final = "entities.json"
 DESCRIPTORS: Final = "descriptors.binpb"
 MESH: Final = "mesh.json"
-REFERENCE_VALUES: Final = "reference_values.json"  # read by attestation; carried and hashed, not parsed here
+REFERENCE_VALUES: Final = "reference_values.json"  # accepted measurements of nodes
 
 # TUF role names; a namespace is a role, so it cannot have one of these names.
 RESERVED_NAMESPACES: Final = frozenset({"root", "targets", "snapshot", "timestamp"})
@@ -70,6 +71,7 @@ class Bundle:
     mesh: MeshSettings | None  # base bundle only
     tests: Mapping[str, str]  # "tests/x.yaml" -> text
     digest: str
+    reference_values: ReferenceValues | None = None  # base bundle only; None: measurements are not compared
 
 
 def read_bundle(archive: bytes, *, role: str) -> Bundle:
@@ -326,7 +328,16 @@ def _assemble(files: Mapping[str, bytes], digest: str) -> Bundle:
         mesh=parse_mesh(content[MESH]) if MESH in content else None,
         tests={path: text for path, text in texts.items() if path.startswith("tests/")},
         digest=digest,
+        reference_values=_reference_values(manifest, content),
     )
+
+
+def _reference_values(manifest: Manifest, content: Mapping[str, bytes]) -> ReferenceValues | None:
+    if REFERENCE_VALUES not in content:
+        return None
+    if manifest.namespace is not None:
+        raise _malformed(f"{REFERENCE_VALUES} belongs to the base bundle alone")
+    return parse_reference_values(content[REFERENCE_VALUES])
 
 
 def _check_files(manifest: Manifest, content: Mapping[str, bytes]) -> None:

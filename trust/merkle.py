@@ -193,6 +193,21 @@ def check_consistency(size1: int, root1: bytes, size2: int, root2: bytes, proof:
         raise _invalid(f"the tree of size {size2} does not continue the one of size {size1}")
 
 
+def grown_roots(size1: int, root1: bytes, size2: int, proof: Sequence[bytes]) -> tuple[bytes, bytes]:
+    """Return the roots at `size1` and at `size2` that a consistency proof implies, whatever they should be.
+
+    Where the second is that of a signed tree head, the first is what that tree has at `size1` (unless `size1` is a
+    power of two: then the proof begins with `root1` itself and says nothing of its own).
+
+    Raises:
+        EvidenceError: PROOF_INVALID, unless 0 < size1 < size2 and the proof has the right length.
+    """
+    if not 0 < size1 < size2 <= MAX_SIZE:
+        raise _invalid(f"no proof is needed from size {size1} to {size2}")
+    _check_hashes([root1, *proof])
+    return _grow(size1, size2, [root1, *proof] if size1.bit_count() == 1 else list(proof))
+
+
 def _grow(size1: int, size2: int, path: Sequence[bytes]) -> tuple[bytes, bytes]:
     """Return the old and the new root that a consistency path implies."""
     if not path:

@@ -26,6 +26,7 @@ from trust.compact import bytes_claim, from_base64url, number_claim, parse_objec
 from trust.errors import EvidenceError, MeshError, Reason
 from trust.node_key import NODE_KIND
 from trust.spiffe import SpiffeId, check_name
+from trust.verified import BASE_ROLE
 
 PAYLOAD_TYPE: Final = "application/vnd.in-toto+json"
 STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
@@ -65,7 +66,7 @@ class Statement:
 
     def enforced(self) -> dict[str, Enforced]:
         """Return every bundle in force by TUF role; the base bundle under "targets"."""
-        return {"targets": self.policy, **dict(self.namespaces)}
+        return {BASE_ROLE: self.policy, **dict(self.namespaces)}
 
 
 @dataclass(frozen=True, slots=True)
