@@ -75,7 +75,7 @@ class Case:
     response_messages: int = 0
     response_bytes: int = 0
     response_sha256: bytes = b""
-    request: bytes | None = None  # as received, when it was read before the decision
+    request: bytes | None = None  # as received, until it is kept or not
     audited: bool = False  # policy asks to keep the payload
     obligations: tuple[tuple[str, str], ...] = ()  # as recorded: with what was done about each
     sealed_request: bytes = b""
@@ -255,6 +255,7 @@ class Notary:
             check_enough(case.permit, decision)
         if decision.obligations:
             await self.sealer.request(case, decision)
+        case.request = None  # a stream may stay open for long
         extra: tuple[Pair, ...] = ()
         if case.level >= CRYPTOGRAPHIC and case.attempt.direction is Direction.OUTBOUND:
             extra = self._mint(case, decision, now_ms)

@@ -101,9 +101,11 @@ class InteropService(GenericHandler):
         return b""
 
     async def unary(self, request: bytes, context: Context) -> bytes:
-        """Answer `size` zero bytes."""
+        """Answer `size` zero bytes, or the text `answer`."""
         asked = json.loads(request.rstrip(b"\0"))
         await self._end(asked, context)
+        if "answer" in asked:
+            return str(asked["answer"]).encode()
         return bytes(asked.get("size", 0))
 
     async def streaming_input(self, requests: AsyncIterator[bytes], context: Context) -> bytes:
