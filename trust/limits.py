@@ -91,6 +91,18 @@ MAX_PERMANENT_REVOCATIONS: Final = 10_000  # of each list in the signed policy
 MAX_PROOFS: Final = 256  # misbehaviour proofs that a member holds
 MAX_PROOFS_PER_NODE: Final = 4  # one is enough to quarantine it
 MAX_PROOF_BYTES: Final = 256 * 1024
+MAX_GOSSIP_BYTES: Final = 1024 * 1024  # of one message, with everything in it
+MAX_GOSSIP_HEADS: Final = 16  # ledger heads in one message: its cost does not grow with the mesh
+MAX_GOSSIP_SENDERS: Final = 10_000  # whose sequence is remembered
+MAX_KNOWN_HEADS: Final = 10_000  # ledgers whose newest head a node remembers
+MAX_BLOBS: Final = 4_096  # pieces of evidence kept for peers
+MAX_BLOBS_BYTES: Final = 64 * 1024 * 1024
+MAX_PEERS: Final = 64  # that a node talks to; each message of the control plane names so many
+GOSSIP_FANOUT: Final = 4  # peers in one round, however many there are
+GOSSIP_PERIOD_MS: Final = 1_000
+GOSSIP_HOT_MS: Final = 50  # between the rounds that follow news
+GOSSIP_HOT_ROUNDS: Final = 2
+GOSSIP_TIMEOUT_S: Final = 3.0
 MAX_DENIALS_BYTES: Final = 128 * 1024 * 1024  # what a node keeps of them across restarts
 
 # permits
@@ -156,6 +168,8 @@ MAX_LEDGER_TILE_BACKLOG: Final = 2_048  # full tiles not yet written; full holds
 LEDGER_SEGMENT_RECORDS: Final = 65_536  # records in one segment file: one full tile of level 1
 LEDGER_LINGER_MS: Final = 50  # a record that nobody waits for is on disk this much later at the latest
 LEDGER_LINGER_RECORDS: Final = 1_024  # or when so many are queued
+LEDGER_GATHER_MS: Final = 3  # how long a call that waits for the disk waits for others first
+LEDGER_GATHER_CALLS: Final = 4  # and how many must be open for that
 LEDGER_CHECKPOINT_RECORDS: Final = 16_384  # at most so many durable records without a checkpoint
 LEDGER_CHECKPOINT_PERIOD_S: Final = 1.0
 

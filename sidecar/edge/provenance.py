@@ -22,6 +22,7 @@ from sidecar.core.permits import Endorsements, Minter, Verifier
 from sidecar.core.pipeline import Pipeline
 from sidecar.core.readiness import Alarms
 from sidecar.core.replay import ReplayCache
+from sidecar.edge.group_commit import GroupCommit
 from sidecar.edge.ledger_feed import LedgerFeed, RecentRecords
 from sidecar.edge.node_signer import KEY_FILE, NodeSigner
 from sidecar.edge.notary import Journal, Notary, Signing
@@ -53,6 +54,7 @@ class LedgerJournal:
 
     def __init__(self, ledger: Ledger, opened: OpenExecutions, recent: RecentRecords) -> None:
         self._ledger, self._opened, self._recent = ledger, opened, recent
+        self._commit = GroupCommit(ledger.durable, lambda: len(opened))
 
     def append(self, record: Intent | Outcome) -> object:
         """Take one record; see `sidecar.edge.notary.Journal`."""
@@ -64,7 +66,7 @@ class LedgerJournal:
 
     async def durable(self, pending: object) -> None:
         """Wait until the record is durable; see `sidecar.edge.notary.Journal`."""
-        await self._ledger.durable(pending)  # type: ignore[arg-type]  # what `append` returned
+        await self._commit.durable(pending)  # type: ignore[arg-type]  # what `append` returned
 
 
 class Unwritable:
