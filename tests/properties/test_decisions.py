@@ -108,7 +108,7 @@ def policy_texts(draw: st.DrawFn) -> str:
     atoms = st.one_of(order_atoms, wide_atoms) if of_orders else wide_atoms
     clause = draw(st.sampled_from(["", "when", "unless"]))
     body = f" {clause} {{ {draw(conditions(atoms))} }}" if clause else ""
-    effect = draw(st.sampled_from(["permit", "permit", "permit", "forbid"]))
+    effect = draw(st.sampled_from(["permit", "permit", "permit", '@permit("method") permit', "forbid"]))
     return f"{effect}({draw(principals)}, {action}, {draw(resources)}){body};"
 
 
@@ -186,6 +186,8 @@ def test_sliced_unsliced_and_memoised_decisions_agree(
         if first.allowed:
             assert first.reason == Reason.ALLOWED
             assert not first.errors
+        said = [texts[int(name[1:])].startswith("@permit") for name in first.policies]
+        assert first.method_alone == (first.allowed and all(said))
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))

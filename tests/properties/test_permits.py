@@ -1,17 +1,24 @@
 """What holds for every permit: it comes back as it went in, and not one bit of it can be changed."""
 
 import base64
+import hashlib
+from functools import partial
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sidecar.core.call import Attempt, Decision, Direction
+from sidecar.core.permits import Endorsements, Verifier, check_enough
 from sidecar.core.replay import ReplayCache
-from tests.support.permits import NOW_MS, Signing, claims, token
+from sidecar.interceptors.opening import checking_first, open_requests
+from tests.support.permits import ALICE, CERTIFICATE, NOW_MS, NOW_S, PAY, PAYMENTS, Signing, claims, token
 from trust import limits
 from trust.compact import from_base64url, to_base64url
 from trust.errors import MeshError, Reason
-from trust.permit import PermitClaims, mint, verify
+from trust.handover import Handover, check_handed_request
+from trust.permit import NO_MESSAGE, PermitClaims, mint, verify
+from trust.policy.types import Authn
 
 SIGNING = Signing()
 quick = settings(max_examples=150, deadline=None)
@@ -22,6 +29,10 @@ uuids = st.binary(min_size=16, max_size=16).map(
     lambda raw: raw[:6] + bytes([0x70 | raw[6] & 15, raw[7], 0x80 | raw[8] & 63]) + raw[9:]
 )
 texts = st.text(min_size=1, max_size=80)
+
+
+def _sha256(message: bytes) -> bytes:
+    return hashlib.sha256(message).digest()
 
 
 @st.composite
@@ -166,3 +177,56 @@ def test_nothing_spent_before_a_restart_is_spent_after_it(
         for moment_ms in (now_ms, now_ms + 5_000, now_ms + 40_000):
             with pytest.raises(MeshError):
                 after.spend(jti, iat_ms=iat_ms, exp_ms=iat_ms + 30_000, now_ms=moment_ms)
+
+
+# What a stream begins with: a message, its end, or nothing yet (the door did not wait).
+openings = st.none() | st.just(NO_MESSAGE) | st.sampled_from([b"", bytes(32), b"a", b"b"]).map(_sha256)
+
+
+@quick
+@given(bound=openings, shown=openings, here=st.booleans())
+def test_a_stream_is_admitted_exactly_when_its_permit_binds_what_it_begins_with_or_policy_here_asks_for_less(
+    bound: bytes | None, shown: bytes | None, here: bool
+) -> None:
+    """For every permit that any sidecar can mint, and whatever the caller then sends; `here`: the callee's policy."""
+    endorsements = Endorsements(lambda: b"", "mesh.local")
+    endorsements.hold(SIGNING.public)
+    verifier = Verifier(endorsements, ReplayCache(boot_ms=NOW_MS - 60_000, remember=lambda _ms: None))
+    attempt = Attempt(Direction.INBOUND, "payments", PAY, ALICE, Authn.MTLS)
+    decision = Decision("d", True, Reason.ALLOWED, level=5, policy_version=7, method_alone=here)
+    text = token(SIGNING, request_sha256=bound)
+    permit = verifier.present(
+        text, None, attempt, audience=PAYMENTS, client_cert_sha256=CERTIFICATE, now_ms=NOW_MS
+    )
+    # the door waits for the opening message exactly when the permit binds one
+    begins = shown if bound is not None else None
+    try:
+        verifier.bind(permit, begins)
+        check_enough(permit, decision)
+        admitted = True
+    except MeshError as error:
+        assert error.reason is Reason.PERMIT_MISMATCH
+        admitted = False
+    assert admitted == (here if bound is None else bound == shown)
+    with pytest.raises(MeshError):
+        verifier.present(
+            text, None, attempt, audience=PAYMENTS, client_cert_sha256=CERTIFICATE, now_ms=NOW_MS
+        )
+
+
+@quick
+@given(handed=openings, first=st.none() | st.sampled_from([b"", b"a", b"b"]))
+def test_a_handler_gets_a_stream_whole_or_not_at_all(handed: bytes | None, first: bytes | None) -> None:
+    """Reading the first request to check it loses, repeats and reorders nothing."""
+    claims = Handover(PAYMENTS, NOW_S, NOW_S + 30, bytes(16), bytes(16), PAY, request_sha256=handed)
+    messages = [] if first is None else [first, b"second", b"third"]
+    check = partial(check_handed_request, claims)
+    read = checking_first(None, check)
+    try:
+        got = list(open_requests(map(read, messages), check))
+    except MeshError as error:
+        assert error.reason is Reason.PERMIT_MISMATCH
+        assert handed not in {None, NO_MESSAGE if first is None else _sha256(first)}
+    else:
+        assert got == messages
+        assert handed in {None, NO_MESSAGE if first is None else _sha256(first)}

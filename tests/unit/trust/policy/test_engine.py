@@ -152,6 +152,20 @@ def test_obligations_come_from_the_permits_that_determined_it() -> None:
     )
 
 
+def test_the_method_alone_is_enough_only_when_every_determining_permit_says_so() -> None:
+    """The strictest of several decides, whatever else is in the bundle; nothing denied says so."""
+    alone = '@id("a") @permit("method") permit(principal, action, resource);'
+    assert decide(alone, call()).method_alone
+    assert decide(alone + alone.replace('"a"', '"b"'), call()).method_alone
+    strict = '@id("c") permit(principal, action, resource);'
+    assert not decide(alone + strict, call()).method_alone
+    of_others = '@id("d") permit(principal == Workload::"nobody", action, resource);'
+    assert decide(alone + of_others, call()).method_alone
+    verdict = decide(alone + '@id("e") forbid(principal, action, resource);', call())
+    assert (verdict.allowed, verdict.method_alone) == (False, False)
+    assert not decide(strict, call()).method_alone
+
+
 def test_a_verdict_is_reused_only_for_calls_that_agree_on_everything_read() -> None:
     """The same engine is asked in turn; no answer leaks from one question to another."""
     fresh = engine(

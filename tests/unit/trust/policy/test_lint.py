@@ -82,6 +82,16 @@ def test_good_folder_has_no_problem_but_untested_policies() -> None:
         ),
         ('@id("a")\n@rate("100/m")\npermit(principal, action, resource);', 2, "cannot enforce"),
         (
+            '@id("a")\n@permit("message")\npermit(principal, action, resource);',
+            2,
+            '@permit("method"), on a permit',
+        ),
+        (
+            '@id("a")\n@permit("method")\nforbid(principal, action, resource);',
+            2,
+            '@permit("method"), on a permit',
+        ),
+        (
             '@id("a")\n@require_approval("2 of ops")\npermit(principal, action, resource);',
             2,
             "cannot enforce",
@@ -129,6 +139,10 @@ def test_mistakes_in_several_policies_are_all_reported() -> None:
         (
             '@id("a") @leaze("1s") permit(principal in Role::"buyers", action, resource);',
             "did you mean @lease",
+        ),
+        (
+            '@id("a") @permits("method") permit(principal in Role::"buyers", action, resource);',
+            "did you mean @permit",
         ),
         (
             '@id("a") permit(principal == Workload::"spiffe://other.org/workload/x", action, resource);',
@@ -222,3 +236,10 @@ def test_bundle_without_policies_is_a_warning_and_a_byte_order_mark_is_explained
     assert "every call is refused" in problems[0].message
     (problem,) = errors_of(lint(folder(policies="\ufeff" + OK, tests="")))
     assert "byte order mark" in problem.hint
+
+
+def test_a_policy_whose_streams_bind_the_method_alone_is_nothing_to_complain_about() -> None:
+    """It is for methods whose server speaks first; the approvers see it in the text that they sign."""
+    policies = '@id("a") @permit("method") permit(principal in Role::"buyers", action, resource);'
+    assert found(policies) == []
+    assert {p.message for p in found(policies, Severity.WARNING)} == {"no test names policy 'a'"}

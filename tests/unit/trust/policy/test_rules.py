@@ -57,6 +57,19 @@ def test_an_unfinished_policy_is_refused_with_its_line() -> None:
         ('@id("a") permit(principal, action == Action::"no.Such/M", resource);', "unrecognized action"),
         ('@id("a") permit(principal, action, resource) when { context.nope };', "does not fit the schema"),
         ('@id("a") permit(principal is Ghost, action, resource);', "does not fit the schema"),
+        *(
+            (
+                f'@id("a") @permit{value} {effect}(principal, action, resource);',
+                '@permit("method"), on a permit',
+            )
+            for effect, value in (
+                ("permit", '("Method")'),
+                ("permit", '("each message")'),
+                ("permit", '("")'),
+                ("permit", ""),
+                ("forbid", '("method")'),
+            )
+        ),
         ("permit(", "does not parse"),
         (";", "does not parse"),
     ],
@@ -115,3 +128,14 @@ def test_obligations_are_the_known_annotations() -> None:
         '@id("a") @rate("5/s") @audit("payload") @owner("x") permit(principal, action, resource);'
     )
     assert rule.obligations == (("audit", "payload"), ("rate", "5/s"))
+
+
+def test_the_method_alone_is_bound_only_where_a_policy_says_exactly_that() -> None:
+    """Nothing else weakens what a permit binds."""
+    rules = rules_of(
+        '@id("a") permit(principal, action, resource);'
+        '@id("b") @permit("method") permit(principal, action, resource);'
+        '@id("c") @Permit("method") permit(principal, action, resource);'
+        '@id("d") @owner("permit method") forbid(principal, action, resource);'
+    )
+    assert [rule.method_alone for rule in rules] == [False, True, False, False]
