@@ -6,6 +6,7 @@ settles its proofs (`released_proofs`).
 """
 
 import enum
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Self
@@ -69,7 +70,7 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """Something is denied, or no longer: decide every open stream again. Comes before `Persist`."""
+    """Something is denied, or no longer: decide every open stream again. Comes before all others."""
 
     gained: tuple[Denial, ...]
     lost: tuple[Denial, ...]
@@ -77,7 +78,7 @@ class Changed:
 
 @dataclass(frozen=True, slots=True)
 class Persist:
-    """Write these durably; they are already in effect."""
+    """Write these durably; they are already in effect, and told: who hears of them verifies them alone."""
 
     directives: tuple[bytes, ...]
     proofs: tuple[bytes, ...]
@@ -102,6 +103,17 @@ class Proven:
     node: str
     why: str
     data: bytes
+
+    @classmethod
+    def read(cls, data: bytes, node: str, why: str) -> Self:
+        """Return a proof that was verified before it was written down, whose digest names it.
+
+        Raises:
+            EvidenceError: IDENTITY_INVALID, if `node` is neither empty nor a SPIFFE ID.
+        """
+        if node:
+            SpiffeId.parse(node)
+        return cls(hashlib.sha256(data).hexdigest(), node, why, data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +158,13 @@ class Denials:
 
     @property
     def proofs(self) -> Mapping[str, bytes]:
-        """The proofs that were accepted here, settled ones too, by id."""
+        """The proofs that were accepted here and are not settled, by id."""
         return {proof_id: proven.data for proof_id, (proven, _) in self._proofs.items()}
+
+    @property
+    def proven(self) -> tuple[Proven, ...]:
+        """The proofs that are not settled."""
+        return tuple(proven for proven, _ in self._proofs.values())
 
     def of_node(self, spiffe_id: str) -> Denial | None:
         """Return why a node (SPIFFE ID) is denied; None when it is not."""
@@ -219,7 +236,7 @@ class Denials:
         """
         if not self._hold(data, now_ms, monotonic_ms):
             return []
-        return [*self._rebuilt(), self._persist(), Spread(directive=data)]
+        return [*self._rebuilt(), Spread(directive=data), self._persist()]
 
     def accuse(self, proven: Proven, *, now_ms: int, persist: bool = True) -> list[Effect]:
         """Quarantine the node that a verified proof accuses; no effects when that changes nothing.
@@ -242,7 +259,7 @@ class Denials:
             )
         self._proofs[proven.id] = (proven, now_ms)
         effects = self._rebuilt()
-        return [*effects, self._persist(), Spread(proof=proven.data)] if persist else effects
+        return [*effects, Spread(proof=proven.data), self._persist()] if persist else effects
 
     def tick(self, *, monotonic_ms: int) -> list[Effect]:
         """Let directives end whose time is over, by the monotonic clock. Cheap: call it often."""

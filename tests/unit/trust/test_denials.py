@@ -46,11 +46,11 @@ def proven(number: int = 1, node: str = NODE_B) -> Proven:
     return Proven(f"{number:064x}", node, "two histories", b"proof %d" % number)
 
 
-def test_directive_denies_at_once_and_persists_and_spreads_after_that() -> None:
+def test_directive_denies_at_once_and_spreads_and_persists_after_that() -> None:
     """Deny first: a disk that hangs must not keep a stolen key alive."""
     denials = governed()
     effects = offer(denials, alice())
-    assert [type(effect) for effect in effects] == [Changed, Persist, Spread]
+    assert [type(effect) for effect in effects] == [Changed, Spread, Persist]
     assert denied(denials)
     assert not denied(denials, f"spiffe://{TD}/workload/bob")
 
@@ -187,7 +187,7 @@ def test_proof_quarantines_its_node_until_the_quorum_settles_it() -> None:
     """Without an operator; and an operator cannot undo it."""
     denials = governed()
     effects = denials.accuse(proven(), now_ms=NOW)
-    assert [type(effect) for effect in effects] == [Changed, Persist, Spread]
+    assert [type(effect) for effect in effects] == [Changed, Spread, Persist]
     found = denials.of_node(NODE_B)
     assert found is not None
     assert (found.by, found.reason) == (By.PROOF, Reason.NODE_QUARANTINED)

@@ -1,0 +1,232 @@
+"""Brings denials into effect on one member, writes them down, and tells who asked to be told. One event loop.
+
+    FILE    {"format":1,"directives":[NOTE,...],"proofs":[{"data":PROOF,"node":ID,"why":TEXT},...]}
+
+What is in the file was verified before it was written; directives are verified again under each policy.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+from trust import limits
+from trust.denials import Changed, Denial, Denials, Effect, Persist, Proven, Rules, Spread
+from trust.edge.files import write_atomic
+from trust.errors import InputError, MeshError, Reason
+from trust.gossip import Inventory
+from trust.mesh import MeshSettings
+from trust.misbehaviour import Anchors, Finding, verify_proof
+from trust.revocation import Kind, read_directive
+
+logger = logging.getLogger(__name__)
+
+_FORMAT: Final = 1
+_DAMAGED: Final = (
+    "is damaged, so it is not known what was revoked; restore it, or delete it if you are sure that nothing is "
+    "revoked that the signed policy does not revoke"
+)
+
+
+class DenialKeeper:
+    """The denials of one member with their file."""
+
+    def __init__(
+        self,
+        path: Path,
+        trust_domain: str,
+        *,
+        now_ms: Callable[[], int],
+        monotonic_ms: Callable[[], int],
+        anchors: Callable[[], Anchors],
+        changed: Callable[[Changed], None] = lambda _changed: None,
+        alarm: Callable[[str, str], None] = lambda _kind, _text: None,
+        clear: Callable[[str], None] = lambda _kind: None,
+    ) -> None:
+        """Read what an earlier run wrote; it is in effect with the first `govern`.
+
+        Args:
+            path: the file.
+            trust_domain: of the mesh.
+            now_ms: wall time, never behind what signed statements prove (Unix ms).
+            monotonic_ms: for what lasts.
+            anchors: what proofs are verified by, now.
+            changed: decides open streams again; called before anything is written.
+            alarm: told what a person should see: kind and text.
+            clear: told the kind of an alarm whose cause is gone.
+
+        Raises:
+            InputError: CONFIG_INVALID, if the file cannot be read: it is not known what was revoked.
+        """
+        self.denials = Denials(trust_domain)
+        self._path, self._now_ms, self._monotonic_ms = path, now_ms, monotonic_ms
+        self._anchors, self._changed, self._alarm, self._clear = anchors, changed, alarm, clear
+        self._listeners: list[Callable[[Spread], None]] = []
+        self._findings: dict[str, Proven] = {}
+        self._emergency_keys: tuple[str, ...] = ()
+        for effect in self._restore():
+            self._perform(effect)
+
+    # what others ask
+
+    @property
+    def emergency_keys(self) -> tuple[str, ...]:
+        """Names of the keys whose directives count, by the policy in force."""
+        return self._emergency_keys
+
+    def inventory(self, timestamp_version: int = 0, timestamp_json: bytes = b"") -> Inventory:
+        """Return what is held, for gossip."""
+        denials = self.denials
+        return Inventory(timestamp_version, timestamp_json, denials.directives, denials.proofs)
+
+    def denied_nodes(self) -> frozenset[str]:
+        """Return the names of nodes that are revoked or quarantined."""
+        return frozenset(one.subject.value for one in self.denials.active if one.subject.kind is Kind.NODE)
+
+    def subscribe(self, listener: Callable[[Spread], None]) -> None:
+        """Have `listener` called with every directive and proof that is new here."""
+        self._listeners.append(listener)
+
+    # events
+
+    def govern(self, mesh: MeshSettings) -> None:
+        """Apply the policy that comes into force. Call it in the same step, before any call is decided under it."""
+        rules = Rules.of(mesh)
+        self._emergency_keys = tuple(sorted(rules.keys))
+        self._run(self.denials.govern(rules, now_ms=self._now_ms(), monotonic_ms=self._monotonic_ms()))
+
+    def revoke(self, data: bytes) -> tuple[str, bool]:
+        """Deny what a directive says; return its id, and whether it was news. It is durable on return.
+
+        Raises:
+            EvidenceError: REVOCATION_INVALID.
+            CapacityError: LIMIT_EXCEEDED.
+        """
+        effects = self.denials.offer(data, now_ms=self._now_ms(), monotonic_ms=self._monotonic_ms())
+        directive = read_directive(data)
+        self._run(effects)
+        if effects:
+            logger.warning("revoked %s until %d: %s", directive.subject, directive.until_s, directive.reason)
+        return directive.id, bool(effects)
+
+    def accuse(self, data: bytes) -> tuple[Finding, bool]:
+        """Verify a misbehaviour proof and quarantine whom it convicts; return what it shows, and whether it was news.
+
+        Raises:
+            EvidenceError: MISBEHAVIOUR_UNPROVEN.
+            CapacityError: LIMIT_EXCEEDED.
+        """
+        finding = verify_proof(data, self._anchors())
+        effects = self.denials.accuse(
+            Proven(finding.id, finding.node, finding.summary, data), now_ms=self._now_ms()
+        )
+        self._run(effects)
+        if effects:
+            logger.error("misbehaviour proven: %s (proof %s)", finding.summary, finding.id)
+            self._alarm(f"misbehaviour.{finding.id[:16]}", f"misbehaviour proven: {finding.summary}")
+        return finding, bool(effects)
+
+    def take(self, directives: Sequence[bytes], proofs: Sequence[bytes]) -> bool:
+        """Take what a peer sent; what does not verify here is passed over. Return whether anything was news."""
+        news = False
+        held = self.denials
+        for data in directives:
+            if data in held.directives.values():
+                continue
+            try:
+                news |= self.revoke(data)[1]
+            except MeshError as error:
+                logger.debug("directive of a peer passed over: %s", error)
+        for data in proofs:
+            if data in held.proofs.values():
+                continue
+            try:
+                news |= self.accuse(data)[1]
+            except MeshError as error:
+                logger.debug("proof of a peer passed over: %s", error)
+        return news
+
+    def tick(self) -> None:
+        """Let what is over end. Cheap: call it several times a second."""
+        effects = self.denials.tick(monotonic_ms=self._monotonic_ms())
+        if effects:
+            self._run(effects)
+
+    # inside
+
+    def _run(self, effects: Sequence[Effect]) -> None:
+        for effect in effects:
+            self._perform(effect)
+
+    def _perform(self, effect: Effect) -> None:
+        if isinstance(effect, Changed):
+            self._changed(effect)
+            for gained in effect.gained:
+                logger.info("denied: %s", gained.why)
+            for lost in effect.lost:
+                logger.info("no longer denied: %s", lost.subject)
+        elif isinstance(effect, Persist):
+            self._persist(effect)
+        else:
+            for listener in self._listeners:
+                listener(effect)
+
+    def _persist(self, effect: Persist) -> None:
+        """Write in the loop on purpose: milliseconds, and who handed a directive in hears that it is durable."""
+        known = {proven.data: proven for proven in self.denials.proven}
+        record = {
+            "format": _FORMAT,
+            "directives": [data.decode() for data in effect.directives],
+            "proofs": [
+                {"data": data.decode(), "node": known[data].node, "why": known[data].why}
+                for data in effect.proofs
+            ],
+        }
+        try:
+            write_atomic(self._path, json.dumps(record).encode(), mode=0o600)
+        except OSError as error:
+            # In effect without a record is safer than not in effect.
+            text = (
+                f"revocations are in effect but cannot be written to {self._path}: {error.strerror or error}"
+            )
+            self._alarm("denials", text)
+        else:
+            self._clear("denials")
+
+    def _restore(self) -> list[Effect]:
+        try:
+            with self._path.open("rb") as file:
+                data = file.read(limits.MAX_DENIALS_BYTES + 1)
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise InputError(Reason.CONFIG_INVALID, f"{self._path}: {error.strerror or error}") from None
+        try:
+            record = json.loads(data)
+            if record["format"] != _FORMAT or len(data) > limits.MAX_DENIALS_BYTES:
+                raise ValueError("another format")
+            self.denials.restore([text.encode() for text in record["directives"]])
+            effects: list[Effect] = []
+            for one in record["proofs"]:
+                raw = one["data"].encode()
+                proven = Proven.read(raw, one["node"], one["why"])
+                effects += self.denials.accuse(proven, now_ms=self._now_ms(), persist=False)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, MeshError):
+            raise InputError(Reason.CONFIG_INVALID, f"{self._path} {_DAMAGED}") from None
+        return effects
+
+
+def shown(denial: Denial) -> dict[str, object]:
+    """Return a denial as `egm.v1.DenialEntry` has it."""
+    return {
+        "kind": denial.subject.kind.value,
+        "value": denial.subject.value,
+        "by": denial.by.value,
+        "reason": denial.reason.value,
+        "why": denial.why,
+        "id": denial.id,
+        "key_name": denial.key_name,
+        "until_ms": denial.until_ms or 0,
+        "since_ms": denial.since_ms,
+    }
