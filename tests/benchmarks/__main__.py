@@ -9,7 +9,7 @@ from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 
-from tests.benchmarks import decisions, ledger, mesh, permits, proxy
+from tests.benchmarks import decisions, handovers, ledger, mesh, permits, proxy
 
 PAGE = Path(__file__).parents[2] / "docs" / "performance.md"
 
@@ -42,6 +42,12 @@ PERMITS = """\
 
 CPU of the thread per permit, in microseconds, beside the Ed25519 operation in it by itself.
 """
+HANDOVERS = """\
+## Hand-overs
+
+Making and checking one, as above; then the CPU of a service's process per call without and with the interceptor, for
+`grpc.aio` and for `grpc` (whose calls run on threads), with the same metadata. "stream": one message there and back.
+"""
 LEDGER = """\
 ## Ledger
 
@@ -68,6 +74,7 @@ def page(
     decided: Sequence[dict[str, Any]],
     proxied: Sequence[dict[str, Any]],
     permitted: Sequence[dict[str, Any]],
+    handed: dict[str, list[dict[str, Any]]],
     logged: dict[str, list[dict[str, Any]]],
     levels: Sequence[dict[str, Any]],
 ) -> str:
@@ -104,6 +111,7 @@ def page(
         (PROXY, table(proxied)),
         (LEVELS, table(levels)),
         (PERMITS, table(permitted)),
+        (HANDOVERS, table(handed["steps"]) + "\n\n" + table(handed["calls"])),
         (LEDGER, table(logged["durable"]) + "\n\n" + table(logged["tree"])),
     ]
     return "\n".join([head, "\n".join(goals) + "\n", *(f"{text}\n{rows}\n" for text, rows in sections)])
@@ -117,10 +125,12 @@ def main() -> int:
     proxied = proxy.run()
     sys.stderr.write("permits …\n")
     permitted = permits.run()
+    sys.stderr.write("hand-overs …\n")
+    handed = handovers.run()
     sys.stderr.write("ledger …\n")
     logged = ledger.run()
     sys.stderr.write("levels …\n")
-    text = page(decided, proxied, permitted, logged, mesh.run())
+    text = page(decided, proxied, permitted, handed, logged, mesh.run())
     PAGE.write_text(text)
     sys.stdout.write(text)
     return 0

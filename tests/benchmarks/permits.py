@@ -37,9 +37,10 @@ def _timed(step: Callable[[int], object], number: int) -> float:
     return (time.thread_time_ns() - started) / 1000
 
 
-def _row(
+def row_of(
     name: str, rounds: int, step: Callable[[int], object], signature: Callable[[int], object]
 ) -> dict[str, Any]:
+    """Measure one step, and in turns with it the signature in it; return medians and their difference."""
     whole, alone = [], []
     for number in range(rounds):
         whole.append(_timed(step, number))
@@ -118,10 +119,10 @@ def run(rounds: int = ROUNDS) -> list[dict[str, Any]]:
     gc.disable()
     try:
         return [
-            _row("mint", rounds, mint_one, sign_one),
-            _row("verify", rounds, lambda number: check(permits[number]), check_one),
-            _row("accept", rounds, lambda number: accept(permits[number]), check_one),
-            _row("replay", rounds, lambda number: replay(permits[number]), check_one),
+            row_of("mint", rounds, mint_one, sign_one),
+            row_of("verify", rounds, lambda number: check(permits[number]), check_one),
+            row_of("accept", rounds, lambda number: accept(permits[number]), check_one),
+            row_of("replay", rounds, lambda number: replay(permits[number]), check_one),
         ]
     finally:
         gc.enable()
