@@ -12,7 +12,7 @@ from typing import Final, Protocol
 
 from sidecar.core.bundle_state import InForce
 from sidecar.core.call import Attempt, Decision, Direction
-from sidecar.core.levels import CRYPTOGRAPHIC, OBSERVABLE
+from sidecar.core.levels import CRYPTOGRAPHIC, GOVERNED, OBSERVABLE
 from sidecar.core.permits import Minter, Verifier, check_enough, presented
 from sidecar.edge.metadata import Pair
 from sidecar.edge.payload_sealer import PayloadSealer
@@ -266,7 +266,7 @@ class Notary:
             extra += ((HANDOVER_KEY, self._hand_over(case, now_ms)),)
         pending = self._write(case, self._intent(case, decision))
         case.opened = True
-        if pending is not None and self._must_be_durable(case.level):
+        if pending is not None and self._must_be_durable(case):
             try:
                 await self._journal.durable(pending)
             except MeshError as error:
@@ -400,13 +400,15 @@ class Notary:
             return None
 
     def _not_written(self, case: Case, error: MeshError) -> None:
-        """Level 5 refuses what it cannot write down; below, a person is told."""
-        if case.level >= CRYPTOGRAPHIC:
+        """Refuse at level 5, and at level 4 when a payload must be kept; below, a person is told."""
+        if case.level >= CRYPTOGRAPHIC or (case.audited and case.level >= GOVERNED):
             raise StateError(
                 Reason.LEDGER_UNAVAILABLE, "the ledger of this node cannot be written"
             ) from error
         self._alarm(f"executions go on unrecorded: {error}")
 
-    def _must_be_durable(self, level: int) -> bool:
+    def _must_be_durable(self, case: Case) -> bool:
+        if case.level >= CRYPTOGRAPHIC or (case.audited and case.level >= GOVERNED):
+            return True
         held = self._in_force()
-        return level >= CRYPTOGRAPHIC or (held is not None and held.engine.mesh.ledger == DURABLE)
+        return held is not None and held.engine.mesh.ledger == DURABLE
