@@ -233,8 +233,9 @@ class Tour:
                 await self._sign(release, "approver-2")
                 await self._sign(release, "approver-3")
                 await client.publish(self._proposal.id)
+            end: object = grpc.aio.EOF  # type: ignore[attr-defined]  # the stubs lack it
             try:
-                while await asyncio.wait_for(stream.read(), WAIT_S) is not grpc.aio.EOF:  # type: ignore[attr-defined]
+                while await asyncio.wait_for(stream.read(), WAIT_S) is not end:
                     pass
                 raise CheckError("the stream ended as if nothing had happened")
             except grpc.aio.AioRpcError as error:

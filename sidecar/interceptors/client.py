@@ -87,6 +87,7 @@ def _carry_aio(details: Any) -> Any:
     return details if metadata is None else details._replace(metadata=grpc.aio.Metadata(*metadata))
 
 
+# The stubs make these four generic; at run time they are not.
 class _AioUnaryUnary(grpc.aio.UnaryUnaryClientInterceptor):  # type: ignore[type-arg]
     async def intercept_unary_unary(
         self, continuation: Callable[..., Any], client_call_details: Any, request: Any

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 from cedarpy import Entities, _internal, is_authorized
 
 from tests.support.engines import bundle, descriptors, entity, order, workload

@@ -23,7 +23,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
-import psutil  # type: ignore[import-untyped]
+import psutil
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from sidecar.edge.node_signer import write_public_key

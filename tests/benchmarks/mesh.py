@@ -18,7 +18,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
-import psutil  # type: ignore[import-untyped]
+import psutil
 
 from control_plane.edge.source_folder import read_folder
 from control_plane.lab import sample

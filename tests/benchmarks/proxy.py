@@ -23,7 +23,7 @@ from typing import Any, cast
 
 import grpc
 import grpc.aio
-import psutil  # type: ignore[import-untyped]
+import psutil
 
 from sidecar.core.bundle_state import BundleState, Record
 from sidecar.core.call import Direction

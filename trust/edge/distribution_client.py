@@ -328,6 +328,7 @@ class WatchListener:
             silence_s=self._silence_s,
         )
         try:
+            # An async generator has aclose, which AsyncIterator does not promise.
             async with aclosing(stream) as payloads:  # type: ignore[type-var]
                 async for payload in payloads:
                     self._take(payload)

@@ -7,7 +7,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
-import psutil  # type: ignore[import-untyped]
+import psutil
 import pytest
 from tuf.api.metadata import Metadata, Root, Snapshot, Targets, Timestamp
 

@@ -5,7 +5,7 @@ from typing import Any, cast
 
 import grpc
 import grpc.aio
-import psutil  # type: ignore[import-untyped]
+import psutil
 import pytest
 
 from sidecar.core.call import Direction
