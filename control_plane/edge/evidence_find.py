@@ -7,9 +7,9 @@ that is false costs time and nothing else.
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
-from trust.edge.ledger import Reader
+from trust.edge.ledger.segments import Frame
 from trust.errors import EvidenceError, InputError, Reason
 from trust.record import Intent, Outcome, Record, Side, parse_record
 
@@ -28,11 +28,28 @@ class Position:
     outcome: int | None
 
 
+class Ledger(Protocol):
+    """What is asked of a ledger (`trust.edge.ledger.Reader`)."""
+
+    @property
+    def size(self) -> int:
+        """Records under the checkpoint."""
+        ...
+
+    def record(self, index: int) -> bytes:
+        """Return one record. Raises InputError NOT_FOUND, EvidenceError DIGEST_MISMATCH."""
+        ...
+
+    def scan(self, start: int = 0) -> Iterator[Frame]:
+        """Yield the records from `start` on. Raises EvidenceError DIGEST_MISMATCH."""
+        ...
+
+
 Records = dict[str, dict[int, tuple[bytes, Record]]]  # node -> index -> bytes and what they say
 
 
 def find_records(
-    wanted: Collection[bytes], readers: Mapping[str, Reader], positions: Sequence[Position] = ()
+    wanted: Collection[bytes], readers: Mapping[str, Ledger], positions: Sequence[Position] = ()
 ) -> Records:
     """Return every signed record of the executions `wanted` (16-byte ids) that the ledgers have.
 
@@ -82,7 +99,7 @@ def _complete(found: Records, wanted: Collection[bytes], elsewhere: Collection[t
 
 
 def _at(
-    reader: Reader, indexes: Sequence[int], wanted: Collection[bytes]
+    reader: Ledger, indexes: Sequence[int], wanted: Collection[bytes]
 ) -> Iterator[tuple[int, tuple[bytes, Record]]]:
     for index in indexes:
         if 0 <= index < reader.size:
@@ -95,7 +112,7 @@ def _at(
                 yield index, (data, record)
 
 
-def _around(reader: Reader, wanted: Collection[bytes]) -> Iterator[tuple[int, tuple[bytes, Record]]]:
+def _around(reader: Ledger, wanted: Collection[bytes]) -> Iterator[tuple[int, tuple[bytes, Record]]]:
     """Read from a minute before each execution began until it has ended, or a minute after when it is not there."""
     for execution in wanted:
         began_ms = int.from_bytes(execution[:6])
@@ -115,7 +132,7 @@ def _is_open(record: Record) -> bool:
     return isinstance(record, Intent) and record.allowed
 
 
-def _first_at(reader: Reader, wall_ms: int) -> int:
+def _first_at(reader: Ledger, wall_ms: int) -> int:
     """Return the first record that was written at `wall_ms` or later, if the node's clock never went back."""
     low, high = 0, reader.size
     while low < high:
@@ -130,7 +147,7 @@ def _first_at(reader: Reader, wall_ms: int) -> int:
     return low
 
 
-def _read(reader: Reader, start: int) -> Iterator[tuple[int, bytes]]:
+def _read(reader: Ledger, start: int) -> Iterator[tuple[int, bytes]]:
     try:
         for frame in reader.scan(start):
             yield frame.index, frame.record
@@ -149,7 +166,7 @@ def _record_of(data: bytes, wanted: Collection[bytes]) -> Record | None:
     return record if record.execution_id in wanted else None
 
 
-def _everywhere(reader: Reader, wanted: Collection[bytes]) -> Iterator[tuple[int, tuple[bytes, Record]]]:
+def _everywhere(reader: Ledger, wanted: Collection[bytes]) -> Iterator[tuple[int, tuple[bytes, Record]]]:
     try:
         for frame in reader.scan():
             record = _record_of(frame.record, wanted)

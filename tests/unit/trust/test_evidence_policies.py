@@ -81,7 +81,7 @@ def test_another_bundle_of_the_same_version_is_not_taken_for_it() -> None:
     world, _ = superseded_world()
     assert find_policy(world.tuf.files.get, 1, digest(b"another"), NOW_MS) is None
     assert find_policy(world.tuf.files.get, 3, digest(BASE), NOW_MS) is None
-    assert find_policy({}.get, 1, digest(BASE), NOW_MS) is None
+    assert find_policy(lambda _path: None, 1, digest(BASE), NOW_MS) is None
 
 
 def test_the_newest_policy_cannot_be_shown_in_place_of_the_one_that_was_decided_under() -> None:
