@@ -232,6 +232,10 @@ class SidecarConfig(_Strict):
     inbound: tuple[Inbound, ...] = ()
     outbound: tuple[Outbound, ...] = ()
     services: dict[str, Service] = Field(default_factory=dict)
+    peers: dict[str, str] = Field(
+        default_factory=dict,
+        description="Other nodes: NAME: HOST:PORT of its admin listener. The control plane names more.",
+    )
     admin: Admin = Admin(listen="127.0.0.1:0")
     health: Listen | None = Field(default=None, description="grpc.health.v1 in plaintext, nothing else.")
     jwt: Jwt | None = None
@@ -256,6 +260,11 @@ class SidecarConfig(_Strict):
         for name in value:
             check_name(name)
         return value
+
+    @field_validator("peers")
+    @classmethod
+    def _peers(cls, value: dict[str, str]) -> dict[str, str]:
+        return {check_name(name): check_address(one, may_be_unix=False) for name, one in value.items()}
 
     @field_validator("broker")
     @classmethod

@@ -15,7 +15,7 @@ from trust.spiffe import check_trust_domain
 
 # TUF versions are unbounded integers; a larger one is a forgery meant to make every later hint look old.
 MAX_ANNOUNCED_VERSION: Final = 2**53 - 1
-_TOPIC = re.compile(r"egm/v1/[a-z0-9._-]{1,255}/policy\Z")
+_TOPIC = re.compile(r"egm/v1/[a-z0-9._-]{1,255}/(?:policy|denials)\Z")
 _VERSION = re.compile(r"-?[0-9]{1,17}\Z")
 
 
@@ -36,8 +36,13 @@ def topic(trust_domain: str) -> str:
     return f"egm/v1/{check_trust_domain(trust_domain)}/policy"
 
 
+def denials_topic(trust_domain: str) -> str:
+    """Return the MQTT topic of what is revoked and proven, `egm/v1/<trust domain>/denials`. Raises as `topic`."""
+    return f"egm/v1/{check_trust_domain(trust_domain)}/denials"
+
+
 def is_topic(text: str) -> bool:
-    """Whether `text` is the announcement topic of some trust domain, literally: no wildcards."""
+    """Whether `text` is a topic of some trust domain, literally: no wildcards."""
     return bool(_TOPIC.match(text))
 
 

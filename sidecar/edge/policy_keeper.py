@@ -51,6 +51,7 @@ class PolicyKeeper:
         local_level: int | None,
         changed: Callable[[], None],
         doubtful: asyncio.Event,
+        swapped: Callable[[InForce], None] = lambda _now_in_force: None,
     ) -> None:
         """Take the parts; nothing is read yet.
 
@@ -66,7 +67,9 @@ class PolicyKeeper:
             local_level: from the configuration.
             changed: called after policy or lease changed.
             doubtful: set when open streams wait to be decided again.
+            swapped: told of a policy that comes into force, in the same step, before anything is decided under it.
         """
+        self._swapped = swapped
         self._client, self._source, self._state, self._pipeline = client, source, state, pipeline
         self._clock, self._record_path, self._alarms = clock, record_path, alarms
         self._trust_domain, self._local_level = trust_domain, local_level
@@ -215,6 +218,7 @@ class PolicyKeeper:
                 self._persist(effect)
             elif isinstance(effect, Swap):
                 self._alarms.clear(*DECISION_ALARMS)
+                self._swapped(effect.now_in_force)
                 self._pipeline.governance_changed()
                 logger.info("policy version %d is in force", effect.now_in_force.version)
             else:

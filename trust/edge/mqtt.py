@@ -131,9 +131,9 @@ class _TlsSocket(ssl.SSLSocket):
 class _Link:
     """One connection to a broker, kept up by `run`."""
 
-    def __init__(self, url: BrokerUrl, trust_domain: str, role: str, reconnect: Backoff) -> None:
+    def __init__(self, url: BrokerUrl, topic: str, role: str, reconnect: Backoff) -> None:
         self.url = url
-        self.topic = announce.topic(trust_domain)
+        self.topic = topic
         self.connected = False
         self.last_error: str | None = None  # why there is no connection, for status output
         self.connections = 0  # made so far
@@ -218,8 +218,16 @@ class _Link:
 class MqttAnnouncer(_Link):
     """Keeps the newest announcement retained (QoS 1) on the trust domain's topic."""
 
-    def __init__(self, url: BrokerUrl, trust_domain: str, *, reconnect: Backoff = RECONNECT) -> None:
-        super().__init__(url, trust_domain, "p", reconnect)
+    def __init__(
+        self,
+        url: BrokerUrl,
+        trust_domain: str,
+        *,
+        reconnect: Backoff = RECONNECT,
+        topic: str | None = None,
+    ) -> None:
+        """Publish to the topic of policy announcements, or to `topic`."""
+        super().__init__(url, topic or announce.topic(trust_domain), "p", reconnect)
         self._latest: bytes | None = None
         self._changed = asyncio.Event()
         self.acknowledged: bytes | None = (
@@ -276,8 +284,9 @@ class MqttListener(_Link):
         on_payload: Callable[[bytes], None],
         *,
         reconnect: Backoff = RECONNECT,
+        topic: str | None = None,
     ) -> None:
-        super().__init__(url, trust_domain, "l", reconnect)
+        super().__init__(url, topic or announce.topic(trust_domain), "l", reconnect)
         self._on_payload = on_payload
         self.received = 0
         self.refused = 0

@@ -80,6 +80,7 @@ class PolicyClient:
             directory.with_name(f"{directory.name}.floor.json") if floor is None else floor
         )
         self._lock = threading.Lock()
+        self.newest: tuple[int, bytes] = (0, b"")  # the verified timestamp.json held, version and bytes
 
     def load(self) -> VerifiedPolicy:
         """Return the policy in force from disk, verified again; its lease may have expired.
@@ -103,7 +104,20 @@ class PolicyClient:
                 raise StateError(
                     Reason.INTERNAL, f"the policy cache cannot be used: {error.strerror or error}"
                 ) from error
+            self.newest = (verified.timestamp.version, stored.timestamp)
             return policy
+
+    def stored(self) -> Stored | None:
+        """Return the metadata files that are kept, for a peer that asks; None when there are none.
+
+        Raises:
+            EvidenceError: METADATA_INVALID; StateError: INTERNAL.
+        """
+        return self._cache.read(0)
+
+    def archive(self, sha256: str) -> bytes | None:
+        """Return the archive with this SHA-256 (hex) that is kept, for a peer that asks; None when it is not here."""
+        return self._cache.read_target(sha256)
 
     def refresh(self, source: FileSource, announced_timestamp: bytes | None = None) -> VerifiedPolicy:
         """Fetch, verify, keep and return the newest policy; raise without changing anything.
@@ -153,6 +167,7 @@ class PolicyClient:
         if stored != current:
             self._cache.write(stored)
         self._floor.record(verified)
+        self.newest = (verified.timestamp.version, stored.timestamp)
         self._cache.keep_targets({t.sha256 for t in (policy.base, *policy.namespaces.values())})
         return policy
 

@@ -1,0 +1,284 @@
+"""Gossip on the wire: what a member answers its peers and people, and one exchange with a peer.
+
+Who asks is decided by the caller of these servicers (`check`); what is said is verified by whoever keeps it.
+"""
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any, Final
+
+import grpc.aio
+
+from egm.v1 import gossip_pb2 as pb
+from egm.v1 import gossip_pb2_grpc as rpc
+from trust import gossip, limits
+from trust.denials import Spread
+from trust.edge.denial_keeper import DenialKeeper, shown
+from trust.edge.grpc_errors import abort
+from trust.errors import CapacityError, EvidenceError, MeshError, Reason
+from trust.gossip import Head, Inventory, Told
+from trust.spiffe import SpiffeId
+
+logger = logging.getLogger(__name__)
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Check = Callable[[Context, frozenset[str]], Awaitable[SpiffeId]]
+
+PEERS: Final = frozenset({"node", "control-plane"})
+PEOPLE: Final = frozenset({"operator", "node", "control-plane"})
+MAX_WATCHERS: Final = limits.MAX_WATCHERS
+
+
+class Blobs:
+    """Pieces of evidence by their SHA-256, for peers that meet a reference to one; the oldest leaves."""
+
+    def __init__(self, *, count: int = limits.MAX_BLOBS, max_bytes: int = limits.MAX_BLOBS_BYTES) -> None:
+        """Hold nothing."""
+        self._count, self._max_bytes, self._bytes = count, max_bytes, 0
+        self._held: dict[bytes, bytes] = {}
+
+    def put(self, data: bytes) -> bytes:
+        """Keep a piece; return its SHA-256 (32 bytes)."""
+        digest = hashlib.sha256(data).digest()
+        if digest not in self._held:
+            self._held[digest] = data
+            self._bytes += len(data)
+            while len(self._held) > self._count or self._bytes > self._max_bytes:
+                self._bytes -= len(self._held.pop(next(iter(self._held))))
+        return digest
+
+    def get(self, sha256: bytes) -> bytes | None:
+        """Return a piece, or None when it is not here."""
+        return self._held.get(sha256)
+
+
+class Member:
+    """What one member of the mesh holds, hears and says."""
+
+    def __init__(
+        self,
+        me: SpiffeId,
+        boot_id: str,
+        keeper: DenialKeeper,
+        *,
+        timestamp: Callable[[], tuple[int, bytes]],
+        announced: Callable[[bytes], None] = lambda _timestamp: None,
+        heads: Callable[[], Sequence[Head]] = lambda: (),
+        saw: Callable[[Head], None] = lambda _head: None,
+    ) -> None:
+        """Take the parts.
+
+        Args:
+            me: who speaks.
+            boot_id: unique per start.
+            keeper: verifies, keeps and enforces directives and proofs.
+            timestamp: the newest timestamp.json that was verified here, version and bytes.
+            announced: takes a newer, unverified timestamp.json; may raise MeshError for garbage.
+            heads: ledger heads to show, own first.
+            saw: takes a ledger head that a peer showed.
+        """
+        self.me, self.keeper, self.blobs = me, keeper, Blobs()
+        self._boot_id, self._timestamp, self._announced = boot_id, timestamp, announced
+        self._heads, self._saw = heads, saw
+        self._sequence = 0
+        self._sequences = gossip.Sequences()
+        self._watchers: set[asyncio.Queue[Told]] = set()
+        self.exchanges = self.repeated = 0
+        keeper.subscribe(self._spread)
+
+    def inventory(self) -> Inventory:
+        """Return what is held now."""
+        return self.keeper.inventory(*self._timestamp())
+
+    def heads(self) -> Sequence[Head]:
+        """Return the ledger heads to show."""
+        return self._heads()
+
+    def message(self, told: Told) -> pb.GossipMessage:
+        """Return the next message of this boot."""
+        self._sequence += 1
+        return to_wire(told, sender=str(self.me), boot_id=self._boot_id, sequence=self._sequence)
+
+    def receive(self, message: pb.GossipMessage, peer: SpiffeId) -> Told:
+        """Take in what `peer` said; a peer without a name of its own (a path of one segment) is any of its kind.
+
+        Raises:
+            EvidenceError: INPUT_INVALID or NOT_AUTHORIZED: malformed, or it speaks for somebody else.
+        """
+        alike = not peer.name and message.sender.startswith(f"{peer}/")
+        if message.sender != str(peer) and not alike:
+            raise EvidenceError(Reason.NOT_AUTHORIZED, f"{peer} spoke as {message.sender[:200]}")
+        told = from_wire(message)
+        if not self._sequences.is_new(message.sender, message.boot_id[:64], message.sequence):
+            self.repeated += 1
+            return told
+        self.exchanges += 1
+        self.keeper.take(told.directives, told.proofs)
+        if told.timestamp_json and told.timestamp_version > self._timestamp()[0]:
+            try:
+                self._announced(told.timestamp_json)
+            except MeshError as error:
+                logger.debug("announcement of %s passed over: %s", peer, error)
+        for head in told.heads:
+            self._saw(head)
+        return told
+
+    async def exchange(self, stub: "rpc.GossipAsyncStub", peer: SpiffeId, news: Sequence[str] = ()) -> None:
+        """Exchange with one peer, twice if the first shows that something differs.
+
+        Raises:
+            grpc.aio.AioRpcError: it did not answer.
+            EvidenceError: it answered what nobody should.
+        """
+        first = gossip.opening(self.inventory(), news=news, heads=self._heads())
+        answered = await stub.Exchange(self.message(first), timeout=limits.GOSSIP_TIMEOUT_S)
+        told = self.receive(answered, peer)
+        second = gossip.follow_up(told, self.inventory())
+        if second is not None:
+            answered = await stub.Exchange(self.message(second), timeout=limits.GOSSIP_TIMEOUT_S)
+            self.receive(answered, peer)
+
+    async def watch(self) -> AsyncIterator[Told]:
+        """Yield what is held, then what is new here.
+
+        Raises:
+            CapacityError: LIMIT_EXCEEDED, with too many watchers.
+        """
+        if len(self._watchers) >= MAX_WATCHERS:
+            raise CapacityError(Reason.LIMIT_EXCEEDED, f"{MAX_WATCHERS} watchers; exchange instead")
+        queue: asyncio.Queue[Told] = asyncio.Queue(limits.MAX_PROOFS)
+        self._watchers.add(queue)
+        try:
+            yield gossip.everything(self.inventory())
+            while True:
+                yield await queue.get()
+        finally:
+            self._watchers.discard(queue)
+
+    def _spread(self, spread: Spread) -> None:
+        told = Told(
+            directives=(spread.directive,) if spread.directive else (),
+            proofs=(spread.proof,) if spread.proof else (),
+        )
+        for queue in self._watchers:
+            if queue.full():
+                queue.get_nowait()  # a watcher that is so slow learns the rest by exchanges
+            queue.put_nowait(told)
+
+
+class GossipServicer(rpc.GossipServicer):
+    """egm.v1.Gossip."""
+
+    def __init__(self, member: Member, check: Check) -> None:
+        """Answer for `member` whoever `check` lets through."""
+        self._member, self._check = member, check
+
+    async def Exchange(self, request: pb.GossipMessage, context: Context) -> pb.GossipMessage:
+        """Take in what the peer says, and answer with what it lacks."""
+        peer = await self._check(context, PEERS)
+        try:
+            told = self._member.receive(request, peer)
+        except MeshError as error:
+            await abort(context, error)
+        member = self._member
+        return member.message(gossip.answer(told, member.inventory(), heads=member.heads()))
+
+    async def Watch(
+        self, request: pb.WatchGossipRequest, context: Context
+    ) -> AsyncIterator[pb.GossipMessage]:
+        """Send what is held, then what is new."""
+        await self._check(context, PEERS)
+        try:
+            async for told in self._member.watch():
+                yield self._member.message(told)
+        except MeshError as error:
+            await abort(context, error)
+
+    async def GetBlob(self, request: pb.GetBlobRequest, context: Context) -> pb.Blob:
+        """Return one piece of evidence."""
+        await self._check(context, PEERS)
+        data = self._member.blobs.get(request.sha256)
+        if data is None:
+            name = request.sha256.hex()[:64]
+            await abort(context, EvidenceError(Reason.NOT_FOUND, f"no evidence {name} here"))
+        return pb.Blob(data=data)
+
+
+class EmergencyServicer(rpc.EmergencyServicer):
+    """egm.v1.Emergency."""
+
+    def __init__(self, keeper: DenialKeeper, check: Check) -> None:
+        """Answer for `keeper` whoever `check` lets through; a signature decides what counts, not who brings it."""
+        self._keeper, self._check = keeper, check
+
+    async def Revoke(self, request: pb.RevokeRequest, context: Context) -> pb.RevokeResponse:
+        """Deny what a directive says."""
+        await self._check(context, PEOPLE)
+        try:
+            name, news = self._keeper.revoke(request.directive)
+        except MeshError as error:
+            await abort(context, error)
+        return pb.RevokeResponse(id=name, news=news)
+
+    async def Accuse(self, request: pb.AccuseRequest, context: Context) -> pb.AccuseResponse:
+        """Quarantine whom a proof convicts."""
+        await self._check(context, PEOPLE)
+        try:
+            finding, news = self._keeper.accuse(request.proof)
+        except MeshError as error:
+            await abort(context, error)
+        return pb.AccuseResponse(id=finding.id, news=news, accused=finding.accused, summary=finding.summary)
+
+    async def ListDenials(self, request: pb.ListDenialsRequest, context: Context) -> pb.ListDenialsResponse:
+        """Return everything that is denied here."""
+        await self._check(context, PEOPLE)
+        denials = self._keeper.denials
+        return pb.ListDenialsResponse(
+            denials=[pb.DenialEntry(**_entry(shown(one))) for one in denials.active],
+            emergency_keys=self._keeper.emergency_keys,
+            proofs=list(denials.proofs.values()),
+        )
+
+
+def to_wire(told: Told, *, sender: str, boot_id: str, sequence: int) -> pb.GossipMessage:
+    """Encode a message."""
+    return pb.GossipMessage(
+        sender=sender,
+        boot_id=boot_id,
+        sequence=sequence,
+        timestamp_version=told.timestamp_version,
+        timestamp_json=told.timestamp_json,
+        held_sha256=told.held_sha256,
+        held=() if told.held is None else told.held,
+        lists_held=told.held is not None,
+        directives=told.directives,
+        proofs=told.proofs,
+        heads=[pb.SignedHead(checkpoint=h.checkpoint, endorsement=h.endorsement) for h in told.heads],
+    )
+
+
+def from_wire(message: pb.GossipMessage) -> Told:
+    """Decode a message; its items are not verified.
+
+    Raises:
+        EvidenceError: INPUT_INVALID, for one out of bounds.
+    """
+    if message.ByteSize() > limits.MAX_GOSSIP_BYTES:
+        raise EvidenceError(Reason.INPUT_INVALID, f"a gossip message over {limits.MAX_GOSSIP_BYTES} bytes")
+    if len(message.heads) > limits.MAX_GOSSIP_HEADS:
+        raise EvidenceError(Reason.INPUT_INVALID, f"more than {limits.MAX_GOSSIP_HEADS} heads in one message")
+    return Told(
+        message.timestamp_version,
+        message.timestamp_json,
+        message.held_sha256,
+        tuple(message.held) if message.lists_held else None,
+        tuple(message.directives),
+        tuple(message.proofs),
+        tuple(Head(h.checkpoint, h.endorsement) for h in message.heads),
+    )
+
+
+def _entry(values: dict[str, object]) -> dict[str, Any]:
+    return dict(values)
