@@ -1,6 +1,7 @@
 """A real evidence file: two sidecars at level 5, two executions under two policies, exported from their ledgers."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -52,7 +53,14 @@ async def _answered(a: sidecars.RunningSidecar) -> None:
     raise AssertionError("no call was answered")
 
 
-async def _calls(home: Path, domain: Domain) -> None:
+Then = Callable[[Mesh], Awaitable[None]]
+
+
+async def _nothing(_mesh: Mesh) -> None:
+    pass
+
+
+async def _calls(home: Path, domain: Domain, then: Then) -> None:
     """One call under the first policy; then another policy, a caller's sidecar started again, and one more call."""
     async with control_plane(domain) as cp, sidecars.upstream() as (echo, address):
         mesh = Mesh(home, domain, cp, echo, address)
@@ -66,6 +74,8 @@ async def _calls(home: Path, domain: Domain) -> None:
                     await a.enforces(version)
                     await b.enforces(version)
                     await _answered(a)
+                    if version == 2:
+                        await then(mesh)
 
 
 def executed(ledger: Path) -> list[bytes]:
@@ -75,10 +85,10 @@ def executed(ledger: Path) -> list[bytes]:
     return [r.execution_id for r in records if isinstance(r, Intent) and r.allowed and r.execution_id in done]
 
 
-def make(home: Path) -> Made:
-    """Run the mesh in `home`, and export its two executions."""
+def make(home: Path, then: Then = _nothing) -> Made:
+    """Run the mesh in `home`, and export its two executions; `then` runs while everything still does."""
     domain = Domain.create(home / "domain").at(home)
-    asyncio.run(_calls(home, domain))
+    asyncio.run(_calls(home, domain, then))
     ledgers = {node: home / node / "data" / LEDGER_DIRECTORY for node in ("a", "b")}
     both = set(executed(ledgers["a"])) & set(executed(ledgers["b"]))
     chosen = tuple(sorted(both))
