@@ -19,16 +19,16 @@ from trust.policy import entities_text, source
 from trust.policy.casetests import ReadCase, read_cases
 from trust.policy.cedar_text import Statement, missing_id, parse_files
 from trust.policy.engine import Engine
+from trust.policy.lint_audit import AUDIT, audit_problems, auditors_of, described_by
 from trust.policy.problems import Problem, Severity, errors_of
 from trust.policy.reads import reads
-from trust.policy.rules import AUDIT_PAYLOAD, BINDING_RULE, OBLIGATIONS
+from trust.policy.rules import BINDING_RULE, OBLIGATIONS
 from trust.policy.self_test import HINT, permits_everything
 from trust.policy.types import BINDING, METHOD_ALONE
 from trust.policy.validation import ACTION, ATTRIBUTE, at, near, schema_problems
 from trust.spiffe import SpiffeId
 from trust.verified import BASE_ROLE
 
-AUDIT: Final = AUDIT_PAYLOAD[0]
 _CONTEXT: Final = frozenset({"request", "caller", "node", "time", "metadata"})
 _PLACE: Final = re.compile(
     r"(?:namespace [a-z0-9-]+: )?(?P<file>[A-Za-z0-9._/-]+):(?P<line>[0-9]+): (?P<what>.*)", re.S
@@ -45,7 +45,8 @@ class _World:
     all_services: frozenset[str] | None
     entities: Mapping[entities_text.Uid, frozenset[entities_text.Uid]] | None  # uid -> parents
     namespace: str | None
-    auditors: frozenset[str] | None
+    auditors: Mapping[str, str] | None
+    described: frozenset[str] | None  # methods with a descriptor
 
 
 def lint(bundle: Mapping[str, bytes] | Bundle, *, base: Bundle | None = None) -> list[Problem]:
@@ -73,7 +74,8 @@ def lint_source(parsed: source.Source, *, base: Bundle | None = None) -> list[Pr
         all_services=frozenset(settings.services) | _services_of(base),
         entities=_known_entities({e.uid: e.parents for e in parsed.entities}, settings.namespace, base),
         namespace=settings.namespace,
-        auditors=frozenset(settings.auditors) if settings.namespace is None else _auditors_of(base),
+        auditors=settings.auditors if settings.namespace is None else auditors_of(base),
+        described=described_by(parsed.descriptors, base),
     )
     problems = _lint(parsed.policies, parsed.tests, world)
     problems += _own_services(parsed, base)
@@ -111,7 +113,8 @@ def _lint_bundle(bundle: Bundle, base: Bundle | None) -> list[Problem]:
         all_services=all_services,
         entities=_known_entities({e.uid: e.parents for e in entities}, namespace, base),
         namespace=namespace,
-        auditors=None if settings is None else frozenset(settings.auditors),
+        auditors=None if settings is None else settings.auditors,
+        described=described_by(bundle.descriptors, base),
     )
     problems += _lint(bundle.policies, bundle.tests, world)
     if bundle.mesh is not None:
@@ -203,7 +206,7 @@ def _annotation_problems(statement: Statement, world: _World) -> list[Problem]:
     problems: list[Problem] = []
     for name in statement.policy.annotations:
         if name == AUDIT:
-            problems += _audit_problems(statement, world)
+            problems += audit_problems(statement, world.auditors, world.described)
         elif name in OBLIGATIONS:
             what = f"@{name} is an obligation that this version cannot enforce; calls would be refused"
             problems.append(
@@ -218,26 +221,6 @@ def _annotation_problems(statement: Statement, world: _World) -> list[Problem]:
             what = f"@{name} means nothing; did you mean @{close[0]}?"
             problems.append(at(statement, what, "rename or remove it", f"@{name}", Severity.WARNING))
     return problems
-
-
-def _audit_problems(statement: Statement, world: _World) -> list[Problem]:
-    """`@audit("payload")` on a permit is all that there is, and it needs somebody who can read what is kept."""
-    value, needle = statement.policy.annotations[AUDIT], f"@{AUDIT}"
-    if statement.policy.effect != "permit":
-        what = f"@{AUDIT} does nothing on a forbid: what is refused is recorded, but not its payload"
-        return [at(statement, what, "put it on the permits, or remove it", needle)]
-    if (AUDIT, value) != AUDIT_PAYLOAD:
-        what = f'@{AUDIT}("{value[:80]}") is an obligation that this version does not have; calls would be refused'
-        return [at(statement, what, f'write @{AUDIT}("{AUDIT_PAYLOAD[1]}"), or remove it', needle)]
-    if world.auditors is not None and not world.auditors:
-        what = "the base bundle names no auditor, so nobody could read the payloads; calls would be refused"
-        hint = "make a key with 'egm keys new NAME --purpose auditor', then in bundle.yaml: auditors: {NAME: KEY}"
-        return [at(statement, what, hint, needle)]
-    return []
-
-
-def _auditors_of(base: Bundle | None) -> frozenset[str] | None:
-    return None if base is None or base.mesh is None else frozenset(base.mesh.auditors)
 
 
 def _read_problems(statement: Statement, declared: frozenset[str]) -> list[Problem]:

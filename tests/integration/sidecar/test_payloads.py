@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
+import pytest
 from google.protobuf import descriptor_pb2
 
 from control_plane.edge.ca import CertificateAuthority, issue_to_directory
@@ -220,10 +221,13 @@ async def test_what_is_too_large_to_keep_is_not_executed_and_a_large_answer_is_w
     assert withheld.response_bytes == limits.MAX_AUDITED_PAYLOAD_BYTES + 1
 
 
-async def test_the_opening_message_of_a_stream_is_kept_and_later_ones_are_counted(mesh: Mesh) -> None:
+@pytest.mark.parametrize("level", [4, 5])
+async def test_the_opening_message_of_a_stream_is_kept_and_later_ones_are_counted(
+    mesh: Mesh, level: int
+) -> None:
     """On both sides, sealed before anything is forwarded; below level 5, too."""
     ann = Auditor("ann")
-    await mesh.publish(policy(ann.key, level=4))
+    await mesh.publish(policy(ann.key, level=level))
     first, second = ask(sizes=[1], note="first"), ask(sizes=[1], note="second")
     async with (
         sidecars.running(mesh.callee()) as b,
@@ -232,6 +236,7 @@ async def test_the_opening_message_of_a_stream_is_kept_and_later_ones_are_counte
     ):
         await a.enforces(1)
         await b.enforces(1)
+        assert await called(a.outbound, size=1) == b"\0"
         stream: Any = channel.stream_stream(DUPLEX, None, None)(timeout=30)  # type: ignore[call-arg]
         for message in (first, second):
             await stream.write(message)

@@ -11,7 +11,7 @@ from trust.errors import InputError
 from trust.policy.diff import diff
 from trust.policy.engine import Engine
 from trust.policy.lint import lint
-from trust.policy.problems import Problem, errors_of
+from trust.policy.problems import Problem, Severity, errors_of
 from trust.policy.source import archive_of, load
 from trust.verified import BASE_ROLE
 
@@ -124,3 +124,15 @@ def test_reviewers_see_who_may_newly_read() -> None:
         f'"{ANN.key.text}"',
         f'"{BEN.key.text}"',
     )
+
+
+def test_a_method_that_nothing_describes_is_warned_about() -> None:
+    """Its response would not be kept, which the annotation does not say."""
+    undescribed = ASKS.replace("shop.Orders/Place", "old.Other/Do").replace("payments", "legacy")
+    (warning,) = [
+        p
+        for p in lint(folder(settings=WITH, policies=undescribed, tests=""))
+        if p.severity is Severity.WARNING and "no test" not in p.message
+    ]
+    assert "old.Other/Do" in warning.message and warning.line == 2
+    assert not any("descriptor" in p.message for p in lint(folder(settings=WITH, policies=ASKS, tests="")))
