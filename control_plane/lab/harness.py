@@ -1,5 +1,6 @@
 """A mesh of real processes whose network, disks, clocks and members a test can break, and mend again."""
 
+import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,8 @@ from control_plane.lab import watch
 from control_plane.lab.bootstrap import publish
 from control_plane.lab.calls import CALL_TIMEOUT_S, Caller, Messages, Outcome, Payload
 from control_plane.lab.fleet import TWIN, Fleet
-from control_plane.lab.load import Call, Judge, Load
+from control_plane.lab.handles import Member
+from control_plane.lab.load import UNANSWERED, Call, Judge, Load
 from control_plane.lab.mesh import CONTROL_PLANE
 from control_plane.lab.network import Fault, Network, Pair, between
 from control_plane.lab.plan import BROKER, Files, LabPlan, as_bytes, parse_duration_ms
@@ -21,6 +23,8 @@ from trust.policy.source import build
 
 WAIT_S: Final = 30.0
 LOG_TAIL_LINES: Final = 40
+RECONNECT_S: Final = 1.5  # in which every member has tried again to reach one that is back (trust.edge.tls)
+_REPEAT_S: Final = 0.1
 
 PolicyChange = Path | Files | Callable[[dict[str, bytes]], Files]
 
@@ -88,6 +92,7 @@ class LabMesh:
 
         Returns when every node is ready on it, with a new snapshot of each. Raises StateError when one is not.
         """
+        broken = bool(self.network.faults())
         self.heal()
         for name in list(self._twins):
             await self.kill(name + TWIN)
@@ -99,6 +104,9 @@ class LabMesh:
                 self.fleet.resume(name)
             else:
                 await self.fleet.process(name).start()
+                broken = True
+        if broken:
+            await asyncio.sleep(RECONNECT_S)
         if (self._files, self.plan.level) != self._first:
             files, level = self._first
             self.plan = self.plan.at_level(level)
@@ -232,6 +240,7 @@ class LabMesh:
         *,
         to: str | None = None,
         timeout_s: float = CALL_TIMEOUT_S,
+        within_s: float = 0.0,
         metadata: Mapping[str, str] | None = None,
         twin: bool = False,
     ) -> Outcome:
@@ -243,13 +252,18 @@ class LabMesh:
             payload: mapping (protobuf JSON), message or bytes; None: an empty request.
             to: the service; may be left out when one alone has the gRPC service.
             timeout_s: deadline of the call.
+            within_s: call again, for so long, while nobody answers (UNAVAILABLE, …): members that come back, or whose
+                network does, need up to a second or two to find each other.
             metadata: sent along.
             twin: through the second process that `lie(node, "equivocate")` started.
         """
         address = self.address(workload, to or self._only_service(workload, method), twin=twin)
-        return await self._caller.call(
-            address, method, payload if payload is not None else b"", timeout_s=timeout_s, metadata=metadata
-        )
+        request, deadline = b"" if payload is None else payload, time.monotonic() + within_s
+        while True:
+            found = await self._caller.call(address, method, request, timeout_s=timeout_s, metadata=metadata)
+            if found.code not in UNANSWERED or time.monotonic() >= deadline:
+                return found
+            await asyncio.sleep(_REPEAT_S)
 
     def address(self, workload: str, service: str, *, twin: bool = False) -> str:
         """Return where `workload` reaches `service` in plaintext: give it to your own client.
@@ -379,27 +393,3 @@ class LabMesh:
         if callable(change):
             return as_bytes(change(dict(self._files)))
         return as_bytes({**self._files, **change})
-
-
-class Member:
-    """`mesh.broker` and `mesh.control_plane`: one member, to stop and start."""
-
-    def __init__(self, mesh: LabMesh, name: str) -> None:
-        self._mesh, self.name = mesh, name
-
-    @property
-    def running(self) -> bool:
-        """Whether its process runs."""
-        return self._mesh.fleet.process(self.name).running
-
-    async def stop(self) -> None:
-        """Ask it to end, and wait."""
-        await self._mesh.stop(self.name)
-
-    async def kill(self) -> None:
-        """End it at once (SIGKILL)."""
-        await self._mesh.kill(self.name)
-
-    async def start(self) -> None:
-        """Start it again; it goes on from its disk."""
-        await self._mesh.start_member(self.name)

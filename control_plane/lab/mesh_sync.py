@@ -135,13 +135,21 @@ class Mesh:
         *,
         to: str | None = None,
         timeout_s: float = CALL_TIMEOUT_S,
+        within_s: float = 0.0,
         metadata: Mapping[str, str] | None = None,
         twin: bool = False,
     ) -> Outcome:
         """Call "pkg.Service/Method" as `workload`, through its sidecar; return how it ended, refusals too."""
         return self._run(
             self._mesh.call(
-                workload, method, payload, to=to, timeout_s=timeout_s, metadata=metadata, twin=twin
+                workload,
+                method,
+                payload,
+                to=to,
+                timeout_s=timeout_s,
+                within_s=within_s,
+                metadata=metadata,
+                twin=twin,
             )
         )
 
