@@ -7,21 +7,35 @@ histories, an older disk or an older policy. The memory must be durable before t
 import enum
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 from trust import limits
 from trust.attestation.cosignature import attested_text
 from trust.attestation.credential import log_verifier
 from trust.attestation.measurement import ReferenceValues
+from trust.attestation.memory import Memory
 from trust.attestation.roster import Roster
 from trust.attestation.statement import Enforced, Evidence, Statement, evidence_key_id, open_evidence
 from trust.checkpoint import Checkpoint, SignedCheckpoint, open_checkpoint
 from trust.errors import EvidenceError, MeshError, Reason, StateError
-from trust.merkle import EMPTY_ROOT, HASH_BYTES, check_consistency, grown_roots
+from trust.merkle import HASH_BYTES, check_consistency, grown_roots
 from trust.node_key import NodeKey, verify_endorsement
 from trust.spiffe import SpiffeId
 from trust.verified import BASE_ROLE
+
+__all__ = [
+    "Answer",
+    "Challenges",
+    "Contradiction",
+    "ContradictionError",
+    "Memory",
+    "Seen",
+    "Submission",
+    "View",
+    "authenticate",
+    "judge",
+]
 
 MAX_OPEN_NONCES: Final = 2  # of one node: the newest challenges
 
@@ -44,22 +58,6 @@ class View:
     references: ReferenceValues | None
     anchors_pem: bytes  # CA certificates to trust now
     quarantined: AbstractSet[str] = frozenset()  # node names
-
-
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """What a witness must never forget of one node. `revision` counts its changes: the store compares and swaps."""
-
-    revision: int = 0
-    size: int = 0  # of the last cosigned checkpoint
-    root: bytes = EMPTY_ROOT
-    counter: int = 0
-    boot: bytes = b""
-    earlier_boots: tuple[bytes, ...] = ()  # newest last
-    versions: Mapping[str, int] = field(default_factory=dict)  # TUF role -> version it enforced last
-    evidence: bytes = b""  # envelope of the last accepted evidence: one half of a proof
-    endorsement: bytes = b""  # that vouched for its key then
-    cosigned_s: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,14 +175,14 @@ def judge(
 
     Raises:
         EvidenceError: MEASUREMENT_REFUSED, LEVEL_TOO_LOW, EVIDENCE_INVALID, PROOF_INVALID, SIGNATURE_INVALID.
-        StateError: NOT_AUTHORIZED (quarantined), CLOCK_WRONG, POLICY_BEHIND, POLICY_CONFLICT.
+        StateError: NODE_QUARANTINED, CLOCK_WRONG, POLICY_BEHIND, POLICY_CONFLICT.
         ContradictionError: COUNTER_REGRESSED, BOOT_RETURNED, CHECKPOINT_REGRESSED, CHECKPOINT_CONFLICT,
             POLICY_ROLLBACK; with both statements.
     """
     said = evidence.statement
     if said.node.name in view.quarantined:
         raise StateError(
-            Reason.NOT_AUTHORIZED, f"{said.node} is in quarantine; the approvers' quorum may release it"
+            Reason.NODE_QUARANTINED, f"{said.node} is in quarantine; the approvers' quorum may release it"
         )
     _check_clock(said, now_ms)
     if view.references is not None:

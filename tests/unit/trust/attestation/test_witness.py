@@ -23,6 +23,7 @@ from tests.support.pki import Authority
 from trust import limits
 from trust.attestation.cosignature import attested_text
 from trust.attestation.measurement import ReferenceValues, parse_reference_values
+from trust.attestation.memory import read_memory, write_memory
 from trust.attestation.statement import Enforced, Evidence
 from trust.attestation.witness import (
     Answer,
@@ -165,7 +166,7 @@ def test_a_clock_that_is_wrong_is_named(node: AttestedNode, off_s: int) -> None:
 
 def test_a_node_in_quarantine_is_not_vouched_for(node: AttestedNode) -> None:
     """Whatever it says of itself."""
-    assert refused(node, quarantined={"a"}).reason is Reason.NOT_AUTHORIZED
+    assert refused(node, quarantined={"a"}).reason is Reason.NODE_QUARANTINED
 
 
 # what it says of its past
@@ -358,3 +359,14 @@ def test_an_expired_endorsement_is_refused() -> None:
     node = AttestedNode("a", ca=ca)
     with pytest.raises(MeshError):
         authenticate(node.submission(), view_of(node, ROSTER), now_ms=NOW_MS + 25 * 3_600_000)
+
+
+def test_what_a_witness_remembers_survives_a_restart_or_is_refused(node: AttestedNode) -> None:
+    """Damaged memory is no memory: the witness then does not vouch."""
+    memory = asked(node, asked(node).memory, evidence=node.evidence(boot=b"another1")).memory
+    data = write_memory(memory)
+    assert read_memory(data) == memory
+    for bad in (b"", b"{}", data[:-1], data + b" ", data.replace(b'"size":3', b'"size":-3')):
+        with pytest.raises(EvidenceError) as error:
+            read_memory(bad)
+        assert error.value.reason is Reason.WITNESS_UNAVAILABLE
