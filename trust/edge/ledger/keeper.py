@@ -81,11 +81,14 @@ class Keeper:
                 self._changed.wait()
             self._jobs.append(job)
             self._backlog += len(job) if isinstance(job, list) else 0
-            self._changed.notify_all()
+            # Entries that fill no tile can wait: waking this thread for each small batch costs more than the hashing.
+            if not isinstance(job, list) or self._backlog >= TILE_WIDTH:
+                self._changed.notify_all()
 
     def wait_sealed(self, index: int) -> None:
         """Return when the tiles of all records below `index` are durable, or never will be."""
         with self._changed:
+            self._changed.notify_all()
             while self._sealed < index and not self._dead:
                 self._changed.wait()
 
