@@ -49,6 +49,7 @@ def check(
         "detail": answer.detail,
         "policies": list(answer.policies),
         "errors": list(answer.errors),
+        "obligations": list(answer.obligations),
         "policy_version": answer.policy_version,
         "level": answer.level,
         "lease": answer.lease,
@@ -66,6 +67,8 @@ def _print(answer: node_pb2.CheckResponse, node: str) -> None:
     console.print(
         f"decided   by {node}, policy version {answer.policy_version}, level {answer.level}, {answer.lease}"
     )
+    if answer.obligations:
+        console.print(f"obliged   {', '.join(answer.obligations)}", markup=False)
     if answer.would_deny:
         console.print("at level 4 this call would be refused")
     for error in answer.errors:

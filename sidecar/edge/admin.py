@@ -83,6 +83,7 @@ def check(view: NodeView, trust_domain: str, request: node_pb2.CheckRequest) -> 
         lease=lease_word(view.lease()),
         would_deny=decision.would_deny is not None,
         errors=decision.errors,
+        obligations=[f"{name} {value}" for name, value in decision.obligations],
     )
 
 

@@ -14,6 +14,8 @@ from google.protobuf import descriptor_pb2
 
 from control_plane.edge.ca import CertificateAuthority, issue_to_directory
 from control_plane.edge.mesh_file import MeshFile
+from egm.v1 import node_pb2
+from sidecar.edge.admin import check
 from sidecar.edge.provenance import LEDGER_DIRECTORY
 from tests.support import sidecars
 from tests.support.auditing import Auditor, sealed
@@ -143,6 +145,8 @@ async def test_only_the_auditor_reads_what_was_sent_and_no_file_of_the_mesh_hold
         await b.enforces(1)
         answer = await called(a.outbound, note=MARKER, answer=f"{MARKER}-ANSWER")
         assert answer == f"{MARKER}-ANSWER".encode()
+        asked = node_pb2.CheckRequest(caller="alice", service="echo", method=UNARY)
+        assert check(b.sidecar.view, TRUST_DOMAIN, asked).obligations == ["audit payload"]
         directory = operator_directory(mesh)
         identifier = id_text(read_claims(str(dict(mesh.echo.metadata[-1])[PERMIT_KEY])).execution_id)
 

@@ -128,6 +128,7 @@ class CheckResponse(_message.Message):
     LEASE_FIELD_NUMBER: _builtins.int
     WOULD_DENY_FIELD_NUMBER: _builtins.int
     ERRORS_FIELD_NUMBER: _builtins.int
+    OBLIGATIONS_FIELD_NUMBER: _builtins.int
     allowed: _builtins.bool
     reason: _builtins.str
     detail: _builtins.str
@@ -140,6 +141,10 @@ class CheckResponse(_message.Message):
     def policies(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
     def errors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def obligations(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """of an allowed call: "audit payload" """
+
     def __init__(
         self,
         *,
@@ -152,10 +157,11 @@ class CheckResponse(_message.Message):
         lease: _builtins.str = ...,
         would_deny: _builtins.bool = ...,
         errors: _abc.Iterable[_builtins.str] | None = ...,
+        obligations: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed", "detail", b"detail", "errors", b"errors", "lease", b"lease", "level", b"level", "policies", b"policies", "policy_version", b"policy_version", "reason", b"reason", "would_deny", b"would_deny"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed", "detail", b"detail", "errors", b"errors", "lease", b"lease", "level", b"level", "obligations", b"obligations", "policies", b"policies", "policy_version", b"policy_version", "reason", b"reason", "would_deny", b"would_deny"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
