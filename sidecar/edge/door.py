@@ -13,6 +13,7 @@ import grpc.aio
 
 from sidecar.core.call import Attempt, Decision, Direction, Permitted, RefusedError
 from sidecar.core.gate import Gate, Observer
+from sidecar.core.levels import GOVERNED
 from sidecar.edge import metadata as md
 from sidecar.edge.identify import Identifier
 from sidecar.edge.notary import Case, Notary
@@ -126,7 +127,8 @@ class Execution:
     async def opening(self) -> Any:
         """Return the opening message of a stream if it must be known before the call goes on; EOF if there is none.
 
-        Otherwise None: its permit binds the method alone, or there is no permit, and no policy reads the request.
+        Otherwise None: its permit binds the method alone, or there is no permit, and no policy asks to keep the
+        message. A future of it where policy asks for that below level 4, where nothing is refused for want of it.
 
         Raises:
             grpc.aio.AbortError: the stream was refused (its permit, or no message in time) and has ended.
@@ -141,12 +143,14 @@ class Execution:
             if door.direction is Direction.OUTBOUND:
                 binds = door.gate.holds_opening(self.attempt, now_ms=now_ms)
             if binds:
-                return await self._opening_in_time()
-        if door.gate.needs_request(self.attempt):  # policy asks to keep it
-            return await self._opening_in_time(OPENING_UNKEPT_TEXT)
-        return None
+                return await self._opening_in_time(OPENING_MISSING_TEXT)
+        if not door.gate.needs_request(self.attempt):
+            return None
+        if case is not None and case.level < GOVERNED:
+            return await self._opening_or_future()
+        return await self._opening_in_time(OPENING_UNKEPT_TEXT)
 
-    async def _opening_in_time(self, missing: str = OPENING_MISSING_TEXT) -> Any:
+    async def _opening_in_time(self, missing: str) -> Any:
         try:
             async with asyncio.timeout(self._door.opening_timeout_s):
                 message: Any = await self.context.read()
@@ -156,6 +160,19 @@ class Execution:
         except TimeoutError:
             error = StateError(Reason.OPENING_MISSING, missing)
             await self._refused(self._door.gate.decline(self.attempt, error))
+
+    async def _opening_or_future(self) -> Any:
+        reading = asyncio.ensure_future(self.context.read())  # gRPC cannot take a started read back
+        try:
+            await asyncio.wait({reading}, timeout=self._door.opening_timeout_s)
+            if not reading.done():
+                return reading
+            if reading.result() is EOF:
+                await no_cancellation_follows()
+            return reading.result()
+        except BaseException:
+            reading.cancel()
+            raise
 
     async def authorize(self, request: bytes | None, *, ended: bool = False) -> Permitted:
         """Return the right to forward; ends the call when there is none.

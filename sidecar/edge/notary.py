@@ -223,12 +223,18 @@ class Notary:
         case.link = Link.NONE if claims.parent_sha256 is None else Link.VERIFIED
 
     def _bind(self, case: Case, permit: Permit) -> None:
+        # A stream whose permit binds none may have been read for another reason; `check_enough` is for that one.
+        waited_for = permit.claims.request_sha256 is not None
         try:
-            self._signing.verifier.bind(permit, case.request_sha256 or None)
+            self._signing.verifier.bind(permit, case.request_sha256 or None if waited_for else None)
         except MeshError:
-            case.permit, case.permit_sha256, case.permit_token = None, b"", b""  # it is not this call's
-            self._unlinked(case)
+            self._unbound(case)
             raise
+
+    def _unbound(self, case: Case) -> None:
+        """Take a permit that is not this call's off what is recorded of it."""
+        case.permit, case.permit_sha256, case.permit_token = None, b"", b""
+        self._unlinked(case)
 
     def _link(self, case: Case) -> None:
         caller = case.attempt.principal
@@ -315,6 +321,8 @@ class Notary:
         if case.permit is not None:
             # Nothing runs under it, so nothing may be linked to it; however the door goes on.
             self._signing.verifier.closed(case.permit)
+            if case.permit.claims.request_sha256 not in {None, case.request_sha256}:
+                self._unbound(case)  # the message that it binds never came
         if not case.execution_id:
             self._unlinked(case)
         self._write(case, self._intent(case, decision))

@@ -67,12 +67,19 @@ def _descriptors() -> bytes:
     return descriptor_pb2.FileDescriptorSet(file=[file]).SerializeToString(deterministic=True)
 
 
-def engine(policies: str = BOUND, *, level: int = 5, known: bool = False) -> Engine:
-    """Compile a bundle for the service `shop`; `known` with descriptors, so that single requests are known as such."""
+def engine(policies: str = BOUND, *, level: int = 5, known: bool = False, more: str = "") -> Engine:
+    """Compile a bundle for the service `shop`; `known` with descriptors, so that single requests are known as such.
+
+    Args:
+        policies: Cedar text.
+        level: of the service.
+        known: whether the bundle has descriptors.
+        more: lines of bundle.yaml.
+    """
     files = {
         "bundle.yaml": (
             f"name: test\ndescription: t\ntrust_domain: {DOMAIN}\nlevel: {level}\n"
-            f"services: {{shop: {{grpc_services: [{SERVICE}]}}}}\n"
+            f"services: {{shop: {{grpc_services: [{SERVICE}]}}}}\n{more}"
         ).encode(),
         "policies/p.cedar": policies.encode(),
         "tests/t.yaml": b"[]\n",

@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc.aio
 import pytest
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from sidecar.core.call import Attempt, Decision, Direction
 from tests.support.errors import outcome
@@ -17,6 +18,7 @@ from tests.support.interop_cases import CASES, EOF
 from tests.support.interop_service import DUPLEX, EMPTY, INPUT, OUTPUT, UNARY, GenericHandler, ask
 from tests.support.level_five import BOUND, METHOD_ALONE, Pair, engine, pair
 from tests.support.proxies import ALICE, SHOP, path, served
+from trust.compact import to_base64url
 from trust.edge.tls import channel_credentials
 from trust.errors import Reason
 from trust.permit import NO_MESSAGE, PERMIT_KEY, certificate_sha256, read_claims
@@ -252,3 +254,23 @@ async def test_policy_that_comes_while_a_stream_is_held_is_the_one_it_is_decided
         _, _, info = await outcome(call.read())
         assert (info["reason"], info["policy_version"]) == ("NO_POLICY_PERMITS", "2")
         assert through.service.metadata == []
+
+
+@pytest.mark.parametrize("level", [1, 3])
+async def test_below_level_four_no_stream_is_refused_because_a_message_that_policy_asks_to_keep_does_not_come(
+    level: int,
+) -> None:
+    """There a person is told that it is not kept, and the stream goes on with every message that comes later."""
+    auditor = to_base64url(X25519PrivateKey.generate().public_key().public_bytes_raw())
+    asks = BOUND.replace('@id("may")', '@id("may") @audit("payload")')
+    policy = engine(asks, level=level, more=f"auditors: {{ann: {auditor}}}\n")
+    async with server_first() as (address, _), pair(policy, service_at=address, **SOON) as p:
+        call: Any = p.channel.stream_stream(DUPLEX, None, None)(None)
+        assert await call.read() == b"hello"
+        await call.write(b"hello yourself")
+        assert await call.read() == b"hello yourself"
+        await call.done_writing()
+        assert await call.read() is EOF
+        silent: Any = p.channel.stream_stream(DUPLEX, None, None)(None)
+        assert await silent.read() == b"hello"
+        silent.cancel()

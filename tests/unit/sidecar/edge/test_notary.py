@@ -205,3 +205,30 @@ def test_a_level_that_was_raised_while_a_message_was_waited_for_demands_its_perm
     node.level = 5
     with pytest.raises(EvidenceError, match="PERMIT_MISSING"):
         node.notary.admit(case, MESSAGE, now_ms=NOW_MS)
+
+
+def test_a_stream_whose_opening_message_never_came_is_recorded_without_the_permit_that_binds_it() -> None:
+    """The record would contradict its own permit, and an honest evidence file would look tampered with."""
+    node = Node()
+    case = stream(node, mint(CALLER, request_sha256=NO_MESSAGE))
+    assert node.notary.present(case, now_ms=NOW_MS)
+    node.notary.refused(case, DENIED)
+    (intent,) = node.records.held
+    assert isinstance(intent, Intent)
+    assert (intent.permit, intent.permit_sha256, intent.request_sha256) == (b"", b"", b"")
+
+
+async def test_a_message_that_was_read_for_another_reason_does_not_make_a_permit_of_the_method_worse() -> (
+    None
+):
+    """Whether the method alone is enough is for policy to say; the record holds what was sent all the same."""
+    node = Node()
+    case = stream(node, permit())
+    assert not node.notary.present(case, now_ms=NOW_MS)
+    node.notary.admit(case, MESSAGE, now_ms=NOW_MS)
+    with pytest.raises(EvidenceError, match="PERMIT_MISMATCH"):
+        await node.notary.opened(case, ALLOWED, now_ms=NOW_MS)
+    await node.notary.opened(case, METHOD_ALONE, now_ms=NOW_MS)
+    intent = node.records.held[-1]
+    assert isinstance(intent, Intent)
+    assert intent.request_sha256 == hashlib.sha256(MESSAGE).digest() and intent.permit
