@@ -50,6 +50,11 @@ class Rounds:
         """Whom this node knows, in the order of its ring."""
         return tuple(self._ring)
 
+    @property
+    def hot(self) -> bool:
+        """Whether another round follows soon because of news."""
+        return self._hot_ms is not None
+
     def met(self, peers: Sequence[str]) -> None:
         """Take the peers that are known now, in an order that the caller has shuffled; at most MAX_PEERS count.
 

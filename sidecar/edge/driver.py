@@ -28,6 +28,7 @@ from sidecar.edge.health import Health
 from sidecar.edge.journal import LogJournal
 from sidecar.edge.listeners import Addresses, Listeners, Parts, own_server
 from sidecar.edge.members import make_identity, members, start_patiently
+from sidecar.edge.membership import Membership
 from sidecar.edge.policy_keeper import PolicyKeeper
 from sidecar.edge.provenance import Provenance
 from sidecar.edge.record_file import load_record
@@ -93,7 +94,20 @@ class Sidecar:
         boot_id = secrets.token_hex(8)
         alarms = Alarms()
         state = BundleState(load_record(self._record_path), monotonic_ms=clock.monotonic_ms())
-        self.client = PolicyClient(config.data_dir / "tuf", read_root(config.root), clock=clock)
+        root = read_root(config.root)
+        self.client = PolicyClient(config.data_dir / "tuf", root, clock=clock)
+        self.identity, self.jwt = make_identity(config, clock)
+        self.membership = Membership(
+            config,
+            root,
+            boot_id=boot_id,
+            client=self.client,
+            identity=self.identity,
+            clock=clock,
+            trusted_now_ms=lambda: state.trusted_now_ms(clock.now_ms(), clock.monotonic_ms()),
+            alarms=alarms,
+            changed=self._denials_changed,
+        )
         self.pipeline = Pipeline(
             node=config.node,
             trust_domain=config.trust_domain,
@@ -103,6 +117,7 @@ class Sidecar:
             local_level=config.level,
             journal=LogJournal(alarms),
             doubtful=doubtful.set,
+            denials=self.membership.denials.denials,
         )
         services = {one.service for one in config.inbound} | {one.service for one in config.outbound}
         self.view = NodeView(
@@ -116,9 +131,8 @@ class Sidecar:
             clock=clock,
             started_ms=clock.now_ms(),
         )
-        self.identity, self.jwt = make_identity(config, clock)
         self.health = Health()
-        self.source = self._file_source()
+        self.source = self.membership.source(self._file_source())
         self.keeper = PolicyKeeper(
             client=self.client,
             source=self.source,
@@ -131,6 +145,7 @@ class Sidecar:
             local_level=config.level,
             changed=self._changed.set,
             doubtful=doubtful,
+            swapped=self.membership.swapped,
         )
         self.provenance: Provenance | None = None
         self._workload_ids: dict[str, str] = {}  # by name; names come from signed policy and configuration
@@ -189,15 +204,22 @@ class Sidecar:
             await self.keeper.resume()
             reporter = self._reporter(channels)
             feed = self._feed()
+            self.membership.announced, self.membership.head = feed.offer, provenance.head
             loops: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
                 "policy": self.keeper.run,
                 "feed": feed.run,
                 "reports": reporter.run,
                 "provenance": provenance.run,
                 "changes": functools.partial(self._announce, addresses, reporter),
+                **self.membership.start(channels, self.broker),
             }
             background += [asyncio.create_task(part(), name=name) for name, part in loops.items()]
-            self.view.notes = lambda: (*_feed_notes(feed), *self._workload_notes(), *provenance.notes())
+            self.view.notes = lambda: (
+                *feed.notes(),
+                *self._workload_notes(),
+                *provenance.notes(),
+                *self.membership.notes(),
+            )
             await self._until_stopped(background)
             self.view.draining = True
             await self._show_readiness()
@@ -241,6 +263,9 @@ class Sidecar:
 
     # parts
 
+    def _denials_changed(self) -> None:
+        self.pipeline.governance_changed()
+
     def _file_source(self) -> GrpcFileSource:
         node = self.config.spiffe_id("node", self.config.node)
         return GrpcFileSource(
@@ -278,6 +303,7 @@ class Sidecar:
             node=self.config.spiffe_id("node", self.config.node),
             status=self.view.status,
             period_s=self.config.limits.report_period_s,
+            peers=self.membership.named,
         )
 
     def _signed_workload(self, service: str) -> str | None:
@@ -318,6 +344,7 @@ class Sidecar:
         def add(server: grpc.aio.Server) -> None:
             servicer = NodeServicer(self.view, self.config.trust_domain)
             node_pb2_grpc.add_NodeServicer_to_server(servicer, server)
+            self.membership.add_to(server)
             self.health.add_to(server)
 
         node = self.config.spiffe_id("node", self.config.node)
@@ -382,15 +409,6 @@ def read_root(path: Path) -> bytes:
             Reason.CONFIG_INVALID,
             f"root: {path}: {error.strerror}; it is the root.json that `egm init` wrote",
         ) from None
-
-
-def _feed_notes(feed: PolicyFeed) -> tuple[str, ...]:
-    """Return what is wrong with the feed, for the alarms of the status."""
-    stats = feed.stats
-    notes = [] if feed.connected else ["no announcements arrive (broker and watch); polling goes on"]
-    if stats.last_error is not None:
-        notes.append(f"policy refresh fails: {stats.last_error}")
-    return tuple(notes)
 
 
 async def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:

@@ -97,6 +97,14 @@ class PolicyFeed:
             connected={name: listener.connected for name, listener in self._listeners.items()},
         )
 
+    def notes(self) -> tuple[str, ...]:
+        """Return what is wrong with the feed, for the alarms of the status."""
+        stats = self.stats
+        notes = [] if self.connected else ["no announcements arrive (broker and watch); polling goes on"]
+        if stats.last_error is not None:
+            notes.append(f"policy refresh fails: {stats.last_error}")
+        return tuple(notes)
+
     def offer(self, payload: bytes) -> None:
         """Take an announcement from any source, in the event loop.
 

@@ -28,13 +28,14 @@ from sidecar.edge.node_signer import KEY_FILE, NodeSigner
 from sidecar.edge.notary import Journal, Notary, Signing
 from sidecar.edge.permit_floor import FLOOR_FILE, PermitFloor
 from sidecar.edge.shipping import Shipper
-from trust.edge.endorsements import EndorsementFiles
+from trust.edge.endorsements import EndorsementFiles, PeerEndorsements
 from trust.edge.files import write_atomic
 from trust.edge.ids import ExecutionIds
 from trust.edge.ledger import Ledger
 from trust.edge.tls import Channels
 from trust.errors import MeshError, Reason, StateError
 from trust.execution import OpenExecutions
+from trust.gossip import Head
 from trust.identity import IdentitySource
 from trust.permit import certificate_sha256
 from trust.ports import Clock
@@ -96,10 +97,12 @@ class Provenance:
         shipper: Shipper | None,
         *,
         vouch: Callable[[], None] = lambda: None,
+        peers: PeerEndorsements | None = None,
     ) -> None:
-        """Use `open`. `vouch` writes down what vouches for the key now."""
+        """Use `open`. `vouch` writes down what vouches for the key now, `peers` what vouched for those of others."""
         self.notary, self.ledger, self.shipper = notary, ledger, shipper
-        self._opened, self._open_path, self._vouch = opened, open_path, vouch
+        self.signer: NodeSigner | None = None  # set by `open`
+        self._opened, self._open_path, self._vouch, self._peers = opened, open_path, vouch, peers
 
     @classmethod
     async def open(
@@ -124,6 +127,7 @@ class Provenance:
             InputError: KEY_UNREADABLE.
         """
         node = config.spiffe_id("node", config.node)
+        peers = PeerEndorsements(config.data_dir / ENDORSEMENTS_DIRECTORY)
         signer = NodeSigner(config.data_dir / KEY_FILE, node, identity, clock)
         open_path = config.data_dir / "ledger-open"
         ledger, shipper, opened = None, None, OpenExecutions()
@@ -157,7 +161,7 @@ class Provenance:
             in_force=lambda: state.in_force,
             callee=callee,
             journal=journal,
-            signing=_signing(config, signer, identity, node, clock),
+            signing=_signing(config, signer, identity, node, clock, peers=peers),
             alarm=lambda text: _alarm(alarms, text),
         )
         kept = EndorsementFiles(config.data_dir / ENDORSEMENTS_DIRECTORY)
@@ -168,7 +172,9 @@ class Provenance:
             except (MeshError, OSError) as error:
                 logger.warning("the endorsement of the signing key was not kept for evidence: %s", error)
 
-        return cls(notary, ledger, opened, open_path, shipper, vouch=vouch)
+        made = cls(notary, ledger, opened, open_path, shipper, vouch=vouch, peers=peers)
+        made.signer = signer
+        return made
 
     async def run(self) -> None:
         """Ship records, and remember from where on executions are open, until cancelled."""
@@ -176,6 +182,15 @@ class Provenance:
             if self.shipper is not None:
                 group.create_task(self.shipper.run(), name="shipping")
             group.create_task(self._remember(), name="open executions")
+
+    def head(self) -> Head | None:
+        """Return the ledger's last signed tree head with what vouches for its key; None when there is none."""
+        if self.ledger is None or self.signer is None or not self.ledger.last_checkpoint:
+            return None
+        try:
+            return Head(self.ledger.last_checkpoint, self.signer.endorsement())
+        except MeshError:
+            return None
 
     def notes(self) -> tuple[str, ...]:
         """Return what is wrong with recording and shipping, for the alarms of the status."""
@@ -189,6 +204,7 @@ class Provenance:
     async def close(self) -> None:
         """Make everything durable and sign the last checkpoint."""
         self._vouch()
+        await self._keep_peers()
         self._write_open()
         if self.ledger is not None:
             await self.ledger.close()
@@ -196,8 +212,19 @@ class Provenance:
     async def _remember(self) -> None:
         while True:
             self._vouch()
+            await self._keep_peers()
             await asyncio.sleep(_OPEN_PERIOD_S)
             self._write_open()
+
+    async def _keep_peers(self) -> None:
+        noted = {} if self._peers is None else self._peers.take()
+        if self._peers is not None and noted:
+            try:
+                await asyncio.to_thread(
+                    self._peers.write, noted
+                )  # many at once after a start of the whole mesh
+            except OSError as error:
+                logger.warning("endorsements of other nodes were not kept for evidence: %s", error)
 
     def _write_open(self) -> None:
         if self.ledger is None:
@@ -245,10 +272,16 @@ def _close_orphans(journal: LedgerJournal, opened: OpenExecutions, boot_id: str,
 
 
 def _signing(
-    config: SidecarConfig, signer: NodeSigner, identity: IdentitySource, node: SpiffeId, clock: Clock
+    config: SidecarConfig,
+    signer: NodeSigner,
+    identity: IdentitySource,
+    node: SpiffeId,
+    clock: Clock,
+    *,
+    peers: PeerEndorsements,
 ) -> Signing:
     floor = PermitFloor(config.data_dir / FLOOR_FILE, clock)
-    endorsements = Endorsements(identity.anchors_pem, config.trust_domain)
+    endorsements = Endorsements(identity.anchors_pem, config.trust_domain, note=peers.note)
     identity.subscribe(endorsements.forget_all)
     verifier = Verifier(endorsements, ReplayCache(boot_ms=floor.boot_ms, remember=floor.remember))
     minter = Minter(node, signer.key_id, signer.sign, lambda: secrets.token_bytes(16))

@@ -33,8 +33,10 @@ class Reporter:
         node: SpiffeId,
         status: Callable[[], operator_pb2.NodeStatus],
         period_s: float,
+        peers: Callable[[list[tuple[str, str]]], None] = lambda _peers: None,
     ) -> None:
-        """Take where to report and what."""
+        """Take where to report and what; `peers` is told whom the control plane names: node and address."""
+        self._peers = peers
         self._channels, self._addresses, self._node = channels, tuple(addresses), node
         self._status, self._period_s = status, period_s
         self._server_dns = control_plane_dns(node.trust_domain)
@@ -62,7 +64,8 @@ class Reporter:
             try:
                 channel = self._channels.get(address, client=self._node, server_dns=self._server_dns)
                 stub = node_pb2_grpc.FleetStub(channel)
-                await stub.Report(self._status(), timeout=REPORT_TIMEOUT_S)
+                ack = await stub.Report(self._status(), timeout=REPORT_TIMEOUT_S)
+                self._peers([(peer.node, peer.address) for peer in ack.peers])
             except MeshError as failure:
                 error = f"{address}: {failure}"
             except grpc.aio.AioRpcError as failure:

@@ -1,0 +1,240 @@
+"""A node as a member among peers: what is denied, what it tells and hears, and whom it gives policy files.
+
+DIR/denials.json    what is revoked and proven (trust.edge.denial_keeper)
+DIR/peers.json      other nodes (sidecar.edge.peers)
+"""
+
+import logging
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, Final
+
+import grpc.aio
+from google.protobuf.message import DecodeError
+
+from egm.v1 import distribution_pb2_grpc, gossip_pb2, gossip_pb2_grpc
+from sidecar.config import SidecarConfig
+from sidecar.core.bundle_state import InForce
+from sidecar.core.readiness import Alarms
+from sidecar.edge.gossip import Gossiper
+from sidecar.edge.peer_files import AnySource, PeerDistribution, PeerFiles, RotatingSource
+from sidecar.edge.peers import PeerBook
+from trust import limits
+from trust.announce import denials_topic
+from trust.denials import Changed
+from trust.edge.denial_keeper import DenialKeeper
+from trust.edge.gossip import EmergencyServicer, GossipServicer, Member
+from trust.edge.grpc_errors import abort
+from trust.edge.mqtt import BrokerUrl, MqttListener
+from trust.edge.tls import Channels, peer_of
+from trust.edge.tuf_client import PolicyClient
+from trust.errors import EvidenceError, MeshError, Reason
+from trust.gossip import Head
+from trust.heads import Heads
+from trust.identity import IdentitySource
+from trust.misbehaviour import Anchors
+from trust.node_key import NodeKey, verify_endorsement
+from trust.ports import Clock
+from trust.spiffe import SpiffeId
+
+logger = logging.getLogger(__name__)
+
+DENIALS_FILE: Final = "denials.json"
+PEERS_FILE: Final = "peers.json"
+_LONELY_FAILURES: Final = 5  # rounds in a row
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class Membership:
+    """The parts, made before there is an identity and started with one."""
+
+    def __init__(
+        self,
+        config: SidecarConfig,
+        root: bytes,
+        *,
+        boot_id: str,
+        client: PolicyClient,
+        identity: IdentitySource,
+        clock: Clock,
+        trusted_now_ms: Callable[[], int],
+        alarms: Alarms,
+        changed: Callable[[], None],
+    ) -> None:
+        """Read what was denied and who was known.
+
+        Args:
+            config: of this node.
+            root: the trust anchor, TUF root metadata.
+            boot_id: unique per start.
+            client: the policy that is held.
+            identity: certificates and CA.
+            clock: wall and monotonic time.
+            trusted_now_ms: wall time, never behind signed time.
+            alarms: where problems are shown.
+            changed: decides open streams again.
+
+        Raises:
+            InputError: CONFIG_INVALID: it cannot be read what was revoked.
+        """
+        self._config, self._root, self._client = config, root, client
+        self._identity, self._clock, self._alarms = identity, clock, alarms
+        self.me = config.spiffe_id("node", config.node)
+        self._in_force: InForce | None = None
+        self.peers = PeerBook(config.data_dir / PEERS_FILE, config.node, config.peers)
+        self.denials = DenialKeeper(
+            config.data_dir / DENIALS_FILE,
+            config.trust_domain,
+            now_ms=trusted_now_ms,
+            monotonic_ms=clock.monotonic_ms,
+            anchors=self._anchors,
+            changed=lambda _changed: self._denied(_changed, changed),
+            alarm=self._alarm,
+            clear=alarms.clear,
+        )
+        self._heads = Heads(self._node_key)
+        self.head: Callable[[], Head | None] = lambda: None  # of our own ledger; set when it is open
+        self.announced: Callable[[bytes], None] = lambda _timestamp: (
+            None
+        )  # takes a newer lease; set by the driver
+        self.member = Member(
+            self.me,
+            boot_id,
+            self.denials,
+            timestamp=lambda: client.newest,
+            announced=self._announced,
+            heads=self._shown_heads,
+            saw=self._saw,
+        )
+        self.gossiper: Gossiper | None = None
+
+    # policy
+
+    def swapped(self, now_in_force: InForce) -> None:
+        """Apply a policy that comes into force; nothing is decided under it before."""
+        self._in_force = now_in_force
+        mesh = now_in_force.engine.mesh
+        self.denials.govern(mesh)
+        roster = mesh.roster()
+        if roster is not None:
+            known = {name: one.address for name, one in roster.witnesses.items() if one.address}
+            self.peers.signed(known)
+            self._met()
+
+    def source(self, control_plane: RotatingSource) -> AnySource:
+        """Return where policy files come from: the control plane, then peers."""
+        return AnySource(control_plane, self._identity, self.me, self._in_turn)
+
+    def named(self, peers: list[tuple[str, str]]) -> None:
+        """Take the peers that the control plane names."""
+        if self.peers.named(peers):
+            self._met()
+
+    # life cycle
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Serve peers and people on the admin listener."""
+        files = PeerFiles(self._client, self._root)
+        gossip_pb2_grpc.add_GossipServicer_to_server(GossipServicer(self.member, self.check), server)
+        gossip_pb2_grpc.add_EmergencyServicer_to_server(EmergencyServicer(self.denials, self.check), server)
+        distribution_pb2_grpc.add_DistributionServicer_to_server(PeerDistribution(files, self.check), server)
+
+    def start(
+        self, channels: Channels, broker: BrokerUrl
+    ) -> dict[str, Callable[[], Coroutine[Any, Any, None]]]:
+        """Return what must run, by name."""
+        self._identity.subscribe(self._heads.forget_keys)
+        self.gossiper = Gossiper(
+            self.member,
+            channels,
+            self._clock,
+            control_planes=self._config.control_plane.addresses,
+            peers=self.peers.addresses,
+            shuffled=self.peers.shuffled,
+        )
+        loops: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {"gossip": self.gossiper.run}
+        if broker.enabled:
+            topic = denials_topic(self._config.trust_domain)
+            listener = MqttListener(broker, self._config.trust_domain, self._heard, topic=topic)
+            loops["denials by broker"] = listener.run
+        return loops
+
+    def notes(self) -> tuple[str, ...]:
+        """Return what is wrong with the links to others, for the alarms of the status."""
+        if self.gossiper is None:
+            return ()
+        lost = [name for name, count in self.gossiper.failures().items() if count >= _LONELY_FAILURES]
+        others = self.peers.addresses()
+        if others and all(name in lost for name in others):
+            return (
+                f"no peer answers ({', '.join(sorted(others)[:5])}); are their admin listeners reachable?",
+            )
+        return ()
+
+    async def check(self, context: Context, kinds: frozenset[str]) -> SpiffeId:
+        """Return who calls, if it is a member of one of `kinds`; else end the call."""
+        try:
+            peer = peer_of(context, trust_domain=self._config.trust_domain, now_ms=self._clock.now_ms())
+            if peer.kind not in kinds or not peer.name or "/" in peer.name:
+                allowed = ", ".join(sorted(kinds))
+                raise EvidenceError(Reason.NOT_AUTHORIZED, f"{peer} may not ask this; allowed: {allowed}")
+        except MeshError as error:
+            await abort(context, error)
+        return peer
+
+    # inside
+
+    def _met(self) -> None:
+        if self.gossiper is not None:
+            self.gossiper.met()
+
+    def _in_turn(self) -> Mapping[str, str]:
+        """Return the peers to ask for files, in random order."""
+        known = self.peers.addresses()
+        return {name: known[name] for name in self.peers.shuffled() if name in known}
+
+    def _denied(self, change: Changed, changed: Callable[[], None]) -> None:
+        own = self.denials.denials.of_node(str(self.me))
+        if own is not None:
+            self._alarm("own-denial", f"this node is denied, so it refuses everything: {own.why}")
+        else:
+            self._alarms.clear("own-denial")
+        changed()
+
+    def _announced(self, timestamp: bytes) -> None:
+        self.announced(timestamp)
+
+    def _heard(self, payload: bytes) -> None:
+        """Take what the broker retains; unverified."""
+        try:
+            message = gossip_pb2.GossipMessage.FromString(payload)
+        except DecodeError:
+            raise EvidenceError(Reason.REVOCATION_INVALID, "the broker's message is not gossip") from None
+        self.denials.take(list(message.directives), list(message.proofs))
+
+    def _shown_heads(self) -> list[Head]:
+        own = self.head()
+        return [*([] if own is None else [own]), *self._heads.show(limits.MAX_GOSSIP_HEADS - 1)]
+
+    def _saw(self, head: Head) -> None:
+        proof = self._heads.saw(head)
+        if proof is None:
+            return
+        try:
+            self.denials.accuse(proof)
+        except MeshError as error:
+            logger.warning("two ledger heads contradict each other, but prove nothing: %s", error)
+
+    def _node_key(self, endorsement: bytes) -> NodeKey:
+        return verify_endorsement(
+            endorsement, self._identity.anchors_pem(), self._config.trust_domain, self._clock.now_ms()
+        )
+
+    def _anchors(self) -> Anchors:
+        held = self._in_force
+        roster = None if held is None else held.engine.mesh.roster()
+        return Anchors(self._config.trust_domain, self._identity.anchors_pem(), roster, self._root)
+
+    def _alarm(self, kind: str, text: str) -> None:
+        if self._alarms.set(kind, text):
+            logger.error("alarm: %s", text)

@@ -1,0 +1,223 @@
+"""Policy files from and for peers: a node serves what it verified, and asks others when no control plane answers.
+
+Nothing that arrives here is trusted; the TUF client verifies it, so it does not matter who sent it.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from typing import Any, Final, Protocol
+
+import grpc
+import grpc.aio
+from tuf.api.metadata import Root, Snapshot, Targets
+
+from egm.v1 import distribution_pb2 as pb
+from egm.v1 import distribution_pb2_grpc as rpc
+from trust import limits
+from trust.authoring import parse_metadata
+from trust.chain import Stored, sha256_of_target
+from trust.edge.distribution_client import FetchLimits, GrpcFileSource
+from trust.edge.gossip import PEERS, Check
+from trust.edge.grpc_errors import abort
+from trust.edge.tls import channel_credentials, channel_options
+from trust.edge.tuf_client import PolicyClient
+from trust.errors import CapacityError, EvidenceError, MeshError, Reason, StateError
+from trust.identity import IdentitySource
+from trust.ports import FileSource
+from trust.repository import TIMESTAMP_PATH, metadata_path, target_file_path
+from trust.spiffe import SpiffeId
+
+logger = logging.getLogger(__name__)
+
+Context = grpc.aio.ServicerContext[Any, Any]
+_TRIED_PEERS: Final = 3  # for one file; the next refresh tries others
+_PEER_LIMITS: Final = FetchLimits(timeout_s=3.0, max_resumes=1)
+_AWAY: Final = frozenset({Reason.SOURCE_UNAVAILABLE, Reason.DOWNLOAD_TOO_SLOW})
+
+
+class PeerFiles:
+    """The policy files of this node by their repository path, as a peer asks for them."""
+
+    def __init__(self, client: PolicyClient, root: bytes) -> None:
+        """Serve what `client` holds, and `root`, the trust anchor."""
+        self._client, self._root = client, root
+        self._of = -1  # timestamp version that the index was made for
+        self._files: dict[str, bytes] = {}
+        self._archives: dict[str, str] = {}
+
+    def read(self, path: str) -> bytes | None:
+        """Return one file; None when it is not here. Blocking."""
+        version = self._client.newest[0]
+        if version != self._of:
+            self._index()
+            self._of = version
+        if path in self._archives:
+            return self._client.archive(self._archives[path])
+        return self._files.get(path)
+
+    def _index(self) -> None:
+        stored = self._client.stored()
+        self._files, self._archives = {}, {}
+        if stored is None:
+            return
+        for root in (self._root, *stored.roots):
+            version = parse_metadata(root, Root).signed.version
+            self._files[metadata_path("root", version)] = root
+        self._files[TIMESTAMP_PATH] = stored.timestamp
+        snapshot = parse_metadata(stored.snapshot, Snapshot).signed
+        self._files[metadata_path("snapshot", snapshot.version)] = stored.snapshot
+        self._add_roles(stored)
+
+    def _add_roles(self, stored: Stored) -> None:
+        for role, data in stored.roles.items():
+            targets = parse_metadata(data, Targets).signed
+            self._files[metadata_path(role, targets.version)] = data
+            sha256 = sha256_of_target(role, targets)
+            self._archives[target_file_path(role, sha256)] = sha256
+
+
+class PeerDistribution(rpc.DistributionServicer):
+    """egm.v1.Distribution as a node serves it: the policy that it enforces, to other nodes."""
+
+    def __init__(
+        self, files: PeerFiles, check: Check, *, transfers: int = limits.MAX_CONCURRENT_UPLOADS
+    ) -> None:
+        """Serve `files` to whoever `check` lets through, to few at a time: this node has calls to carry."""
+        self._files, self._check = files, check
+        self._free = transfers
+
+    async def GetFile(self, request: pb.GetFileRequest, context: Context) -> AsyncIterator[pb.FileChunk]:
+        """Stream one file from `offset` on."""
+        await self._check(context, PEERS)
+        if self._free == 0:
+            await abort(context, CapacityError(Reason.LIMIT_EXCEEDED, "this node serves others; ask another"))
+        self._free -= 1
+        try:
+            data = await self._data(request.path, context)
+            if not 0 <= request.offset <= len(data):
+                text = f"offset {request.offset} is outside of {len(data)} bytes"
+                await context.abort(grpc.StatusCode.OUT_OF_RANGE, text)
+            start = request.offset
+            while True:
+                part = data[start : start + limits.MAX_CHUNK_BYTES]
+                yield pb.FileChunk(total_size=len(data), data=part)
+                start += len(part)
+                if start >= len(data):
+                    return
+        finally:
+            self._free += 1
+
+    async def Watch(self, request: pb.WatchRequest, context: Context) -> AsyncIterator[pb.Announcement]:
+        """Refuse: nodes tell each other by gossip what is new."""
+        await self._check(context, PEERS)
+        nothing: tuple[pb.Announcement, ...] = ()
+        for announcement in nothing:  # a stream, like that of a control plane
+            yield announcement
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "a node announces by egm.v1.Gossip")
+
+    async def _data(self, path: str, context: Context) -> bytes:
+        try:
+            data = await asyncio.to_thread(self._files.read, path)
+        except MeshError as error:
+            await abort(context, error)
+        if data is None:
+            await abort(context, EvidenceError(Reason.NOT_FOUND, f"no policy file {path[:120]!r} here"))
+        return data
+
+
+class RotatingSource(FileSource, Protocol):
+    """A source of files whose certificates change; `GrpcFileSource` is one."""
+
+    def rotate(self) -> None:
+        """Use new certificates from now on."""
+        ...
+
+    def close(self) -> None:
+        """Close every channel."""
+        ...
+
+
+class AnySource:
+    """The control plane, and when it does not answer, peers. A `trust.ports.FileSource`; blocking."""
+
+    def __init__(
+        self,
+        control_plane: RotatingSource,
+        identity: IdentitySource,
+        me: SpiffeId,
+        peers: Callable[[], Mapping[str, str]],
+    ) -> None:
+        """Take where files come from.
+
+        Args:
+            control_plane: asked first.
+            identity: supplies the certificate to show to peers.
+            me: this node.
+            peers: NAME -> HOST:PORT, in the order in which to ask.
+        """
+        self._control_plane, self._identity, self._me, self._peers = control_plane, identity, me, peers
+        self._sources: dict[tuple[str, str], GrpcFileSource] = {}
+
+    def fetch(self, path: str) -> Iterator[bytes]:
+        """Yield the file in chunks; see `trust.ports.FileSource`.
+
+        A peer that does not have the file proves nothing: then another is asked, and only when all that answer lack
+        it, it is said not to exist.
+        """
+        started = False
+        try:
+            for chunk in self._control_plane.fetch(path):
+                started = True
+                yield chunk
+            return
+        except StateError as error:
+            if started or error.reason not in _AWAY:
+                raise
+            away = error
+        yield from self._from_peers(path, away)
+
+    def rotate(self) -> None:
+        """Use new certificates from now on."""
+        self._control_plane.rotate()
+        for source in self._sources.values():
+            source.rotate()
+
+    def close(self) -> None:
+        """Close every channel."""
+        self._control_plane.close()
+        for source in self._sources.values():
+            source.close()
+        self._sources.clear()
+
+    def _from_peers(self, path: str, away: StateError) -> Iterator[bytes]:
+        missing = False
+        for name, address in list(self._peers().items())[:_TRIED_PEERS]:
+            started = False
+            try:
+                for chunk in self._source(name, address).fetch(path):
+                    started = True
+                    yield chunk
+            except FileNotFoundError:
+                missing = True
+            except MeshError as error:
+                if started:
+                    raise
+                logger.debug("%s from peer %s: %s", path, name, error)
+            else:
+                return
+        if missing:
+            raise FileNotFoundError(path)
+        raise away
+
+    def _source(self, name: str, address: str) -> GrpcFileSource:
+        known = self._sources.get((name, address))
+        if known is None:
+            server = SpiffeId.of(self._me.trust_domain, "node", name)
+            known = self._sources[name, address] = GrpcFileSource(
+                [address],
+                lambda: channel_credentials(self._identity, self._me),
+                channel_options(server),
+                bounds=_PEER_LIMITS,
+            )
+        return known
