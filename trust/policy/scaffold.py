@@ -17,7 +17,7 @@ name: {name}
 description: Who may call {service}.
 trust_domain: {trust_domain}
 
-# 0 pass everything, 1 observe, 3 enforce where policy exists, 4 explicit allow or refuse
+# 0 pass everything, 1 observe, 3 enforce where policy exists, 4 explicit allow or refuse, 5 also permits and proof
 level: 4
 # policy counts as fresh for ttl_s after each renewal, is enforced with an alarm for grace_s more, then all is refused
 lease: {{ttl_s: 60, grace_s: 120}}
@@ -40,6 +40,21 @@ permit(
   action{action},
   resource == Service::"{service}"
 );
+
+{look}// At level 5 the permit of a stream binds its opening message. A method whose service speaks before its caller needs
+// @permit("method") after the @id of every policy that permits it.
+"""
+_LOOK: Final = """\
+// Health checks and reflection through the mesh are calls like any other. To allow them, add grpc.health.v1.Health and
+// grpc.reflection.v1.ServerReflection to grpc_services in bundle.yaml, and here:
+//
+// @id("callers-may-look-at-{service}")
+// permit(
+//   principal in Role::"callers",
+//   action in [Action::"grpc.health.v1.Health", Action::"grpc.reflection.v1.ServerReflection"],
+//   resource == Service::"{service}"
+// );
+//
 """
 _TESTS: Final = """\
 # Each case is one call and what must become of it. Add one for everything that you promise.
@@ -90,6 +105,7 @@ def scaffold(
         "method": methods[0] if methods else _UNKNOWN_METHOD,
         "grpc_services": json.dumps(grpc_services),
         "action": _actions(grpc_services),
+        "look": _LOOK.format(service=service) if grpc_services else "",  # otherwise every method is permitted
     }
     files = {
         SETTINGS: _SETTINGS.format(**values).encode(),

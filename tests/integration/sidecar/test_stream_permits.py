@@ -5,11 +5,14 @@ import contextlib
 import hashlib
 import time
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, cast
 
 import grpc.aio
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 
 from sidecar.core.call import Attempt, Decision, Direction
 from tests.support.errors import outcome
@@ -274,3 +277,45 @@ async def test_below_level_four_no_stream_is_refused_because_a_message_that_poli
         silent: Any = p.channel.stream_stream(DUPLEX, None, None)(None)
         assert await silent.read() == b"hello"
         silent.cancel()
+
+
+class Standard(GenericHandler):
+    """Health and reflection as services have them."""
+
+    def __init__(self) -> None:
+        self.handlers: list[Any] = []
+        self.health = HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self.health, self)
+        names = (health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, cast("Any", self))
+
+    def add_generic_rpc_handlers(self, handlers: Any) -> None:
+        self.handlers += handlers
+
+    def add_registered_method_handlers(self, *_: Any) -> None:
+        """Not needed beside the generic ones."""
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        found = (handler.service(handler_call_details) for handler in self.handlers)
+        return next((handler for handler in found if handler is not None), None)
+
+
+async def test_health_watch_and_reflection_need_no_annotation() -> None:
+    """What every user has: their clients speak first."""
+    service = Standard()
+    async with served(service) as address, pair(engine(), service_at=address) as through:
+        health = health_pb2_grpc.HealthStub(through.channel)
+        await service.health.set("", health_pb2.HealthCheckResponse.SERVING)
+        answer = await health.Check(health_pb2.HealthCheckRequest())
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+        watching = health.Watch(health_pb2.HealthCheckRequest())
+        assert (await watching.read()).status == health_pb2.HealthCheckResponse.SERVING
+        await service.health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
+        assert (await watching.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        watching.cancel()
+        stub = reflection_pb2_grpc.ServerReflectionStub(through.channel)
+        asked = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="*")]))
+        (listed,) = [one async for one in asked]
+        assert "grpc.health.v1.Health" in str(listed)
+    bound = [intent.request_sha256 for intent in through.callee.intents()]
+    assert len(bound) == 3 and all(len(digest) == 32 and digest != NO_MESSAGE for digest in bound)
