@@ -41,8 +41,8 @@ permit(
   resource == Service::"{service}"
 );
 
-{look}// At level 5 the permit of a stream binds its opening message. A method whose service speaks before its caller needs
-// @permit("method") after the @id of every policy that permits it.
+{look}// At level 5 the permit of a stream binds its opening message. A method whose service speaks before its caller
+// needs @permit("method") after the @id of every policy that permits it.
 """
 _LOOK: Final = """\
 // Health checks and reflection through the mesh are calls like any other. To allow them, add grpc.health.v1.Health and
