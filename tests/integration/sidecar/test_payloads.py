@@ -17,7 +17,7 @@ from control_plane.edge.mesh_file import MeshFile
 from egm.v1 import node_pb2
 from sidecar.edge.admin import check
 from sidecar.edge.provenance import LEDGER_DIRECTORY
-from tests.support import sidecars
+from tests.support import second_verifier, sidecars
 from tests.support.auditing import Auditor, sealed
 from tests.support.cli import Outcome as Shown
 from tests.support.cli import egm
@@ -185,6 +185,10 @@ async def test_only_the_auditor_reads_what_was_sent_and_no_file_of_the_mesh_hold
     file = mesh.home / "evidence.json"
     exported = await asyncio.to_thread(egm, "evidence", "export", identifier, "-o", file, *named)
     assert exported.code == 0, exported
+    root, ca = mesh.domain.directory / "root.json", mesh.domain.directory / "ca" / "ca.pem"
+    verified = await asyncio.to_thread(egm, "evidence", "verify", file, "--root", root, "--ca", ca)
+    assert verified.code == 0, verified.stdout
+    second_verifier.check(file.read_bytes(), root.read_bytes(), ca.read_bytes())
     from_file = await payload(identifier, "--key", keys / "ann.pem", "--evidence", file, "--json")
     assert from_file.data == shown.data
     stranger = await payload(identifier, "--key", keys / "eve.pem", *ledgers, "--json")
