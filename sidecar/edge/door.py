@@ -5,7 +5,7 @@ import contextlib
 import hashlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final, NoReturn, cast
 
 import grpc
@@ -196,7 +196,7 @@ class Execution:
                 except MeshError as error:
                     raise RefusedError(door.gate.decline(self.attempt, error)) from None
                 if case.permit is not None:
-                    self.attempt = replace(self.attempt, permit=case.permit)
+                    self.attempt = self.attempt.vouched(case.permit)
             permitted = door.gate.authorize(self.attempt, request, now_ms=now_ms)
             if case is not None and notary is not None:
                 try:

@@ -4,6 +4,7 @@ One per node, shared by its doors. Below level 5 it only writes; at level 5 noth
 nor before its intent is durable.
 """
 
+import functools
 import hashlib
 import logging
 from collections.abc import Callable, Iterable
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 _TRACEPARENT: Final = "traceparent"
 _SIDE: Final = {Direction.OUTBOUND: Side.OUTBOUND, Direction.INBOUND: Side.INBOUND}
 DURABLE: Final = "durable"
+_digest: Final = functools.lru_cache(64)(bytes.fromhex)  # of a policy: the same for every call
 
 
 class Journal(Protocol):
@@ -301,7 +303,7 @@ class Notary:
             now_ms,
             execution_id=case.execution_id,
             callee=self._callee(attempt.service),
-            policy_sha256=bytes.fromhex(held.policy.base.sha256),
+            policy_sha256=_digest(held.policy.base.sha256),
         )
         case.permit_sha256, case.permit_token = permit_sha256(token), token.encode("ascii")
         return (PERMIT_KEY, token), (ENDORSEMENT_KEY, signing.endorsement())
@@ -375,7 +377,7 @@ class Notary:
             method=attempt.method,
             request_sha256=case.request_sha256,
             policy_version=decision.policy_version,
-            policy_sha256=b"" if held is None else bytes.fromhex(held.policy.base.sha256),
+            policy_sha256=b"" if held is None else _digest(held.policy.base.sha256),
             policies=decision.policies,
             allowed=decision.allowed,
             reason=decision.reason.value,

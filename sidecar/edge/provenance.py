@@ -11,6 +11,7 @@ DIR/ledger-open       the index of the oldest execution that was still open
 
 import asyncio
 import logging
+import os
 import secrets
 from collections.abc import Callable
 from pathlib import Path
@@ -284,11 +285,14 @@ def _signing(
     endorsements = Endorsements(identity.anchors_pem, config.trust_domain, note=peers.note)
     identity.subscribe(endorsements.forget_all)
     verifier = Verifier(endorsements, ReplayCache(boot_ms=floor.boot_ms, remember=floor.remember))
-    minter = Minter(node, signer.key_id, signer.sign, lambda: secrets.token_bytes(16))
+    minter = Minter(node, signer.key_id, signer.sign, lambda: os.urandom(16))
     digests: dict[str, tuple[bytes, bytes]] = {}
+    workloads: dict[str, SpiffeId] = {}  # as many as this node dials for
 
     def client_certificate(principal: str) -> bytes:
-        chain = identity.svid(SpiffeId.parse(principal)).chain_pem
+        spiffe_id = workloads.get(principal) or SpiffeId.parse(principal)
+        chain = identity.svid(spiffe_id).chain_pem
+        workloads[principal] = spiffe_id
         known = digests.get(principal)
         if known is None or known[0] != chain:
             known = digests[principal] = (chain, certificate_sha256(chain))
