@@ -1,7 +1,8 @@
 """Collects the evidence of executions from the directories of the nodes that recorded them.
 
 NODE_DATA/ledger          the node's ledger, and the archives of its older parts
-NODE_DATA/endorsements/   what its certificates said about its key, with the CA certificates of that time
+NODE_DATA/endorsements/   what its certificates said about its key, with the CA certificates of that time; in `peers`
+                          the same of other nodes, whose permits it accepted
 NODE_DATA/tuf/            the policy that it accepted last; earlier ones come from the control plane's repository
 
 Nothing found here is believed: what is written is only worth what `trust.evidence_verify` says about it.
@@ -19,7 +20,7 @@ from control_plane.edge.evidence_find import Position, find_records
 from trust.authoring import parse_metadata
 from trust.chain import sha256_of_target
 from trust.compact import from_base64url, parse_object
-from trust.edge.endorsements import find_endorsement, read_endorsements
+from trust.edge.endorsements import PEERS, find_endorsement, read_endorsements
 from trust.edge.ledger import Reader
 from trust.edge.policy_cache import PolicyCache
 from trust.errors import InputError, MeshError, Reason
@@ -130,9 +131,10 @@ def export_evidence(
             "signed about a second after it was written",
         )
     _add_past_policies(found, sources)
-    _add_endorsements(
-        found, [*(path.parent / "endorsements" for path in ledgers.values()), *sources.endorsements]
-    )
+    homes = [path.parent / "endorsements" for path in ledgers.values()]
+    folders = [*homes, *sources.endorsements]
+    # what others kept of it is asked last: the node itself has every one of its own
+    _add_endorsements(found, [*folders, *(folder / PEERS for folder in folders)])
     if ca_pem is not None:
         found.anchors |= _ders(ca_pem)
     if not found.anchors:

@@ -2,13 +2,18 @@
 
 DIR/SECONDS.jws   an endorsement, by the Unix time of its issue (12 digits; SECONDS-1 for another of that second)
 DIR/SECONDS.pem   the CA certificates that the node trusted then
+DIR/peers/        the same of other nodes, whose permits were accepted here; SECONDS-KEY, by the start of the key id
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 from trust import limits
 from trust.edge.files import write_atomic
 from trust.node_key import endorsement_digest, endorsement_times
+
+PEERS: Final = "peers"
 
 
 class EndorsementFiles:
@@ -42,6 +47,42 @@ class EndorsementFiles:
             number += 1
             name = f"{second}-{number}"
         return name
+
+
+class PeerEndorsements:
+    """What vouched for the keys of other nodes: the callee of a call can then prove its permit by itself."""
+
+    def __init__(self, directory: Path) -> None:
+        """Use the folder of one node; `peers` in it is made when it is first needed."""
+        self._directory = directory / PEERS
+        self._seen: dict[str, tuple[bytes, bytes]] = {}
+
+    def note(self, endorsement: bytes, anchors_pem: bytes) -> None:
+        """Remember one that was verified, until `take`; beyond MAX_NODE_KEYS the oldest leaves. Touches no disk."""
+        if len(self._seen) >= limits.MAX_NODE_KEYS:
+            del self._seen[next(iter(self._seen))]
+        self._seen[endorsement_digest(endorsement)] = endorsement, anchors_pem
+
+    def take(self) -> dict[str, tuple[bytes, bytes]]:
+        """Return what was noted since, for `write`: key id to endorsement and CA certificates."""
+        taken, self._seen = self._seen, {}
+        return taken
+
+    def write(self, noted: Mapping[str, tuple[bytes, bytes]]) -> None:
+        """Write those that are new; the oldest beyond MAX_KEPT_ENDORSEMENTS go. May run in a thread.
+
+        Raises:
+            OSError: some were written, each whole.
+        """
+        for key_id, (endorsement, anchors_pem) in noted.items():
+            name = f"{endorsement_times(endorsement)[0] // 1000:012d}-{key_id[:16]}"
+            if not (self._directory / f"{name}.jws").exists():
+                write_atomic(self._directory / f"{name}.pem", anchors_pem)
+                write_atomic(self._directory / f"{name}.jws", endorsement)
+        if noted:
+            for old in sorted(self._directory.glob("*.jws"))[: -limits.MAX_KEPT_ENDORSEMENTS]:
+                old.with_suffix(".pem").unlink(missing_ok=True)
+                old.unlink(missing_ok=True)
 
 
 def read_endorsements(directory: Path, at_ms: int) -> tuple[bytes | None, bytes | None]:

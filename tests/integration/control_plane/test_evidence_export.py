@@ -129,15 +129,25 @@ def test_archived_parts_of_a_ledger_are_read_where_they_were_moved(made: Made, t
     assert (done.code, json.loads(done.stdout)["error"]) == (2, "INPUT_INVALID")
 
 
-def test_the_callees_ledger_and_the_endorsements_of_the_callers_node_are_enough(
-    made: Made, tmp_path: Path
-) -> None:
-    """An auditor of the callee; the caller's ledger belongs to somebody else."""
+def test_the_callee_alone_proves_that_it_was_permitted(made: Made) -> None:
+    """It kept what vouched for the permits that it accepted; the caller's ledger belongs to somebody else."""
+    data, evidence = export_evidence(made.executions, {"b": made.ledgers["b"]}, sources=made.sources)
+    assert len(evidence.endorsements) == 2  # the caller's sidecar was started again in between
+    report = verify_evidence(data, made.root, made.ca)
+    assert report.verdict() is Verdict.ESTABLISHED
+    second_verifier.check(data, made.root, made.ca)
+
+
+def test_endorsements_can_be_brought_from_elsewhere(made: Made, tmp_path: Path) -> None:
+    """The callee's ledger without what it kept, and the folder of the caller's node."""
+    home = tmp_path / "b"
+    shutil.copytree(made.home / "b" / "data", home)
+    shutil.rmtree(home / "endorsements" / "peers")
     file, root, ca = (tmp_path / name for name in ("case.json", "root.json", "ca.pem"))
     root.write_bytes(made.root)
     ca.write_bytes(made.ca)
     common = ("evidence", "export", *map(id_text, made.executions), "-o", file)
-    common += ("--ledger", f"b={made.ledgers['b']}", "--repository", made.repository)
+    common += ("--ledger", f"b={home / 'ledger'}", "--repository", made.repository)
     assert egm(*common).code == 0
     check = ("evidence", "verify", file, "--root", root, "--ca", ca)
     told = egm(*check)

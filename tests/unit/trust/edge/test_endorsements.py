@@ -7,8 +7,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tests.support.permits import NOW_S, NodeCa
 from trust import limits
-from trust.edge.endorsements import EndorsementFiles, read_endorsements
-from trust.node_key import endorsement_times, make_endorsement
+from trust.edge.endorsements import EndorsementFiles, PeerEndorsements, find_endorsement, read_endorsements
+from trust.node_key import endorsement_digest, endorsement_times, make_endorsement
 
 NOW_MS = NOW_S * 1000  # an endorsement knows whole seconds
 CA = NodeCa()
@@ -60,3 +60,46 @@ def test_its_times_are_read_without_believing_it() -> None:
     start_ms, end_ms = endorsement_times(issued(NOW_MS))
     assert start_ms == NOW_MS // 1000 * 1000
     assert start_ms < end_ms <= start_ms + limits.MAX_ENDORSEMENT_LIFETIME_S * 1000
+
+
+def test_two_endorsements_of_one_second_are_both_kept_and_found_by_key_id(tmp_path: Path) -> None:
+    """A node that is started twice in a second signs permits under both."""
+    kept = EndorsementFiles(tmp_path)
+    first, second = issued(NOW_MS), issued(NOW_MS)
+    for one in (first, second, first):
+        kept.keep(one, b"anchors")
+    assert len(list(tmp_path.glob("*.jws"))) == 2
+    for one in (first, second):
+        assert find_endorsement(tmp_path, endorsement_digest(one), NOW_MS) == (one, b"anchors")
+    assert find_endorsement(tmp_path, endorsement_digest(b"other"), NOW_MS) == (None, None)
+
+
+def test_endorsements_of_peers_are_noted_at_once_and_written_later(tmp_path: Path) -> None:
+    """The event loop notes, a thread writes; each is found by what permits name."""
+    peers = PeerEndorsements(tmp_path)
+    noted = [issued(NOW_MS + number * 1_000) for number in range(3)]
+    for one in (*noted, *noted):
+        peers.note(one, b"anchors")
+    assert not (tmp_path / "peers").exists()
+    peers.write(peers.take())
+    peers.write(peers.take())
+    assert len(list((tmp_path / "peers").glob("*.jws"))) == 3
+    for one in noted:
+        assert find_endorsement(tmp_path / "peers", endorsement_digest(one), NOW_MS) == (one, b"anchors")
+
+
+def test_what_is_kept_of_peers_is_bounded_in_memory_and_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nodes renew for ever, and there may be many; the newest stay."""
+    monkeypatch.setattr(limits, "MAX_NODE_KEYS", 3)
+    monkeypatch.setattr(limits, "MAX_KEPT_ENDORSEMENTS", 2)
+    peers = PeerEndorsements(tmp_path)
+    noted = [issued(NOW_MS + number * 1_000) for number in range(4)]
+    for one in noted:
+        peers.note(one, b"anchors")
+    taken = peers.take()
+    assert [endorsement for endorsement, _ in taken.values()] == noted[1:]
+    peers.write(taken)
+    names = sorted(path.stem[:12] for path in (tmp_path / "peers").glob("*.jws"))
+    assert names == [f"{NOW_S + number:012d}" for number in (2, 3)]
