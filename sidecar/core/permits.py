@@ -73,7 +73,12 @@ class Endorsements:
     """Keys of other nodes that were verified, by key id; bounded, the oldest leaves. Not thread-safe."""
 
     def __init__(
-        self, anchors_pem: Callable[[], bytes], trust_domain: str, *, capacity: int = limits.MAX_NODE_KEYS
+        self,
+        anchors_pem: Callable[[], bytes],
+        trust_domain: str,
+        *,
+        capacity: int = limits.MAX_NODE_KEYS,
+        note: Callable[[bytes, bytes], None] = lambda _endorsement, _anchors_pem: None,
     ) -> None:
         """Start empty.
 
@@ -81,8 +86,10 @@ class Endorsements:
             anchors_pem: returns the CA certificates to trust now; call `forget_all` when they change.
             trust_domain: which nodes must belong to.
             capacity: keys held at most.
+            note: told of each endorsement that was verified, and under which CA certificates: it is evidence.
         """
         self._anchors_pem, self._trust_domain, self._capacity = anchors_pem, trust_domain, capacity
+        self._note = note
         self._held: dict[str, NodeKey] = {}
 
     def __len__(self) -> int:
@@ -108,8 +115,10 @@ class Endorsements:
             raise EvidenceError(
                 Reason.PERMIT_INVALID, "permit refused: the endorsement is not that of its key (kid)"
             )
-        key = verify_endorsement(endorsement, self._anchors_pem(), self._trust_domain, now_ms)
+        anchors_pem = self._anchors_pem()
+        key = verify_endorsement(endorsement, anchors_pem, self._trust_domain, now_ms)
         self.hold(key)
+        self._note(endorsement, anchors_pem)
         return key
 
     def hold(self, key: NodeKey) -> None:
