@@ -44,6 +44,7 @@ OPENING_UNKEPT_TEXT: Final = (
     'the stream sent no message in time, and policy asks to keep the opening one (@audit("payload")): send the first '
     "message without waiting for the service"
 )
+_SHARE_OF_DEADLINE: Final = 0.8
 _BEFORE_END_S: Final = 0.002
 _TURNS_BEFORE_END: Final = 3  # the loop must look at its sockets, however late the timer fired
 _TOO_LARGE_HERE: Final = ("client: received message larger than max", "client: sent message larger than max")
@@ -152,7 +153,7 @@ class Execution:
 
     async def _opening_in_time(self, missing: str) -> Any:
         try:
-            async with asyncio.timeout(self._door.opening_timeout_s):
+            async with asyncio.timeout(self._patience_s()):
                 message: Any = await self.context.read()
                 if message is EOF:
                     await no_cancellation_follows()
@@ -161,10 +162,16 @@ class Execution:
             error = StateError(Reason.OPENING_MISSING, missing)
             await self._refused(self._door.gate.decline(self.attempt, error))
 
+    def _patience_s(self) -> float:
+        """Return how long the opening message is waited for: less than the deadline, which would hide the reason."""
+        remaining = self.context.time_remaining()
+        patience = self._door.opening_timeout_s
+        return patience if remaining is None else min(patience, remaining * _SHARE_OF_DEADLINE)
+
     async def _opening_or_future(self) -> Any:
         reading = asyncio.ensure_future(self.context.read())  # gRPC cannot take a started read back
         try:
-            await asyncio.wait({reading}, timeout=self._door.opening_timeout_s)
+            await asyncio.wait({reading}, timeout=self._patience_s())
             if not reading.done():
                 return reading
             if reading.result() is EOF:

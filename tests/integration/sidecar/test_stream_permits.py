@@ -136,6 +136,14 @@ async def test_where_policy_does_not_say_so_a_caller_that_waits_is_told_what_to_
         assert [intent.reason for intent in through.caller.intents()] == ["OPENING_MISSING"]
 
 
+async def test_a_deadline_does_not_hide_why_a_stream_was_not_opened() -> None:
+    """DEADLINE_EXCEEDED would tell a developer nothing."""
+    async with pair(engine()) as through:
+        call: Any = through.channel.stream_stream(DUPLEX, None, None)(None, timeout=2)
+        code, _, info = await outcome(call.read())
+        assert (code, info["reason"]) == ("FAILED_PRECONDITION", "OPENING_MISSING")
+
+
 async def test_one_policy_without_the_annotation_is_enough_to_bind_the_message() -> None:
     """Of several policies that allow a call the strictest decides what its permit binds."""
     both = METHOD_ALONE + BOUND.replace('"may"', '"may-too"')
