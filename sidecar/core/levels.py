@@ -35,6 +35,7 @@ class Finding(enum.StrEnum):
     ERROR = "error"  # a policy failed to evaluate
     UNREPRESENTABLE = "unrepresentable"  # the request cannot be shown to the policies
     REVOKED = "revoked"  # an emergency key or the quorum denies it, whatever the policies say
+    UNATTESTED = "unattested"  # level 5: too few witnesses vouch for this node; the policies were not asked
     QUARANTINED = "quarantined"  # a proof of misbehaviour accuses a node that has a part in it
 
 
@@ -77,6 +78,7 @@ _REFUSAL_OF_FINDING: Final[Mapping[Finding, Reason | None]] = {
     Finding.UNGOVERNED: Reason.NO_POLICY_PERMITS,
     Finding.ERROR: Reason.POLICY_ERROR,
     Finding.UNREPRESENTABLE: Reason.REQUEST_UNREPRESENTABLE,
+    Finding.UNATTESTED: Reason.NODE_NOT_ATTESTED,
     Finding.REVOKED: Reason.REVOKED,
     Finding.QUARANTINED: Reason.NODE_QUARANTINED,
 }

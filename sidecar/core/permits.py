@@ -10,6 +10,7 @@ from typing import Final
 from sidecar.core.call import Attempt, Decision, Direction
 from sidecar.core.replay import ReplayCache
 from trust import limits
+from trust.attestation.credential import CREDENTIAL_KEY
 from trust.errors import EvidenceError, Reason, StateError
 from trust.handover import Handover, mint_handover
 from trust.node_key import ENDORSEMENT_KEY, NodeKey, endorsement_digest, verify_endorsement
@@ -51,6 +52,22 @@ def presented(sent: Iterable[tuple[str, str | bytes]]) -> tuple[str | None, byte
                 )
             endorsement = value
     return permit, endorsement
+
+
+def carried(sent: Iterable[tuple[str, str | bytes]]) -> bytes | None:
+    """Return the trust credential among a call's metadata; None when none came.
+
+    Raises:
+        EvidenceError: ATTESTATION_INVALID, if there are several, or it is not of bytes.
+    """
+    found = [value for key, value in sent if key == CREDENTIAL_KEY]
+    if not found:
+        return None
+    if len(found) > 1 or not isinstance(found[0], bytes):
+        raise EvidenceError(
+            Reason.ATTESTATION_INVALID, f"{CREDENTIAL_KEY} must be in the metadata once, as bytes"
+        )
+    return found[0]
 
 
 def check_enough(permit: Permit, decision: Decision) -> None:
@@ -169,6 +186,7 @@ class Minter:
         execution_id: bytes,
         callee: str,
         policy_sha256: bytes,
+        credential_sha256: bytes | None = None,
     ) -> str:
         """Return the permit of one outgoing call that was allowed.
 
@@ -184,6 +202,7 @@ class Minter:
             execution_id: UUIDv7, 16 bytes.
             callee: SPIFFE ID of the workload that may execute it.
             policy_sha256: SHA-256 of the digest of the policy that was decided under.
+            credential_sha256: of this node's trust credential; None when the policy names no witnesses.
 
         Raises:
             EvidenceError: CALLER_UNIDENTIFIED; PERMIT_INVALID, if the call does not fit into a permit.
@@ -213,6 +232,7 @@ class Minter:
             certificate_sha256=client_cert_sha256,
             request_sha256=request_sha256,
             parent_sha256=None if parent is None else parent.sha256,
+            credential_sha256=credential_sha256,
         )
         return mint(claims, self._sign, self._key_id())
 

@@ -33,6 +33,7 @@ _NAMED_AS_THEY_ARE: Final = frozenset(
         Reason.POLICY_STALE,
         Reason.POLICY_EXPIRED,
         Reason.POLICY_MISSING,
+        Reason.NODE_NOT_ATTESTED,
         Reason.REVOKED,
         Reason.NODE_QUARANTINED,
     }
@@ -43,6 +44,7 @@ _DETAIL: Final = {
     Reason.POLICY_MISSING: "this sidecar has not activated any policy yet; see its readiness",
     Reason.POLICY_STALE: "the policy lease and its grace are over; the control plane must renew it",
     Reason.POLICY_EXPIRED: "the signed policy has expired; the approvers must sign a new version",
+    Reason.NODE_NOT_ATTESTED: "too few of the signed policy's witnesses vouch for this node now; see its status",
     Reason.CALLER_UNIDENTIFIED: "the caller has no verified identity",
     Reason.CALLER_AMBIGUOUS: "the caller's certificate must carry exactly one SPIFFE ID",
     Reason.CALLER_CERTIFICATE_EXPIRED: "the caller's certificate has expired",
@@ -77,6 +79,7 @@ class Pipeline:
         journal: Journal | None = None,
         doubtful: Callable[[], None] | None = None,
         denials: Denials | None = None,
+        attested: Callable[[int, int], bool] = lambda _now_ms, _monotonic_ms: True,
     ) -> None:
         """Start without policy: everything is refused with POLICY_MISSING.
 
@@ -90,6 +93,7 @@ class Pipeline:
             journal: hears of refusals.
             doubtful: called when open streams wait for `review`.
             denials: what is revoked or quarantined; the driver feeds it.
+            attested: whether this node is vouched for, at a wall and a monotonic time (ms); level 5 asks.
         """
         self.counters = Counters()
         self.streams = Streams()
@@ -100,6 +104,7 @@ class Pipeline:
         self._journal, self._doubtful = journal, doubtful
         self._trust_domain = trust_domain
         self._denials = Denials(trust_domain) if denials is None else denials
+        self._attested = attested
         self._count = 0
         self._epoch = 0
         self._levels: dict[str, int] = {}
@@ -202,6 +207,10 @@ class Pipeline:
         if held is None or level == 0 or (level >= GOVERNED and not identified) or lease in _OVER:
             # The table's answer does not depend on what the policies say (tests prove it).
             return self._decision(effect_of(level, lease, identified, Finding.ALLOWED), attempt, level)
+        if level >= CRYPTOGRAPHIC and not self._attested(
+            self._state.trusted_now_ms(now_ms, monotonic_ms), monotonic_ms
+        ):
+            return self._decision(effect_of(level, lease, identified, Finding.UNATTESTED), attempt, level)
         if request is not None and self.shape(attempt.service, attempt.method) is Shape.STREAM:
             request = None  # a message among many is not *the* request; the schema has none either
         verdict = held.engine.decide(

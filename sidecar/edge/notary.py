@@ -13,15 +13,18 @@ from typing import Final, Protocol
 
 from sidecar.core.bundle_state import InForce
 from sidecar.core.call import Attempt, Decision, Direction
+from sidecar.core.carriage import Carriage
 from sidecar.core.levels import CRYPTOGRAPHIC, GOVERNED, OBSERVABLE
-from sidecar.core.permits import Minter, Verifier, check_enough, presented
+from sidecar.core.permits import Minter, Verifier, carried, check_enough, presented
 from sidecar.edge.metadata import Pair
 from sidecar.edge.payload_sealer import PayloadSealer
+from trust.attestation.credential import CREDENTIAL_KEY, Credential
 from trust.errors import MeshError, Reason, StateError
 from trust.handover import HANDOVER_KEY
 from trust.permit import ENDORSEMENT_KEY, NO_MESSAGE, PERMIT_KEY, Permit, permit_sha256
 from trust.ports import Clock
 from trust.record import Ending, Intent, Link, Outcome, Side
+from trust.spiffe import SpiffeId
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +63,9 @@ class Case:
     token: str | None = None
     endorsement: bytes | None = None
     malformed: MeshError | None = None  # what came in place of a permit
+    credential: bytes | None = None  # trust credential that came with it (inbound)
+    named: bytes = b""  # digest of the one that our permit names (outbound)
+    carries: bool = False  # and it went with the call
     certificate_sha256: bytes = b""
     traceparent: str = ""
     execution_id: bytes = b""
@@ -83,6 +89,24 @@ class Case:
     sealed_request: bytes = b""
     sealed_response: bytes = b""
     cut: Reason | None = None
+
+
+class Trust(Protocol):
+    """Who is attested; `sidecar.core.trust_state.TrustState` is the real one."""
+
+    def own(self) -> Credential | None:
+        """Return this node's credential; None when it has none, or none is asked for."""
+        ...
+
+    def check_peer(
+        self, sha256: bytes | None, carried: bytes | None, *, node: SpiffeId, public_key: bytes, now_ms: int
+    ) -> None:
+        """Accept that `node` is attested now.
+
+        Raises:
+            MeshError: ATTESTATION_*.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +135,7 @@ class Notary:
         journal: Journal,
         signing: Signing,
         alarm: Callable[[str], None],
+        trust: Trust | None = None,
     ) -> None:
         """Take the parts.
 
@@ -125,10 +150,12 @@ class Notary:
             journal: the ledger.
             signing: the node's key, and those of others.
             alarm: told when a record cannot be written at a level that goes on without.
+            trust: who is attested; None asks it of nobody.
         """
         self._node, self._boot_id, self._clock, self._ids = node, boot_id, clock, ids
         self._level, self._in_force, self._callee = level, in_force, callee
         self._journal, self._signing, self._alarm = journal, signing, alarm
+        self._trust, self._carriage = trust, Carriage()
         self.sealer = PayloadSealer(node, in_force, alarm)
 
     def arrived(self, attempt: Attempt, sent: Iterable[Pair], certificate_sha256: bytes) -> Case | None:
@@ -146,6 +173,7 @@ class Notary:
         case = Case(attempt, level, certificate_sha256=certificate_sha256)
         try:
             case.token, case.endorsement = presented(pairs)
+            case.credential = carried(pairs)
         except MeshError as error:
             case.malformed = error
         traces = [value for key, value in pairs if key == _TRACEPARENT]
@@ -197,12 +225,30 @@ class Notary:
     def _presented(self, case: Case, now_ms: int) -> Permit:
         if case.malformed is not None:
             raise case.malformed
-        return self._signing.verifier.present(
+        permit = self._signing.verifier.present(
             case.token,
             case.endorsement,
             case.attempt,
             audience=self._callee(case.attempt.service),
             client_cert_sha256=case.certificate_sha256,
+            now_ms=now_ms,
+        )
+        if self._trust is not None and case.level >= CRYPTOGRAPHIC:
+            try:
+                self._check_attested(self._trust, case, permit, now_ms)
+            except MeshError:
+                self._signing.verifier.closed(permit)  # spent, and nothing runs under it
+                raise
+        case.credential = None
+        return permit
+
+    def _check_attested(self, trust: Trust, case: Case, permit: Permit, now_ms: int) -> None:
+        """Refuse the permit of a node that no quorum vouches for now."""
+        trust.check_peer(
+            permit.claims.credential_sha256,
+            case.credential,
+            node=permit.key.node,
+            public_key=permit.key.public_key.public_bytes_raw(),
             now_ms=now_ms,
         )
 
@@ -293,6 +339,7 @@ class Notary:
                 Reason.PERMIT_UNVERIFIABLE, "the policy changed while this stream was opened; call again"
             )
         signing = self._signing
+        credential = None if self._trust is None else self._trust.own()
         token = signing.minter.mint_for(
             attempt,
             decision,
@@ -304,9 +351,15 @@ class Notary:
             execution_id=case.execution_id,
             callee=self._callee(attempt.service),
             policy_sha256=_digest(held.policy.base.sha256),
+            credential_sha256=None if credential is None else credential.sha256,
         )
         case.permit_sha256, case.permit_token = permit_sha256(token), token.encode("ascii")
-        return (PERMIT_KEY, token), (ENDORSEMENT_KEY, signing.endorsement())
+        pairs: tuple[Pair, ...] = ((PERMIT_KEY, token), (ENDORSEMENT_KEY, signing.endorsement()))
+        if credential is None:
+            return pairs
+        case.named = credential.sha256
+        case.carries = self._carriage.needed(attempt.service, credential.sha256)
+        return (*pairs, (CREDENTIAL_KEY, credential.data)) if case.carries else pairs
 
     def _hand_over(self, case: Case, now_ms: int) -> str:
         return self._signing.minter.hand_over(
@@ -335,6 +388,8 @@ class Notary:
             self._signing.verifier.closed(case.permit)
         if not case.opened:
             return
+        if case.named:
+            self._carriage.ended(case.attempt.service, case.named, carried=case.carries, status=status)
         outcome = Outcome(
             execution_id=case.execution_id,
             side=_SIDE[case.attempt.direction],

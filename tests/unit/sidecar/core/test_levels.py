@@ -22,7 +22,11 @@ from trust.policy.types import Verdict
 
 LIVE = [Lease.FRESH, Lease.STALE]
 OVER = [Lease.SEALED, Lease.EXPIRED]
-BY_POLICY = set(Finding) - {Finding.REVOKED, Finding.QUARANTINED}  # what the engine can find
+BY_POLICY = set(Finding) - {
+    Finding.REVOKED,
+    Finding.QUARANTINED,
+    Finding.UNATTESTED,
+}  # what the engine can find
 SITUATIONS = list(product(sorted(SUPPORTED_LEVELS), Lease, (True, False), Finding))
 
 
@@ -72,6 +76,7 @@ def test_level_3_refuses_forbids_errors_and_default_deny_where_a_policy_governs(
         Finding.UNPERMITTED: Reason.NO_POLICY_PERMITS,
         Finding.UNREPRESENTABLE: Reason.REQUEST_UNREPRESENTABLE,
         Finding.OBLIGED: Reason.OBLIGATION_UNSUPPORTED,
+        Finding.UNATTESTED: Reason.NODE_NOT_ATTESTED,
         Finding.REVOKED: Reason.REVOKED,
         Finding.QUARANTINED: Reason.NODE_QUARANTINED,
     }

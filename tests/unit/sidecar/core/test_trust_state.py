@@ -1,0 +1,306 @@
+"""Who counts as attested: this node on both clocks, callers by the credential that their permit names."""
+
+from typing import Any
+
+import pytest
+
+from sidecar.core.attester import Bundles, Challenge, Schedule, check_clock, check_reached, statement_of
+from sidecar.core.carriage import Carriage
+from sidecar.core.trust_state import Standing, TrustState
+from tests.support import sidecar_core
+from tests.support.attestation import (
+    DOMAIN,
+    MEASUREMENT,
+    NONCE,
+    NOW_MS,
+    NOW_S,
+    AttestedNode,
+    WitnessHolder,
+    credential_of,
+    holders,
+    roster_of,
+    settings_of,
+)
+from trust.attestation.credential import credential_sha256
+from trust.attestation.statement import parse_statement, write_statement
+from trust.errors import EvidenceError, MeshError, Reason
+from trust.mesh import MeshSettings
+from trust.verified import VerifiedPolicy
+
+A, B, C = WITNESSES = holders("a", "b", "c")
+ROSTER = roster_of(WITNESSES)
+MESH = MeshSettings(trust_domain=DOMAIN, attestation=settings_of(WITNESSES))
+OPEN_MESH = MeshSettings(trust_domain=DOMAIN)
+MONO = 50_000
+TTL = 60_000
+
+
+def verified(version: int) -> VerifiedPolicy:
+    return sidecar_core.verified(version, lease_expires_ms=2**50, digest=f"{version:064x}")
+
+
+class World:
+    """A node's trust state under a policy that a test may replace."""
+
+    def __init__(self, mesh: MeshSettings | None = MESH, **options: Any) -> None:
+        self.mesh = mesh
+        self.node = AttestedNode("a")
+        self.state = TrustState(self.node.id, lambda: self.mesh, **options)
+
+    def adopt(self, witnesses: list[WitnessHolder], *, node: AttestedNode | None = None) -> None:
+        data = credential_of((node or self.node).evidence(), witnesses)
+        self.state.adopt(data, now_ms=NOW_S * 1000, monotonic_ms=MONO)
+
+    def check(
+        self, caller: AttestedNode, sha256: bytes | None, carried: bytes | None, now_ms: int = NOW_MS
+    ) -> None:
+        self.state.check_peer(
+            sha256,
+            carried,
+            node=caller.id,
+            public_key=caller.private.public_key().public_bytes_raw(),
+            now_ms=now_ms,
+        )
+
+
+def reason(world: World, *args: Any, **options: Any) -> Reason:
+    with pytest.raises(MeshError) as error:
+        world.check(*args, **options)
+    return error.value.reason
+
+
+def made(caller: AttestedNode, witnesses: list[WitnessHolder], time_s: int = NOW_S) -> tuple[bytes, bytes]:
+    data = credential_of(caller.evidence(), witnesses, time_s=time_s)
+    return credential_sha256(data), data
+
+
+# this node
+
+
+def test_without_witnesses_in_the_policy_nothing_is_asked() -> None:
+    """Level 5 without attestation: the standing says so."""
+    world = World(OPEN_MESH)
+    assert world.state.attested(NOW_MS, MONO)
+    assert world.state.standing(NOW_MS, MONO) is Standing.NO_WITNESSES
+    assert World(None).state.standing(NOW_MS, MONO) is Standing.NO_POLICY
+    with pytest.raises(MeshError):
+        world.adopt([A, B])
+
+
+def test_a_node_is_attested_from_its_credential_to_its_end() -> None:
+    """And not a millisecond longer, on either clock."""
+    world = World()
+    assert not world.state.attested(NOW_MS, MONO)
+    world.adopt([A, B])
+    end = NOW_S * 1000 + TTL
+    assert world.state.attested(end - 1, MONO)
+    assert not world.state.attested(end, MONO)
+    assert world.state.attested(NOW_S * 1000, MONO + TTL - 1)
+    assert not world.state.attested(NOW_S * 1000, MONO + TTL)
+
+
+def test_a_wall_clock_that_is_set_back_lengthens_nothing() -> None:
+    """The monotonic end stands."""
+    world = World()
+    world.adopt([A, B])
+    assert not world.state.attested(NOW_MS - 3_600_000, MONO + TTL)
+
+
+def test_a_credential_of_another_node_or_of_too_few_is_not_adopted() -> None:
+    """A node verifies its own as others will."""
+    world = World()
+    with pytest.raises(EvidenceError):
+        world.adopt([A, B], node=AttestedNode("b"))
+    with pytest.raises(EvidenceError):
+        world.adopt([A])
+    assert world.state.standing(NOW_MS, MONO) is Standing.NOT_ATTESTED
+    assert world.state.own() is None
+
+
+def test_a_new_roster_ends_what_the_old_one_vouched_for() -> None:
+    """A compromised witness that the approvers removed vouches for nobody from then on."""
+    world = World()
+    world.adopt([A, B])
+    sha256, data = made(caller := AttestedNode("x"), [A, B])
+    world.check(caller, sha256, data)
+    world.mesh = MeshSettings(trust_domain=DOMAIN, attestation=settings_of(holders("a", "b", "c")))
+    assert not world.state.attested(NOW_S * 1000, MONO)
+    assert world.state.own() is None
+    assert reason(world, caller, sha256, None) is Reason.ATTESTATION_UNKNOWN
+    assert reason(world, caller, sha256, data) is Reason.ATTESTATION_INVALID
+
+
+def test_a_policy_with_the_same_roster_keeps_everything() -> None:
+    """Publishing a policy does not make the whole mesh attest anew."""
+    world = World()
+    world.adopt([A, B])
+    world.mesh = MeshSettings(trust_domain=DOMAIN, level=5, attestation=settings_of(WITNESSES))
+    assert world.state.attested(NOW_S * 1000, MONO)
+
+
+# callers
+
+
+def test_a_caller_is_accepted_by_reference_after_its_credential_came_once() -> None:
+    """Cached by digest."""
+    world, caller = World(), AttestedNode("x")
+    sha256, data = made(caller, [B, C])
+    assert reason(world, caller, sha256, None) is Reason.ATTESTATION_UNKNOWN
+    world.check(caller, sha256, data)
+    world.check(caller, sha256, None)
+
+
+def test_a_permit_without_credential_is_refused_where_the_policy_names_witnesses() -> None:
+    """And accepted where it does not."""
+    caller = AttestedNode("x")
+    assert reason(World(), caller, None, None) is Reason.ATTESTATION_MISSING
+    World(OPEN_MESH).check(caller, None, None)
+
+
+def test_a_borrowed_credential_is_refused() -> None:
+    """Of another node, or of the same name with another key; carried or cached."""
+    world, owner, thief = World(), AttestedNode("x"), AttestedNode("y")
+    sha256, data = made(owner, [A, B])
+    assert reason(world, thief, sha256, data) is Reason.ATTESTATION_INVALID
+    world.check(owner, sha256, data)
+    assert reason(world, thief, sha256, None) is Reason.ATTESTATION_INVALID
+    assert reason(world, AttestedNode("x"), sha256, None) is Reason.ATTESTATION_INVALID
+
+
+def test_a_credential_other_than_the_permit_names_is_refused() -> None:
+    """The digest binds."""
+    world, caller = World(), AttestedNode("x")
+    sha256, _ = made(caller, [A, B])
+    _, other = made(caller, [A, B])
+    assert reason(world, caller, sha256, other) is Reason.ATTESTATION_INVALID
+
+
+def test_a_cached_credential_still_ends() -> None:
+    """The cache remembers signatures, not life."""
+    world, caller = World(), AttestedNode("x")
+    sha256, data = made(caller, [A, B])
+    world.check(caller, sha256, data)
+    assert reason(world, caller, sha256, None, now_ms=NOW_S * 1000 + TTL) is Reason.ATTESTATION_EXPIRED
+    fresh = World()
+    assert reason(fresh, caller, *made(caller, [A, B], NOW_S - 60)) is Reason.ATTESTATION_EXPIRED
+
+
+def test_signed_time_counts_where_the_wall_clock_was_set_back() -> None:
+    """A callee whose clock an attacker sets back does not accept an old credential."""
+    world = World(trusted=lambda now_ms: max(now_ms, NOW_S * 1000 + TTL))
+    caller = AttestedNode("x")
+    assert reason(world, caller, *made(caller, [A, B])) is Reason.ATTESTATION_EXPIRED
+
+
+def test_kept_credentials_are_bounded() -> None:
+    """The oldest leaves; its owner carries it again."""
+    world = World(capacity=2)
+    callers = [AttestedNode(f"x{i}") for i in range(3)]
+    names = []
+    for caller in callers:
+        sha256, data = made(caller, [A, B])
+        world.check(caller, sha256, data)
+        names.append(sha256)
+    assert reason(world, callers[0], names[0], None) is Reason.ATTESTATION_UNKNOWN
+    world.check(callers[2], names[2], None)
+
+
+# carrying
+
+
+def test_a_credential_travels_until_it_was_taken() -> None:
+    """First use carries it, success ends that, a new credential starts again."""
+    carriage = Carriage()
+    assert carriage.needed("pay", b"1")
+    carriage.ended("pay", b"1", carried=True, status="UNAVAILABLE")
+    assert carriage.needed("pay", b"1")
+    carriage.ended("pay", b"1", carried=True, status="OK")
+    assert not carriage.needed("pay", b"1")
+    assert carriage.needed("other", b"1")
+    assert carriage.needed("pay", b"2")
+
+
+def test_a_service_with_several_sidecars_always_gets_it_after_one_lacked_it() -> None:
+    """One refused call, not one per replica and renewal."""
+    carriage = Carriage()
+    carriage.ended("pay", b"1", carried=True, status="OK")
+    carriage.ended("pay", b"1", carried=False, status="UNAVAILABLE")
+    carriage.ended("pay", b"1", carried=True, status="OK")
+    assert carriage.needed("pay", b"1")
+
+
+# asking
+
+
+def test_a_round_is_due_at_once_then_at_a_third_of_the_life() -> None:
+    """Jitter only brings it forward."""
+    schedule = Schedule()
+    assert schedule.wake_at_ms(ROSTER, monotonic_ms=MONO) == MONO
+    schedule.succeeded(ROSTER, monotonic_ms=MONO, jitter=0.0)
+    assert schedule.wake_at_ms(ROSTER, monotonic_ms=MONO) == MONO + TTL // 3
+    schedule.succeeded(ROSTER, monotonic_ms=MONO, jitter=0.99)
+    assert MONO + TTL // 6 < schedule.wake_at_ms(ROSTER, monotonic_ms=MONO) < MONO + TTL // 4
+    other = roster_of(holders("a", "b", "c"))
+    assert schedule.wake_at_ms(other, monotonic_ms=MONO + 1) == MONO + 1
+    assert schedule.wake_at_ms(None, monotonic_ms=MONO) > MONO
+
+
+def test_failed_rounds_are_repeated_with_pauses_that_end_before_the_life_does() -> None:
+    """Three tries fit into a life, however often they failed before."""
+    schedule = Schedule()
+    delays = []
+    for _ in range(20):
+        schedule.failed(ROSTER, monotonic_ms=MONO, jitter=0.0)
+        schedule.wake_at_ms(ROSTER, monotonic_ms=MONO)
+        schedule.failed(ROSTER, monotonic_ms=MONO, jitter=0.0)
+        delays.append(schedule.wake_at_ms(ROSTER, monotonic_ms=MONO) - MONO)
+    assert delays == sorted(delays)
+    assert max(delays) <= TTL // 3
+
+
+def test_too_few_answers_name_who_is_missing() -> None:
+    """A person reads why the node is not attested."""
+    with pytest.raises(MeshError) as error:
+        check_reached(ROSTER, [Challenge("a", NONCE, 0, NOW_MS)], {"b": "no address", "c": "refused"})
+    assert error.value.reason is Reason.NODE_NOT_ATTESTED
+    assert "1 of 3" in error.value.detail
+    assert "b: no address; c: refused" in error.value.detail
+
+
+def test_a_node_does_not_sign_with_a_clock_that_its_witnesses_contradict() -> None:
+    """One liar among them changes nothing: the median counts."""
+    fine = [Challenge(name, NONCE, 0, NOW_MS) for name in "ab"]
+    check_clock([*fine, Challenge("c", NONCE, 0, 0)], now_ms=NOW_MS)
+    with pytest.raises(MeshError) as error:
+        check_clock(fine, now_ms=NOW_MS + 10_000)
+    assert error.value.reason is Reason.CLOCK_WRONG
+    check_clock([], now_ms=NOW_MS)
+
+
+def test_a_statement_holds_every_nonce_and_what_is_in_force() -> None:
+    """One statement answers every witness at once."""
+    node = AttestedNode("a")
+    policy = verified(3)
+    said = statement_of(
+        node.id,
+        node.private.public_key().public_bytes_raw(),
+        [Challenge("b", b"\x02" * 32, 0, 0), Challenge("a", b"\x01" * 32, 0, 0)],
+        policy,
+        MEASUREMENT,
+        boot=b"12345678",
+        counter=9,
+        issued_s=NOW_S,
+        level=5,
+        checkpoint=node.statement().checkpoint,
+    )
+    assert parse_statement(write_statement(said)) == said
+    assert said.nonces == (b"\x01" * 32, b"\x02" * 32)
+    assert said.policy.version == policy.base.version
+
+
+def test_the_age_of_a_bundle_counts_from_when_it_came_into_force() -> None:
+    """A renewed lease does not make it younger; new content does."""
+    bundles = Bundles()
+    assert bundles.seen(verified(3), monotonic_ms=10)["targets"][1] == 10
+    assert bundles.seen(verified(3), monotonic_ms=20)["targets"][1] == 10
+    assert bundles.seen(verified(4), monotonic_ms=30)["targets"][1] == 30
