@@ -50,13 +50,33 @@ def find_policy(read: Read, version: int, sha256: bytes, at_ms: int) -> PolicyPa
     }
     if bytes.fromhex(digests[BASE_ROLE]) != sha256:
         return None  # another repository, or another history of this one
-    stored = _under_its_root(read, Stored((), timestamp, snapshot, roles))
+    stored = with_roots(read, Stored((), timestamp, snapshot, roles))
     if stored is None:
         return None
     archives = [
         (name, _needed(read, target_file_path(name, digest))) for name, digest in sorted(digests.items())
     ]
     return PolicyPart(stored, tuple(archives))
+
+
+def with_roots(read: Read, stored: Stored) -> Stored | None:
+    """Return `stored` with every root from the second on up to the newest under which it verifies; None without one.
+
+    Later roots may name other keys; earlier ones are there for readers who trust the first.
+    """
+    roots: list[bytes] = []
+    while len(roots) <= limits.MAX_ROOT_ROTATIONS:
+        data = read(metadata_path("root", len(roots) + 1))
+        if data is None:
+            break
+        roots.append(data)
+    for count in range(len(roots), 0, -1):
+        try:
+            verify_metadata(parse_metadata(roots[count - 1], Root).signed, stored)
+        except EvidenceError:
+            continue
+        return Stored(tuple(roots[1:count]), stored.timestamp, stored.snapshot, stored.roles)
+    return None
 
 
 def _needed(read: Read, path: str) -> bytes:
@@ -103,20 +123,3 @@ def _first_with(read: Read, version: int, last: int) -> int:
 def _base_version(snapshot: Metadata[Snapshot]) -> int:
     meta = snapshot.signed.meta.get(_BASE_FILE)
     return 0 if meta is None else int(meta.version)
-
-
-def _under_its_root(read: Read, stored: Stored) -> Stored | None:
-    """Return `stored` with the roots up to the newest under which it verifies: later ones may name other keys."""
-    roots: list[bytes] = []
-    while len(roots) <= limits.MAX_ROOT_ROTATIONS:
-        data = read(metadata_path("root", len(roots) + 1))
-        if data is None:
-            break
-        roots.append(data)
-    for count in range(len(roots), 0, -1):
-        try:
-            verify_metadata(parse_metadata(roots[count - 1], Root).signed, stored)
-        except EvidenceError:
-            continue
-        return Stored(tuple(roots[1:count]), stored.timestamp, stored.snapshot, stored.roles)
-    return None

@@ -27,7 +27,7 @@ from trust.errors import InputError, MeshError, Reason
 from trust.evidence import Content, Evidence, NodePart, PolicyPart, RecordPart, build_evidence
 from trust.execution import id_text
 from trust.node_key import endorsement_digest
-from trust.past_policy import find_policy
+from trust.past_policy import find_policy, with_roots
 from trust.permit import PermitClaims, read_claims
 from trust.record import Intent, Record, Side, parse_record
 from trust.verified import BASE_ROLE
@@ -216,7 +216,7 @@ def _add_policy(found: _Found, directory: Path, intents: Sequence[Intent]) -> No
 
 
 def _add_past_policies(found: _Found, sources: Sources) -> None:
-    """Add the policies that no node has any more, as they were when they were last decided under."""
+    """Add the policies that no node has any more, as they were when they were last decided under, and all roots."""
     if sources.repository is None:
         return
     for sha256, (version, at_ms) in sorted(_named(found.intents).items()):
@@ -224,6 +224,10 @@ def _add_past_policies(found: _Found, sources: Sources) -> None:
             part = find_policy(sources.repository, version, sha256, at_ms)
             if part is not None:
                 found.policies[sha256] = part
+        else:  # a node has the roots after the one that it was given; a reader may trust an earlier one
+            held = found.policies[sha256]
+            stored = with_roots(sources.repository, held.metadata)
+            found.policies[sha256] = held if stored is None else PolicyPart(stored, held.archives)
 
 
 def _named(intents: Iterable[Intent]) -> dict[bytes, tuple[int, int]]:

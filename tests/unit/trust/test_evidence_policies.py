@@ -17,7 +17,7 @@ from tests.support.tuf_world import World, public, sign_raw, signer, twin
 from trust.evidence import PolicyPart
 from trust.evidence_verify import Report, Section, Verdict, verify_evidence
 from trust.keys import NAME_FIELD
-from trust.past_policy import find_policy
+from trust.past_policy import find_policy, with_roots
 from trust.permit import permit_sha256
 from trust.record import Intent, Record
 from trust.repository import Holders
@@ -115,6 +115,17 @@ def test_a_policy_from_before_a_root_rotation_verifies_under_the_root_of_its_tim
     assert judged(world.file(sides, policies=[part]), world).verdict() is Verdict.ESTABLISHED
     later = world.policy(base=LATER, version=2)
     assert len(later.metadata.roots) == 1
+
+
+def test_what_a_node_holds_is_completed_with_the_roots_before_it_was_enrolled() -> None:
+    """A node that was given the second root has no first one; a reader of the first needs the way to the second."""
+    world, _, second_root = rotated()
+    part = world.policy(base=LATER, version=2)
+    held = replace(part.metadata, roots=())
+    completed = with_roots(world.tuf.files.get, held)
+    assert completed is not None
+    assert completed.roots == (second_root,)
+    assert with_roots(lambda _path: None, held) is None
 
 
 def test_a_reader_of_a_later_root_is_told_to_use_the_earlier_one() -> None:
