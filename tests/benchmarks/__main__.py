@@ -9,7 +9,7 @@ from typing import Any
 
 import psutil
 
-from tests.benchmarks import decisions, handovers, ledger, mesh, permits, proxy
+from tests.benchmarks import decisions, handovers, ledger, mesh, payloads, permits, proxy
 
 PAGE = Path(__file__).parents[2] / "docs" / "performance.md"
 
@@ -48,6 +48,12 @@ HANDOVERS = """\
 Making and checking one, as above; then the CPU of a service's process per call without and with the interceptor, for
 `grpc.aio` and for `grpc` (whose calls run on threads), with the same metadata. "stream": one message there and back.
 """
+PAYLOADS = """\
+## Payloads for auditors
+
+CPU per payload that policy asks to keep, in microseconds: sealing it in a sidecar (each of the two seals its own), and
+opening it with an auditor's key; and what it adds to the record.
+"""
 LEDGER = """\
 ## Ledger
 
@@ -75,6 +81,7 @@ def page(
     proxied: Sequence[dict[str, Any]],
     permitted: Sequence[dict[str, Any]],
     handed: dict[str, list[dict[str, Any]]],
+    kept: Sequence[dict[str, Any]],
     logged: dict[str, list[dict[str, Any]]],
     levels: Sequence[dict[str, Any]],
 ) -> str:
@@ -112,6 +119,7 @@ def page(
         (LEVELS, table(levels)),
         (PERMITS, table(permitted)),
         (HANDOVERS, table(handed["steps"]) + "\n\n" + table(handed["calls"])),
+        (PAYLOADS, table(kept)),
         (LEDGER, table(logged["durable"]) + "\n\n" + table(logged["tree"])),
     ]
     return "\n".join([head, "\n".join(goals) + "\n", *(f"{text}\n{rows}\n" for text, rows in sections)])
@@ -127,10 +135,12 @@ def main() -> int:
     permitted = permits.run()
     sys.stderr.write("hand-overs …\n")
     handed = handovers.run()
+    sys.stderr.write("payloads …\n")
+    kept = payloads.run()
     sys.stderr.write("ledger …\n")
     logged = ledger.run()
     sys.stderr.write("levels …\n")
-    text = page(decided, proxied, permitted, handed, logged, mesh.run())
+    text = page(decided, proxied, permitted, handed, kept, logged, mesh.run())
     PAGE.write_text(text)
     sys.stdout.write(text)
     return 0

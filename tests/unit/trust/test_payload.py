@@ -1,12 +1,18 @@
 """Sealed payloads: who can open one, where, and what every change of it leads to."""
 
+import base64
 import hashlib
 import json
+import struct
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.concatkdf import ConcatKDFHash
+from cryptography.hazmat.primitives.keywrap import aes_key_unwrap
 from joserfc.jwe import decrypt_json
 from joserfc.jwk import OKPKey
 
@@ -175,3 +181,25 @@ def test_a_record_names_what_was_sealed_and_its_digest_decides() -> None:
     assert recorded.binding == BINDING
     assert digest_fits(open_sealed(recorded.sealed, recorded.binding, ANN.private), recorded)
     assert not digest_fits(b"something else", recorded)
+
+
+def other_reader(data: bytes, private: X25519PrivateKey, key_id: str) -> bytes:
+    """Open a sealed payload by docs/protocol.md alone, with nothing but primitives."""
+    jwe = json.loads(data)
+    raw = {name: base64.urlsafe_b64decode(jwe[name] + "==") for name in ("ciphertext", "iv", "tag")}
+    mine = next(r for r in jwe["recipients"] if r["header"]["kid"] == key_id)
+    ephemeral = base64.urlsafe_b64decode(mine["header"]["epk"]["x"] + "==")
+    secret = private.exchange(X25519PublicKey.from_public_bytes(ephemeral))
+    algorithm = b"ECDH-ES+A256KW"
+    parties = struct.pack(">I", 0) * 2  # no apu, no apv
+    info = struct.pack(">I", len(algorithm)) + algorithm + parties + struct.pack(">I", 256)
+    wrapping = ConcatKDFHash(hashes.SHA256(), 32, info).derive(secret)
+    content = aes_key_unwrap(wrapping, base64.urlsafe_b64decode(mine["encrypted_key"] + "=="))
+    return AESGCM(content).decrypt(raw["iv"], raw["ciphertext"] + raw["tag"], jwe["protected"].encode())
+
+
+def test_a_reader_written_from_the_documentation_opens_it() -> None:
+    """RFC 7516, 7518 (4.6) and 8037, step by step, without a JOSE library."""
+    data = sealed(PAYLOAD, ANN, BEN)
+    for auditor in (ANN, BEN):
+        assert other_reader(data, auditor.private, auditor.key.id) == PAYLOAD
