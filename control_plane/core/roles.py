@@ -20,6 +20,7 @@ class Kind(enum.StrEnum):
 
 _PEOPLE: Final = frozenset({Kind.OPERATOR})
 _NODES: Final = frozenset({Kind.NODE})
+_PEERS: Final = frozenset({Kind.NODE, Kind.CONTROL_PLANE})
 _READERS: Final = frozenset({Kind.OPERATOR, Kind.NODE, Kind.CONTROL_PLANE})
 NOBODY: Final[frozenset[Kind]] = frozenset()
 
@@ -44,6 +45,13 @@ ALLOWED: Final[Mapping[str, frozenset[Kind]]] = {
     "/egm.v1.Records/Position": _NODES,
     "/egm.v1.Records/Ship": _NODES,
     "/egm.v1.Join/Renew": _NODES,
+    "/egm.v1.Gossip/Exchange": _PEERS,
+    "/egm.v1.Gossip/Watch": _PEERS,
+    "/egm.v1.Gossip/GetBlob": _PEERS,
+    # What is handed in is signed: the emergency key, or the proof itself, decides.
+    "/egm.v1.Emergency/Revoke": _READERS,
+    "/egm.v1.Emergency/Accuse": _READERS,
+    "/egm.v1.Emergency/ListDenials": _READERS,
     # Enrolment has a listener of its own, where a token and no certificate proves the right.
     "/egm.v1.Join/Enrol": NOBODY,
     "/grpc.health.v1.Health/Check": _READERS,

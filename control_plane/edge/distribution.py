@@ -10,6 +10,7 @@ import grpc.aio
 from control_plane.edge.repository_files import RepositoryFiles
 from egm.v1 import distribution_pb2, distribution_pb2_grpc
 from trust import limits
+from trust.announce import parse_announcement
 from trust.edge.grpc_errors import abort
 from trust.errors import CapacityError, EvidenceError, Reason
 
@@ -29,6 +30,10 @@ class Announcements:
     def latest(self) -> bytes | None:
         """The newest signed timestamp.json; None before the first publication."""
         return self._latest
+
+    def newest(self) -> tuple[int, bytes]:
+        """Return version and bytes of the newest announcement; (0, b"") before the first publication."""
+        return (0, b"") if self._latest is None else (parse_announcement(self._latest).version, self._latest)
 
     def publish(self, timestamp_json: bytes) -> None:
         """Hand a newer announcement to every watcher."""

@@ -4,6 +4,7 @@ import asyncio
 import fcntl
 import logging
 import os
+import secrets
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -20,6 +21,7 @@ from control_plane.core.bundle_checks import check_bundles
 from control_plane.edge.broker import EmbeddedBroker
 from control_plane.edge.ca import CertificateAuthority
 from control_plane.edge.callers import CheckedCallers
+from control_plane.edge.denials import DenialDesk
 from control_plane.edge.distribution import Announcements, DistributionServicer
 from control_plane.edge.fleet import FleetServicer, NodeReports
 from control_plane.edge.health import Health
@@ -90,7 +92,10 @@ class _Plane:
         announcements: Announcements,
         files: RepositoryFiles,
         broker_url: str,
+        denials: DenialDesk,
     ) -> None:
+        """Take the parts, opened."""
+        self._denials = denials
         self._config, self._status, self._reports = status.config, status, reports
         self._announcements, self._files, self._broker_url = announcements, files, broker_url
         self._records = RecordsServicer(
@@ -115,6 +120,7 @@ class _Plane:
             node_pb2_grpc.add_FleetServicer_to_server(fleet, server)
             record_pb2_grpc.add_RecordsServicer_to_server(self._records, server)
             join_pb2_grpc.add_JoinServicer_to_server(joining, server)
+            self._denials.add_to(server)
             health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
 
         def add_join(server: grpc.aio.Server) -> None:
@@ -144,6 +150,7 @@ class _Plane:
             self._status.identity.run(),
             self._reports.run(),
             self._watch_health(),
+            *self._denials.background(),
         ]
 
     async def drain(self) -> None:
@@ -215,6 +222,17 @@ async def _open(config: ControlPlaneConfig, stack: AsyncExitStack) -> _Plane:
         announcements.publish(timestamp_json)
         await announcer.announce(timestamp_json)
 
+    denials = await asyncio.to_thread(
+        DenialDesk,
+        config.data_dir,
+        spiffe_id,
+        secrets.token_hex(8),
+        identity=identity.source,
+        root=root,
+        clock=clock,
+        broker=broker,
+        timestamp=announcements.newest,
+    )
     files = RepositoryFiles(config.data_dir / "repository")
     publisher = Publisher(
         database,
@@ -226,13 +244,21 @@ async def _open(config: ControlPlaneConfig, stack: AsyncExitStack) -> _Plane:
             role, archive, others, trust_domain=config.trust_domain
         ),
         renew_fraction=config.renew_fraction,
+        governed=denials.govern,
     )
     await publisher.start(root, config.root)
     keyring.for_root(publisher.state)  # a control plane with the wrong keys must not look ready
     reports = NodeReports(database)
     await reports.load()
     status = StatusSource(config, database, publisher, announcer, identity, ca, clock)
-    return _Plane(status, reports=reports, announcements=announcements, files=files, broker_url=shown)
+    return _Plane(
+        status,
+        reports=reports,
+        announcements=announcements,
+        files=files,
+        broker_url=shown,
+        denials=denials,
+    )
 
 
 @asynccontextmanager

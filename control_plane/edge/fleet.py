@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 from typing import Any, Final
 
@@ -31,16 +32,34 @@ class NodeReports:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._known: set[str] = set()
+        self._addresses: dict[str, str] = {}  # of admin listeners
+        self._ring: dict[str, int] = {}  # node -> place in `_in_order`; empty: to be made anew
+        self._in_order: list[str] = []
         self._pending: dict[str, fleet.StoredNode] = {}
         self._changes: list[tuple[str, int, Change]] = []
         self._last: dict[str, Change] = {}
         self._flushing = asyncio.Lock()
+
+    def peers_of(self, node: str) -> list[tuple[str, str]]:
+        """Return other nodes and where they answer, at most MAX_PEERS: those that follow `node` on a ring of digests.
+
+        So every node is named to as many others as it is told of, and a change moves few.
+        """
+        if not self._ring:
+            names = sorted(self._addresses, key=lambda name: hashlib.sha256(name.encode()).digest())
+            self._ring = {name: place for place, name in enumerate(names)}
+            self._in_order = names
+        count, start = len(self._in_order), self._ring.get(node, -1) + 1
+        places = range(start, start + min(count, limits.MAX_PEERS + 1))
+        chosen = [name for place in places if (name := self._in_order[place % count]) != node]
+        return [(name, self._addresses[name]) for name in chosen[: limits.MAX_PEERS]]
 
     async def load(self) -> None:
         """Learn which nodes the store knows."""
         async with self._database.read() as connection:
             for stored in await fleet.all_nodes(connection):
                 self._known.add(stored.node)
+                self._reached(stored.node, operator_pb2.NodeStatus.FromString(stored.status).admin_address)
                 self._last[stored.node] = _change(operator_pb2.NodeStatus.FromString(stored.status))
 
     def take(self, status: operator_pb2.NodeStatus, *, at_ms: int, certificate_not_after_ms: int) -> None:
@@ -52,6 +71,7 @@ class NodeReports:
         node = status.node
         check_room(len(self._known), is_new=node not in self._known)
         self._known.add(node)
+        self._reached(node, status.admin_address)
         self._pending[node] = fleet.StoredNode(
             node, at_ms, certificate_not_after_ms, status.SerializeToString()
         )
@@ -64,9 +84,17 @@ class NodeReports:
     def forget(self, node: str) -> None:
         """Forget what `node` said; should it report again, it is listed again."""
         self._known.discard(node)
+        self._addresses.pop(node, None)
+        self._ring = {}
         self._pending.pop(node, None)
         self._last.pop(node, None)
         self._changes = [change for change in self._changes if change[0] != node]
+
+    def _reached(self, node: str, address: str) -> None:
+        if address:
+            if node not in self._addresses:
+                self._ring = {}
+            self._addresses[node] = address[:255]
 
     async def flush(self) -> None:
         """Write what is pending; after a failure it stays pending."""
@@ -131,8 +159,10 @@ class FleetServicer(node_pb2_grpc.FleetServicer):
             request, at_ms=self._clock.now_ms(), certificate_not_after_ms=validity(certificates[0])[1]
         )
         latest = self._announcements.latest
+        peers = self._reports.peers_of(caller.name)
         return node_pb2.ReportAck(
-            timestamp_version=0 if latest is None else parse_announcement(latest).version
+            timestamp_version=0 if latest is None else parse_announcement(latest).version,
+            peers=[node_pb2.Peer(node=name, address=address) for name, address in peers],
         )
 
 

@@ -70,12 +70,16 @@ class Publisher:
         announce: Announce,
         check: Checker,
         renew_fraction: float,
+        governed: Callable[[MeshSettings], None] = lambda _settings: None,
     ) -> None:
+        """Take the parts; `governed` is told of the settings of every base bundle that comes into force."""
+        self._governed = governed
         self._database, self._files, self._keyring, self._clock = database, files, keyring, clock
         self._announce, self._check, self._renew_fraction = announce, check, renew_fraction
         self._revision = -1
         self._state: RepositoryState | None = None
         self._settings: MeshSettings | None = None
+        self._settings_told: MeshSettings | None = None
         self._settings_of = ""  # SHA-256 of the base archive they come from
         self._announced: bytes | None = None
         self._changing = asyncio.Lock()
@@ -292,7 +296,11 @@ class Publisher:
                 files = await repository.load(connection, [path])
                 await asyncio.to_thread(self._files.write, files)
         settings = await asyncio.to_thread(self._read_settings, state)
+        fresh = settings is not None and settings is not self._settings_told
         self._state, self._settings, self._revision = state, settings, revision
+        if fresh and settings is not None:
+            self._settings_told = settings
+            self._governed(settings)
         if state.timestamp is not None and state.timestamp != self._announced:
             await self._announce(state.timestamp)
             self._announced = state.timestamp

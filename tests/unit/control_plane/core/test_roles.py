@@ -4,7 +4,7 @@ import pytest
 from grpc_health.v1 import health_pb2
 
 from control_plane.core.roles import ALLOWED, Kind, check_allowed
-from egm.v1 import distribution_pb2, join_pb2, node_pb2, operator_pb2, record_pb2
+from egm.v1 import distribution_pb2, gossip_pb2, join_pb2, node_pb2, operator_pb2, record_pb2
 from trust.errors import EvidenceError, Reason
 from trust.spiffe import SpiffeId
 
@@ -17,6 +17,8 @@ def served() -> set[str]:
         node_pb2.DESCRIPTOR.services_by_name["Fleet"],
         join_pb2.DESCRIPTOR.services_by_name["Join"],
         record_pb2.DESCRIPTOR.services_by_name["Records"],
+        gossip_pb2.DESCRIPTOR.services_by_name["Gossip"],
+        gossip_pb2.DESCRIPTOR.services_by_name["Emergency"],
         health_pb2.DESCRIPTOR.services_by_name["Health"],
     ]
     return {f"/{service.full_name}/{method.name}" for service in services for method in service.methods}
@@ -46,6 +48,8 @@ def test_only_operators_may_do_what_operators_do() -> None:
         ("spiffe://mesh.local/node/a", "/egm.v1.Operator/GetTree"),
         ("spiffe://mesh.local/operator/olga", "/egm.v1.Join/Enrol"),
         ("spiffe://mesh.local/operator/olga", "/egm.v1.Operator/Unlisted"),
+        ("spiffe://mesh.local/operator/olga", "/egm.v1.Gossip/Exchange"),
+        ("spiffe://mesh.local/workload/alice", "/egm.v1.Emergency/Revoke"),
         ("spiffe://mesh.local/operator/olga", "egm.v1.Operator/Publish"),
         ("spiffe://mesh.local/operator", "/egm.v1.Operator/Publish"),
         ("spiffe://mesh.local/operator/olga/deputy", "/egm.v1.Operator/Publish"),
