@@ -5,6 +5,7 @@ from typing import Any
 
 from tests.support import sidecars
 from tests.support.control_plane import TRUST_DOMAIN, Domain, Running, publish
+from tests.support.emergency import FIRST
 from tests.support.interop_service import SERVICE, InteropService
 from trust.policy.source import build
 
@@ -15,22 +16,36 @@ def policy(
     *, level: int = 4, ttl_s: int = 60, grace_s: int = 120, allow: tuple[str, ...] = ("alice",)
 ) -> bytes:
     """Return a base bundle in which `allow` may call the service `echo`."""
+    return build(policy_files(level=level, ttl_s=ttl_s, grace_s=grace_s, allow=allow))
+
+
+def policy_files(
+    *, level: int = 4, ttl_s: int = 60, grace_s: int = 120, allow: tuple[str, ...] = ("alice",)
+) -> dict[str, bytes]:
+    """Return the folder of `policy`."""
     permits = "".join(
         f'@id("{name}-may")\npermit(principal == Workload::"spiffe://{TRUST_DOMAIN}/workload/{name}", '
         f'action in Action::"{SERVICE}", resource == Service::"echo");\n'
         for name in allow
     )
-    return build(
-        {
-            "bundle.yaml": (
-                f"name: test\ndescription: t\ntrust_domain: {TRUST_DOMAIN}\nlevel: {level}\n"
-                f"lease: {{ttl_s: {ttl_s}, grace_s: {grace_s}}}\n"
-                f"services: {{echo: {{grpc_services: [{METHODS}]}}}}\n"
-            ).encode(),
-            "policies/p.cedar": permits.encode(),
-            "tests/t.yaml": b"[]\n",
-        }
+    return {
+        "bundle.yaml": (
+            f"name: test\ndescription: t\ntrust_domain: {TRUST_DOMAIN}\nlevel: {level}\n"
+            f"lease: {{ttl_s: {ttl_s}, grace_s: {grace_s}}}\n"
+            f"services: {{echo: {{grpc_services: [{METHODS}]}}}}\n"
+        ).encode(),
+        "policies/p.cedar": permits.encode(),
+        "tests/t.yaml": b"[]\n",
+    }
+
+
+def emergency_policy(*, ended: tuple[str, ...] = (), **settings: Any) -> bytes:
+    """Return the bundle of `policy` that also names an emergency key, and what the quorum has ended."""
+    files = policy_files(**settings)
+    more = (
+        f"emergency_keys: {{{FIRST.name}: {FIRST.public.hex()}}}\nended_revocations: [{', '.join(ended)}]\n"
     )
+    return build(files | {"bundle.yaml": files["bundle.yaml"] + more.encode()})
 
 
 class Mesh:
