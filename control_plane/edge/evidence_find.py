@@ -68,9 +68,10 @@ def find_records(
         if reader is not None:
             indexes = (position.intent, *(() if position.outcome is None else (position.outcome,)))
             found[position.node].update(_at(reader, indexes, wanted))
+    # Only the last and longest search is spared because an index says that a side is on another node.
     elsewhere = {(p.execution, p.side) for p in positions if p.node not in readers}
-    for search in (_around, _everywhere):
-        if _complete(found, wanted, elsewhere):
+    for search, excused in ((_around, set()), (_everywhere, elsewhere)):
+        if _complete(found, wanted, excused):
             break
         for node, reader in readers.items():
             found[node].update(search(reader, wanted))
