@@ -132,7 +132,9 @@ class Pipeline:
             return False
         principal = attempt.principal or self._anonymous
         if self.shape(attempt.service, attempt.method) is Shape.STREAM:  # no policy reads one of many
-            return held.engine.audits_payload(principal, attempt.method, attempt.service)
+            # Below level 4 a stream whose service speaks first must not be held up: its opening is then not kept.
+            governed = self.level(attempt.service) >= GOVERNED
+            return governed and held.engine.audits_payload(principal, attempt.method, attempt.service)
         return held.engine.reads_request(principal, attempt.method, attempt.service)
 
     def holds_opening(self, attempt: Attempt, *, now_ms: int) -> bool:
@@ -264,7 +266,7 @@ class Pipeline:
 
     def _withdrawn(self, permit: Permitted, now_ms: int) -> Decision | None:
         again = self.decide(permit.attempt, permit.request, now_ms=now_ms)
-        unmet = again.level >= GOVERNED and newly_asked(permit.decision.obligations, again.obligations)
+        unmet = _unmet(permit.decision, again)
         if again.allowed and not unmet and not _unbound(permit.decision, again):
             return None
         detail = f"{again.reason} under the policy now in force: {again.detail}"
@@ -321,6 +323,13 @@ class Pipeline:
             obligations=verdict.obligations if effect.allow else (),
             method_alone=effect.allow and verdict.method_alone,
         )
+
+
+def _unmet(before: Decision, again: Decision) -> bool:
+    """Return whether a stream lacks what is done at its opening: not asked for then, or not insisted on."""
+    if again.level < GOVERNED or not again.obligations:
+        return False
+    return before.level < GOVERNED or newly_asked(before.obligations, again.obligations)
 
 
 def _unbound(before: Decision, again: Decision) -> bool:

@@ -16,12 +16,20 @@ def decider(verdict: Verdict, level: int = 4) -> RuleDecider:
 
 
 @pytest.mark.parametrize(
-    ("verdict", "level", "waits"), [(ASKS, 4, True), (ALLOW, 4, False), (ASKS, 0, False)]
+    ("verdict", "level", "waits"),
+    [
+        (ASKS, 5, True),
+        (ASKS, 4, True),
+        (ALLOW, 4, False),
+        (ASKS, 3, False),
+        (ASKS, 1, False),
+        (ASKS, 0, False),
+    ],
 )
 def test_a_stream_is_read_before_it_is_decided_if_policy_asks_to_keep_it(
     verdict: Verdict, level: int, waits: bool
 ) -> None:
-    """Level 0 records nothing, so it waits for nothing."""
+    """Below level 4 nothing may be held up: a service that speaks first would wait for its caller for ever."""
     core = Core.new()
     core.adopt(decider(verdict, level))
     assert core.pipeline.needs_request(attempt(method=UPLOAD)) is waits
@@ -58,3 +66,17 @@ def test_a_stream_that_was_opened_unkept_is_cut_when_policy_asks(
     assert [decision.reason for decision in heard] == ([Reason.AUTHORIZATION_WITHDRAWN] if cut else [])
     if cut:
         assert "open it again" in heard[0].detail
+
+
+@pytest.mark.parametrize(("raised", "cut"), [(4, True), (3, False)])
+def test_a_stream_that_went_on_unkept_below_level_four_is_cut_when_the_level_rises(
+    raised: int, cut: bool
+) -> None:
+    """There its opening message was not insisted on."""
+    core, heard = Core.new(), list[Decision]()
+    core.adopt(decider(ASKS, 3))
+    permitted = core.pipeline.authorize(attempt(method=UPLOAD), None, now_ms=core.clock.wall)
+    core.pipeline.opened(permitted, heard.append)
+    core.adopt(decider(ASKS, raised), 2)
+    core.pipeline.review(now_ms=core.clock.wall)
+    assert bool(heard) is cut
