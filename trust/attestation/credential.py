@@ -18,7 +18,7 @@ from trust.attestation.statement import Evidence, open_evidence
 from trust.checkpoint import SignedCheckpoint, open_checkpoint
 from trust.compact import parse_object, write_object
 from trust.errors import EvidenceError, MeshError, Reason, StateError
-from trust.note import Verifier
+from trust.note import Verifier, open_note
 from trust.spiffe import SpiffeId
 
 CREDENTIAL_KEY: Final = "egm-attestation-bin"  # gRPC metadata key
@@ -74,6 +74,23 @@ def write_credential(evidence: Evidence, attested: Iterable[bytes], logged: Iter
             "logged": b"".join(sorted(set(logged))).decode(),
         }
     )
+
+
+def check_lines(evidence: Evidence, witness: Witness, attested: bytes, logged: bytes) -> None:
+    """Accept what one witness answered: exactly its two lines, both good. One bad line would spoil a credential.
+
+    Raises:
+        EvidenceError: ATTESTATION_INVALID.
+    """
+    text = attested_text(evidence.statement.node, evidence.sha256)
+    note = evidence.statement.checkpoint
+    one_each = len(signature_lines(text, attested)) == len(signature_lines(text, logged)) == 1
+    if not one_each or witness.name not in verify_attestation(text, attested, [witness]).times_s:
+        raise _invalid(f"{witness.name} did not answer with its own line")
+    try:
+        open_note(note + logged, [witness.key])
+    except MeshError as error:
+        raise _invalid(f"{witness.name} did not cosign the checkpoint: {error.detail}") from None
 
 
 def open_credential(data: bytes, roster: Roster) -> Credential:

@@ -1,0 +1,160 @@
+"""The witness of this node: asks, judges, remembers durably, and only then signs. Its gRPC door is thin."""
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Callable
+from typing import Any, Final
+
+import grpc.aio
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from egm.v1 import attestation_pb2 as pb
+from egm.v1 import attestation_pb2_grpc as rpc
+from sidecar.core.attester import Challenge
+from sidecar.edge.attestation_files import WitnessStore
+from trust.attestation.cosignature import cosign_attestation
+from trust.attestation.roster import witness_key_name
+from trust.attestation.statement import NONCE_BYTES
+from trust.attestation.witness import (
+    Answer,
+    Challenges,
+    ContradictionError,
+    Submission,
+    View,
+    authenticate,
+    judge,
+)
+from trust.edge.grpc_errors import abort
+from trust.edge.tls import peer_of
+from trust.errors import EvidenceError, MeshError, Reason, StateError
+from trust.note import KeyKind, Verifier, cosign
+from trust.ports import Clock
+from trust.spiffe import SpiffeId
+
+logger = logging.getLogger(__name__)
+
+Context = grpc.aio.ServicerContext[Any, Any]
+_NODE: Final = "node"
+
+
+class WitnessDesk:
+    """Vouches for nodes, when the policy in force lists this node's key. Owned by the event loop."""
+
+    def __init__(
+        self,
+        node: SpiffeId,
+        private: Ed25519PrivateKey,
+        store: WitnessStore,
+        *,
+        view: Callable[[], View | None],
+        now_ms: Callable[[], int],
+        clock: Clock,
+        accused: Callable[[ContradictionError], None],
+    ) -> None:
+        """Take the parts.
+
+        Args:
+            node: this node.
+            private: the witness key.
+            store: what was seen of every node.
+            view: what this node enforces; None when its policy names no witnesses.
+            now_ms: Unix time that signed statements never fall behind, ms.
+            clock: monotonic time.
+            accused: told of two statements that cannot both be honest.
+        """
+        self._private, self._store, self._view = private, store, view
+        self._now_ms, self._clock, self._accused = now_ms, clock, accused
+        self._name = node.name
+        self.key = Verifier(
+            witness_key_name(node.trust_domain, node.name),
+            private.public_key().public_bytes_raw(),
+            KeyKind.COSIGNATURE_V1,
+        )
+        self._challenges = Challenges()
+        self._locks: dict[str, asyncio.Lock] = {}  # by node: one statement of a node at a time
+
+    async def challenge(self, peer: SpiffeId) -> Challenge:
+        """Ask `peer` for evidence.
+
+        Raises:
+            StateError: WITNESS_NOT_LISTED, WITNESS_UNAVAILABLE.
+        """
+        self._listed()
+        memory = await asyncio.to_thread(self._store.read, peer.name)
+        nonce = secrets.token_bytes(NONCE_BYTES)
+        self._challenges.open(peer, nonce, monotonic_ms=self._clock.monotonic_ms())
+        return Challenge(self._name, nonce, memory.size, self._now_ms())
+
+    async def attest(self, submission: Submission) -> tuple[bytes, bytes]:
+        """Return the lines over evidence and checkpoint of a node, once what was seen is durable.
+
+        Raises:
+            MeshError: every reason of `trust.attestation.witness`; WITNESS_NOT_LISTED, WITNESS_UNAVAILABLE.
+        """
+        view = self._listed()
+        evidence, _ = authenticate(submission, view, now_ms=self._now_ms())
+        monotonic_ms = self._clock.monotonic_ms()
+        self._challenges.answer(evidence.statement, monotonic_ms=monotonic_ms)
+        node = evidence.statement.node.name
+        async with self._locks.setdefault(node, asyncio.Lock()):
+            memory = await asyncio.to_thread(self._store.read, node)
+            try:
+                answer = judge(
+                    memory, submission, evidence, view, now_ms=self._now_ms(), monotonic_ms=monotonic_ms
+                )
+            except ContradictionError as error:
+                logger.error("%s contradicts itself: %s", node, error)
+                self._accused(error)
+                raise
+            await asyncio.to_thread(self._store.swap, node, memory, answer.memory)
+        return self._sign(answer)
+
+    def _sign(self, answer: Answer) -> tuple[bytes, bytes]:
+        sign, key, time_s = self._private.sign, self.key, answer.time_s
+        return (
+            cosign_attestation(answer.text, key, sign, time_s=time_s),
+            cosign(answer.checkpoint, key.name, sign, public_key=key.public_key, time_s=time_s),
+        )
+
+    def _listed(self) -> View:
+        view = self._view()
+        if view is None or (one := view.roster.witnesses.get(self._name)) is None or one.key != self.key:
+            raise StateError(
+                Reason.WITNESS_NOT_LISTED,
+                f"node {self._name} is no witness by the policy in force here, or not with this key",
+            )
+        return view
+
+
+class WitnessServicer(rpc.WitnessServicer):
+    """egm.v1.Witness: who asks, then ask the desk."""
+
+    def __init__(self, desk: WitnessDesk, trust_domain: str, clock: Clock) -> None:
+        """Serve `desk`."""
+        self._desk, self._trust_domain, self._clock = desk, trust_domain, clock
+
+    async def Challenge(self, request: pb.ChallengeRequest, context: Context) -> pb.ChallengeResponse:
+        """Return a nonce for the calling node."""
+        try:
+            asked = await self._desk.challenge(self._peer(context))
+        except MeshError as error:
+            await abort(context, error)
+        return pb.ChallengeResponse(nonce=asked.nonce, cosigned_size=asked.size, now_ms=asked.now_ms)
+
+    async def Attest(self, request: pb.AttestRequest, context: Context) -> pb.AttestResponse:
+        """Vouch for the calling node."""
+        try:
+            submission = Submission(
+                self._peer(context), request.evidence, request.endorsement, tuple(request.consistency)
+            )
+            attested, logged = await self._desk.attest(submission)
+        except MeshError as error:
+            await abort(context, error)
+        return pb.AttestResponse(attested=attested, logged=logged)
+
+    def _peer(self, context: Context) -> SpiffeId:
+        peer = peer_of(context, trust_domain=self._trust_domain, now_ms=self._clock.now_ms())
+        if peer.kind != _NODE:
+            raise EvidenceError(Reason.NOT_AUTHORIZED, f"{peer} is not a node; only nodes are attested")
+        return peer
