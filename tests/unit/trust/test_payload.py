@@ -34,7 +34,7 @@ def reason_of(data: bytes, key: X25519PrivateKey = ANN.private, **changes: Any) 
     return caught.value.reason, caught.value.detail
 
 
-@pytest.mark.parametrize("payload", [b"", b"x", PAYLOAD, bytes(limits.MAX_AUDITED_PAYLOAD_BYTES)])
+@pytest.mark.parametrize("payload", [b"", b"x", PAYLOAD, bytes(limits.MAX_AUDITED_PAYLOAD_BYTES)], ids=len)
 def test_every_auditor_opens_what_was_sealed(payload: bytes) -> None:
     """Also an empty message, which is one."""
     data = sealed(payload, ANN, BEN)
@@ -165,6 +165,7 @@ def protected(**changes: Any) -> str:
         (spoiled(protected=to_base64url(json.dumps(BINDING.header()).encode())), "another encoding"),
         (b"x" * (limits.MAX_SEALED_PAYLOAD_BYTES + 1), "the limit is"),
     ],
+    ids=range(19),  # what is sealed differs each time, and with it the names that pytest would make up
 )
 def test_every_other_shape_is_refused_by_name(data: bytes, what: str) -> None:
     """One spelling, two algorithms, nothing optional."""

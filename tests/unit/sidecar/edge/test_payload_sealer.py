@@ -78,7 +78,7 @@ async def test_request_and_response_are_sealed_to_every_auditor_for_this_record(
         assert response == b"what payments answers"
 
 
-@pytest.mark.parametrize("auditors", [(ANN, BEN, CAT), (ANN,)])
+@pytest.mark.parametrize("auditors", [(ANN, BEN, CAT), (ANN,)], ids=len)
 async def test_large_payloads_and_many_auditors_are_sealed_off_the_loop_alike(
     auditors: tuple[Auditor, ...],
 ) -> None:
@@ -115,7 +115,9 @@ UNMET = [
 ]
 
 
-@pytest.mark.parametrize(("auditors", "request_bytes", "digest", "kept"), UNMET)
+@pytest.mark.parametrize(
+    ("auditors", "request_bytes", "digest", "kept"), UNMET, ids=[case[-1] for case in UNMET]
+)
 @pytest.mark.parametrize("level", [4, 5])
 async def test_from_level_four_on_a_request_that_cannot_be_kept_is_refused_and_noted(
     level: int, auditors: tuple[Auditor, ...], request_bytes: bytes | None, digest: bytes, kept: str
@@ -129,7 +131,9 @@ async def test_from_level_four_on_a_request_that_cannot_be_kept_is_refused_and_n
     assert node.alarms == []
 
 
-@pytest.mark.parametrize(("auditors", "request_bytes", "digest", "kept"), UNMET)
+@pytest.mark.parametrize(
+    ("auditors", "request_bytes", "digest", "kept"), UNMET, ids=[case[-1] for case in UNMET]
+)
 @pytest.mark.parametrize("level", [1, 3])
 async def test_below_level_four_the_call_goes_on_and_a_person_is_told(
     level: int, auditors: tuple[Auditor, ...], request_bytes: bytes | None, digest: bytes, kept: str

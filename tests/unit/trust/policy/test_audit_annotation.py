@@ -51,6 +51,7 @@ def test_a_permit_may_ask_for_the_payload_when_there_is_an_auditor() -> None:
         (ASKS.replace('("payload")', ""), WITH, 'write @audit("payload")'),
         (ASKS.replace("permit(", "forbid("), WITH, "does nothing on a forbid"),
     ],
+    ids=["no auditor", "another value", "no value", "on a forbid"],
 )
 def test_an_audit_that_cannot_be_met_is_an_error_at_its_line(
     policies: str, settings: str, words: str
@@ -70,6 +71,7 @@ def test_an_audit_that_cannot_be_met_is_an_error_at_its_line(
         (f"{{Ann: {ANN.key.text}}}", "auditors"),
         ("[x]", "auditors"),
     ],
+    ids=["one key twice", "small order", "no key", "no name", "no mapping"],
 )
 def test_an_unusable_auditor_is_an_error_of_bundle_yaml(auditors: str, words: str) -> None:
     """With its line."""
