@@ -4,7 +4,7 @@ import enum
 from dataclasses import dataclass, field
 
 from sidecar.core.bundle_state import Lease
-from sidecar.core.levels import GOVERNED
+from sidecar.core.levels import CRYPTOGRAPHIC, GOVERNED
 from trust import limits
 from trust.errors import Reason
 
@@ -29,6 +29,9 @@ class Facts:
     draining: bool = False
     identity_problem: str = ""  # empty: every SVID is held and valid
     starting: bool = False
+    not_attested: str = (
+        ""  # why too few witnesses vouch for this node; empty: enough do, or none are asked for
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,7 @@ _WHY_LEASE = {
 
 
 def assess(facts: Facts) -> Readiness:
-    """Decide readiness; a service below level 4 stays ready when its lease is over: its calls continue."""
+    """Decide readiness; a service below level 4 stays ready when its lease is over, one below 5 without attestation."""
     common: list[str] = []
     if facts.draining:
         common.append(f"{Reason.DRAINING}: shutting down; calls in flight finish")
@@ -64,6 +67,11 @@ def assess(facts: Facts) -> Readiness:
         sealed = {name for name, level in facts.levels.items() if level >= GOVERNED} if why else set()
     if why and (sealed or facts.lease is Lease.NONE):
         common.append(why)
+    if not why and facts.not_attested:
+        unvouched = {name for name, level in facts.levels.items() if level >= CRYPTOGRAPHIC}
+        if unvouched:
+            sealed |= unvouched
+            common.append(f"{Reason.NODE_NOT_ATTESTED}: {facts.not_attested}")
     usable = not (facts.draining or facts.identity_problem or not facts.listening)
     serving = frozenset(set(facts.levels) - sealed) if usable else frozenset()
     if facts.draining:

@@ -17,6 +17,7 @@ import grpc.aio
 
 from egm.v1 import attestation_pb2 as pb
 from egm.v1 import attestation_pb2_grpc as rpc
+from egm.v1 import operator_pb2
 from sidecar.config import SidecarConfig
 from sidecar.core.attester import (
     Bundles,
@@ -66,6 +67,7 @@ logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 _ALARM: Final = "attestation"
+_MAX_WHY_CHARS: Final = 300
 _TICK_S: Final = (
     0.25  # how soon a lapse is noticed for streams and status; calls are decided by the clock itself
 )
@@ -88,6 +90,7 @@ class Parts:
     clock: Clock
     alarms: Alarms
     turned: Callable[[], None]  # told when this node becomes, or is no longer, attested
+    addresses: Callable[[], Mapping[str, str]]  # of other nodes' admin listeners: NAME -> HOST:PORT
     gained: Callable[[Credential], None] = lambda _credential: None
     accused: Callable[[ContradictionError], None] = lambda _error: None
     quarantined: Callable[[], AbstractSet[str]] = frozenset
@@ -128,15 +131,23 @@ class Attestation:
         servicer = WitnessServicer(self.desk, self._parts.config.trust_domain, self._parts.clock)
         rpc.add_WitnessServicer_to_server(servicer, server)
 
-    @property
-    def why(self) -> Mapping[str, str]:
-        """Which witnesses did not vouch for this node in the last round, and why."""
-        return self._why
-
-    @property
-    def last_error(self) -> MeshError | None:
-        """Why the last round gave no credential; None when it did."""
-        return self._error
+    def status(self) -> operator_pb2.Attestation:
+        """Return how this node stands, in the protocol's form."""
+        trust, monotonic_ms = self._parts.trust, self._parts.clock.monotonic_ms()
+        roster, credential = trust.roster, trust.own()
+        view = operator_pb2.Attestation(
+            standing=trust.standing(self._now_ms(), monotonic_ms),
+            remaining_ms=trust.remaining_ms(self._now_ms(), monotonic_ms),
+        )
+        if roster is not None:
+            view.quorum = roster.needed
+            view.witnesses.extend(roster.witnesses)
+            view.is_witness = roster.name_of(self.desk.key) == self._node.name
+            view.not_vouched.update({name: reason[:_MAX_WHY_CHARS] for name, reason in self._why.items()})
+        if credential is not None:
+            view.vouched.extend(sorted(credential.attested_s))
+            view.credential_sha256 = credential.sha256.hex()
+        return view
 
     async def run(self) -> None:
         """Keep this node attested until cancelled."""
@@ -312,7 +323,7 @@ class Attestation:
         return [self._third_parties[name] for name in roster.log_witnesses]
 
     def _stub(self, roster: Roster, name: str) -> "rpc.WitnessAsyncStub":
-        address = self._parts.config.peers.get(name) or roster.witnesses[name].address
+        address = self._parts.addresses().get(name) or roster.witnesses[name].address
         if not address:
             raise StateError(
                 Reason.CONFIG_INVALID,

@@ -21,8 +21,11 @@ from sidecar.config import SidecarConfig
 from sidecar.core.bundle_state import BundleState
 from sidecar.core.pipeline import Pipeline
 from sidecar.core.readiness import Alarms, NodeState
+from sidecar.core.trust_state import TrustState
 from sidecar.edge import telemetry
 from sidecar.edge.admin import NodeServicer
+from sidecar.edge.attestation import Attestation
+from sidecar.edge.attestation import Parts as AttestationParts
 from sidecar.edge.feeds import Listener, ListenerFactory, PolicyFeed
 from sidecar.edge.health import Health
 from sidecar.edge.journal import LogJournal
@@ -108,6 +111,11 @@ class Sidecar:
             alarms=alarms,
             changed=self._denials_changed,
         )
+        self.trust = TrustState(
+            config.spiffe_id("node", config.node),
+            lambda: None if state.in_force is None else state.in_force.engine.mesh,
+            trusted=lambda now_ms: state.trusted_now_ms(now_ms, clock.monotonic_ms()),
+        )
         self.pipeline = Pipeline(
             node=config.node,
             trust_domain=config.trust_domain,
@@ -118,6 +126,7 @@ class Sidecar:
             journal=LogJournal(alarms),
             doubtful=doubtful.set,
             denials=self.membership.denials.denials,
+            attested=self.trust.attested,
         )
         services = {one.service for one in config.inbound} | {one.service for one in config.outbound}
         self.view = NodeView(
@@ -182,7 +191,10 @@ class Sidecar:
             boot_id=self.view.boot_id,
             clock=self.clock,
             alarms=self.view.alarms,
+            trust=self.trust,
         )
+        attestation = self._attestation(provenance, channels)
+        self.view.attestation = attestation.status
         listeners = Listeners(
             Parts(
                 self.config,
@@ -198,7 +210,7 @@ class Sidecar:
         )
         try:
             addresses = await listeners.start()
-            await self._serve_admin()
+            await self._serve_admin(attestation)
             self.view.listening = True
             self._ready(self._event("listening", addresses))
             await self.keeper.resume()
@@ -210,6 +222,7 @@ class Sidecar:
                 "feed": feed.run,
                 "reports": reporter.run,
                 "provenance": provenance.run,
+                "attestation": attestation.run,
                 "changes": functools.partial(self._announce, addresses, reporter),
                 **self.membership.start(channels, self.broker),
             }
@@ -262,6 +275,29 @@ class Sidecar:
         return True
 
     # parts
+
+    def _attestation(self, provenance: Provenance, channels: Channels) -> Attestation:
+        if provenance.signer is None:
+            raise AssertionError("opened without a signer")
+        return Attestation(
+            AttestationParts(
+                config=self.config,
+                identity=self.identity,
+                channels=channels,
+                state=self.view.state,
+                trust=self.trust,
+                ledger=provenance.ledger,
+                signer=provenance.signer,
+                boot_id=self.view.boot_id,
+                clock=self.clock,
+                alarms=self.view.alarms,
+                turned=self._denials_changed,
+                addresses=self.membership.peers.addresses,
+                gained=lambda credential: self.membership.gained(credential.data),
+                accused=self.membership.contradicted,
+                quarantined=self.membership.denials.denied_nodes,
+            )
+        )
 
     def _denials_changed(self) -> None:
         self.pipeline.governance_changed()
@@ -340,11 +376,12 @@ class Sidecar:
         await server.start()
         logger.info("health on %s", address)
 
-    async def _serve_admin(self) -> None:
+    async def _serve_admin(self, attestation: Attestation) -> None:
         def add(server: grpc.aio.Server) -> None:
             servicer = NodeServicer(self.view, self.config.trust_domain)
             node_pb2_grpc.add_NodeServicer_to_server(servicer, server)
             self.membership.add_to(server)
+            attestation.add_to(server)
             self.health.add_to(server)
 
         node = self.config.spiffe_id("node", self.config.node)

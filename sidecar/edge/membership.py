@@ -19,7 +19,10 @@ from sidecar.edge.gossip import Gossiper
 from sidecar.edge.peer_files import AnySource, PeerDistribution, PeerFiles, RotatingSource
 from sidecar.edge.peers import PeerBook
 from trust import limits
+from trust.accusation import by_checkpoints, by_evidence
 from trust.announce import denials_topic
+from trust.attestation.statement import open_evidence
+from trust.attestation.witness import ContradictionError
 from trust.denials import Changed
 from trust.edge.denial_keeper import DenialKeeper
 from trust.edge.gossip import EmergencyServicer, GossipServicer, Member
@@ -129,6 +132,27 @@ class Membership:
         """Take the peers that the control plane names."""
         if self.peers.named(peers):
             self._met()
+
+    # attestation
+
+    def gained(self, credential: bytes) -> None:
+        """Keep a trust credential for peers that meet its digest."""
+        self.member.blobs.put(credential)
+
+    def contradicted(self, error: ContradictionError) -> None:
+        """Accuse a node whose two statements this node, as its witness, saw; without a proof nobody is accused."""
+        try:
+            now, before = open_evidence(error.now_evidence), open_evidence(error.before_evidence)
+            proof = by_evidence(before, now, error.now_endorsement)
+            if proof is None:
+                notes = (before.statement.checkpoint, now.statement.checkpoint)
+                proof = by_checkpoints(
+                    now.statement.node, *notes, error.now_endorsement, path=error.consistency
+                )
+            if proof is not None:
+                self.denials.accuse(proof)
+        except MeshError as reason:
+            logger.warning("%s contradicts itself, but nothing is proven: %s", error.kind, reason)
 
     # life cycle
 

@@ -26,7 +26,7 @@ from sidecar.core.replay import ReplayCache
 from sidecar.edge.group_commit import GroupCommit
 from sidecar.edge.ledger_feed import LedgerFeed, RecentRecords
 from sidecar.edge.node_signer import KEY_FILE, NodeSigner
-from sidecar.edge.notary import Journal, Notary, Signing
+from sidecar.edge.notary import Journal, Notary, Signing, Trust
 from sidecar.edge.permit_floor import FLOOR_FILE, PermitFloor
 from sidecar.edge.shipping import Shipper
 from trust.edge.endorsements import EndorsementFiles, PeerEndorsements
@@ -118,6 +118,7 @@ class Provenance:
         boot_id: str,
         clock: Clock,
         alarms: Alarms,
+        trust: Trust | None = None,
     ) -> Self:
         """Open (or create) key and ledger, and close what a crash left open.
 
@@ -164,6 +165,7 @@ class Provenance:
             journal=journal,
             signing=_signing(config, signer, identity, node, clock, peers=peers),
             alarm=lambda text: _alarm(alarms, text),
+            trust=trust,
         )
         kept = EndorsementFiles(config.data_dir / ENDORSEMENTS_DIRECTORY)
 

@@ -8,6 +8,7 @@ from egm.v1 import operator_pb2
 from sidecar.core.bundle_state import BundleState, Lease
 from sidecar.core.pipeline import Pipeline
 from sidecar.core.readiness import Alarms, Facts, Readiness, assess
+from sidecar.core.trust_state import Standing
 from trust.errors import MeshError
 from trust.identity import IdentitySource
 from trust.ports import Clock
@@ -36,6 +37,7 @@ class NodeView:
     draining: bool = False
     admin_address: str = ""
     notes: Callable[[], Iterable[str]] = field(default=lambda: ())
+    attestation: Callable[[], operator_pb2.Attestation] = field(default=operator_pb2.Attestation)
     started_ms: int = 0
     _was_ready: bool = False
 
@@ -57,6 +59,7 @@ class NodeView:
                 draining=self.draining,
                 identity_problem=self._identity_problem(),
                 starting=not self._was_ready,
+                not_attested=_why_not(self.attestation()),
             )
         )
         self._was_ready = self._was_ready or not readiness.not_ready
@@ -86,6 +89,7 @@ class NodeView:
             decisions=self.pipeline.counters.decisions(),
             alarms=[*self.alarms.texts(), *self.notes()],
             admin_address=self.admin_address,
+            attestation=self.attestation(),
         )
 
     def _identity_problem(self) -> str:
@@ -97,3 +101,12 @@ class NodeView:
             except MeshError as error:
                 return error.detail
         return ""
+
+
+def _why_not(attestation: operator_pb2.Attestation) -> str:
+    """Return why too few witnesses vouch for this node; empty when enough do."""
+    if attestation.standing != Standing.NOT_ATTESTED:
+        return ""
+    why = "; ".join(f"{name}: {reason}" for name, reason in sorted(attestation.not_vouched.items()))
+    count = f"{attestation.quorum} of {len(attestation.witnesses)} witnesses must vouch for this node"
+    return f"{count}; {why}" if why else f"{count}, and it is asking them"

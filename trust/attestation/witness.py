@@ -57,7 +57,7 @@ class View:
     level: int  # that the policy in force asks of every node
     references: ReferenceValues | None
     anchors_pem: bytes  # CA certificates to trust now
-    quarantined: AbstractSet[str] = frozenset()  # node names
+    quarantined: AbstractSet[str] = frozenset()  # names or SPIFFE IDs of nodes
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +180,7 @@ def judge(
             POLICY_ROLLBACK; with both statements.
     """
     said = evidence.statement
-    if said.node.name in view.quarantined:
+    if view.quarantined & {said.node.name, str(said.node)}:
         raise StateError(
             Reason.NODE_QUARANTINED, f"{said.node} is in quarantine; the approvers' quorum may release it"
         )

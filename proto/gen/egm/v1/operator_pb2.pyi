@@ -621,6 +621,7 @@ class NodeStatus(_message.Message):
     DECISIONS_FIELD_NUMBER: _builtins.int
     ALARMS_FIELD_NUMBER: _builtins.int
     ADMIN_ADDRESS_FIELD_NUMBER: _builtins.int
+    ATTESTATION_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     state: _builtins.str
     """STARTING, READY, NOT_READY, DRAINING"""
@@ -651,6 +652,8 @@ class NodeStatus(_message.Message):
 
     @_builtins.property
     def alarms(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def attestation(self) -> Global___Attestation: ...
     def __init__(
         self,
         *,
@@ -670,14 +673,91 @@ class NodeStatus(_message.Message):
         decisions: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         alarms: _abc.Iterable[_builtins.str] | None = ...,
         admin_address: _builtins.str = ...,
+        attestation: Global___Attestation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attestation", b"attestation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["admin_address", b"admin_address", "alarms", b"alarms", "boot_id", b"boot_id", "decisions", b"decisions", "egm_version", b"egm_version", "grace_remaining_ms", b"grace_remaining_ms", "lease", b"lease", "lease_remaining_ms", b"lease_remaining_ms", "levels", b"levels", "namespace_versions", b"namespace_versions", "node", b"node", "not_ready", b"not_ready", "policy_digest", b"policy_digest", "policy_version", b"policy_version", "started_ms", b"started_ms", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admin_address", b"admin_address", "alarms", b"alarms", "attestation", b"attestation", "boot_id", b"boot_id", "decisions", b"decisions", "egm_version", b"egm_version", "grace_remaining_ms", b"grace_remaining_ms", "lease", b"lease", "lease_remaining_ms", b"lease_remaining_ms", "levels", b"levels", "namespace_versions", b"namespace_versions", "node", b"node", "not_ready", b"not_ready", "policy_digest", b"policy_digest", "policy_version", b"policy_version", "started_ms", b"started_ms", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___NodeStatus: _TypeAlias = NodeStatus  # noqa: Y015
+
+@_typing.final
+class Attestation(_message.Message):
+    """How a node stands with the witnesses of the policy that it enforces."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class NotVouchedEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    STANDING_FIELD_NUMBER: _builtins.int
+    REMAINING_MS_FIELD_NUMBER: _builtins.int
+    QUORUM_FIELD_NUMBER: _builtins.int
+    WITNESSES_FIELD_NUMBER: _builtins.int
+    VOUCHED_FIELD_NUMBER: _builtins.int
+    NOT_VOUCHED_FIELD_NUMBER: _builtins.int
+    CREDENTIAL_SHA256_FIELD_NUMBER: _builtins.int
+    IS_WITNESS_FIELD_NUMBER: _builtins.int
+    standing: _builtins.str
+    """NO_POLICY, NO_WITNESSES, ATTESTED, NOT_ATTESTED"""
+    remaining_ms: _builtins.int
+    """until it is no longer attested, without renewal"""
+    quorum: _builtins.int
+    """witnesses that must vouch"""
+    credential_sha256: _builtins.str
+    """hex; empty when there is none"""
+    is_witness: _builtins.bool
+    """this node vouches for others"""
+    @_builtins.property
+    def witnesses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """of the roster"""
+
+    @_builtins.property
+    def vouched(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """those whose cosignatures its credential holds"""
+
+    @_builtins.property
+    def not_vouched(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """witness -> why, in the last round"""
+
+    def __init__(
+        self,
+        *,
+        standing: _builtins.str = ...,
+        remaining_ms: _builtins.int = ...,
+        quorum: _builtins.int = ...,
+        witnesses: _abc.Iterable[_builtins.str] | None = ...,
+        vouched: _abc.Iterable[_builtins.str] | None = ...,
+        not_vouched: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        credential_sha256: _builtins.str = ...,
+        is_witness: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credential_sha256", b"credential_sha256", "is_witness", b"is_witness", "not_vouched", b"not_vouched", "quorum", b"quorum", "remaining_ms", b"remaining_ms", "standing", b"standing", "vouched", b"vouched", "witnesses", b"witnesses"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Attestation: _TypeAlias = Attestation  # noqa: Y015
 
 @_typing.final
 class ForgetNodeRequest(_message.Message):
