@@ -7,7 +7,7 @@ SOURCES := sidecar control_plane trust tests
 SIM_SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench gen sim clean setup
+.PHONY: help demo test check format bench gen sim compose-smoke clean setup
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -46,6 +46,9 @@ bench: $(STAMP) ## measure decision latency and proxy cost, write docs/performan
 
 sim: $(STAMP) ## deterministic simulation for SIM_SECONDS seconds
 	$(BIN)/python -m tests.sim --seconds $(SIM_SECONDS)
+
+compose-smoke: $(STAMP) ## the containers of compose/ for real, by podman, runc and debootstrap (root; not part of test)
+	EGM_SMOKE_PYTHON=$(CURDIR)/$(BIN)/python bash compose/smoke.sh
 
 clean: ## remove everything that the other targets created
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

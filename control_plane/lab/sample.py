@@ -1,6 +1,8 @@
 """The sample services of the demonstration: ordinary gRPC services that know nothing of the mesh."""
 
 import asyncio
+import signal
+import sys
 from collections.abc import AsyncIterator
 
 import grpc
@@ -73,3 +75,16 @@ def descriptors() -> bytes:
     found = descriptor_pb2.FileDescriptorSet()
     shop_pb2.DESCRIPTOR.CopyToProto(found.file.add())
     return found.SerializeToString(deterministic=True)
+
+
+async def _run(listen: str) -> None:
+    server, _ = await serve(listen)
+    stopped = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    await stopped.wait()
+    await server.stop(1.0)
+
+
+if __name__ == "__main__":
+    asyncio.run(_run(*sys.argv[1:]))

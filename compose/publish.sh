@@ -1,0 +1,18 @@
+#!/bin/sh
+# Once: a join token for each node, and the first policy, signed by two of the three development approvers.
+set -eu
+umask 077
+export EGM_MESH=/vol/operator
+for node in ${NODES:-a b c}; do
+  [ -s "/vol/$node/join-token" ] || egm node token "$node" --workload "$node" > "/vol/$node/join-token"
+done
+published=$(egm policy status --json | python -c 'import json, sys; print(any(p["state"] == "PUBLISHED" for p in json.load(sys.stdin)["proposals"]))')
+if [ "$published" = True ]; then
+  echo "publish: a policy is in force already"
+  exit 0
+fi
+proposal=$(egm policy propose /opt/compose/policy --title "The first policy" --json | python -c 'import json, sys; print(json.load(sys.stdin)["id"])')
+for approver in approver-1 approver-2; do
+  egm policy sign "$proposal" --key "/vol/domain/trust/keys/$approver.pem"
+done
+egm policy publish "$proposal"
