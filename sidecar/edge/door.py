@@ -13,7 +13,6 @@ import grpc.aio
 
 from sidecar.core.call import Attempt, Decision, Direction, Permitted, RefusedError
 from sidecar.core.gate import Gate, Observer
-from sidecar.core.levels import GOVERNED
 from sidecar.edge import metadata as md
 from sidecar.edge.identify import Identifier
 from sidecar.edge.notary import Case, Notary
@@ -128,8 +127,7 @@ class Execution:
     async def opening(self) -> Any:
         """Return the opening message of a stream if it must be known before the call goes on; EOF if there is none.
 
-        Otherwise None: its permit binds the method alone, or there is no permit, and no policy asks to keep the
-        message. A future of it where policy asks for that below level 4, where nothing is refused for want of it.
+        Otherwise None: its permit binds the method alone, or there is none, and no policy asks to keep the message.
 
         Raises:
             grpc.aio.AbortError: the stream was refused (its permit, or no message in time) and has ended.
@@ -145,11 +143,9 @@ class Execution:
                 binds = door.gate.holds_opening(self.attempt, now_ms=now_ms)
             if binds:
                 return await self._opening_in_time(OPENING_MISSING_TEXT)
-        if not door.gate.needs_request(self.attempt):
-            return None
-        if case is not None and case.level < GOVERNED:
-            return await self._opening_or_future()
-        return await self._opening_in_time(OPENING_UNKEPT_TEXT)
+        if door.gate.needs_request(self.attempt):
+            return await self._opening_in_time(OPENING_UNKEPT_TEXT)
+        return None
 
     async def _opening_in_time(self, missing: str) -> Any:
         try:
@@ -167,19 +163,6 @@ class Execution:
         remaining = self.context.time_remaining()
         patience = self._door.opening_timeout_s
         return patience if remaining is None else min(patience, remaining * _SHARE_OF_DEADLINE)
-
-    async def _opening_or_future(self) -> Any:
-        reading = asyncio.ensure_future(self.context.read())  # gRPC cannot take a started read back
-        try:
-            await asyncio.wait({reading}, timeout=self._patience_s())
-            if not reading.done():
-                return reading
-            if reading.result() is EOF:
-                await no_cancellation_follows()
-            return reading.result()
-        except BaseException:
-            reading.cancel()
-            raise
 
     async def authorize(self, request: bytes | None, *, ended: bool = False) -> Permitted:
         """Return the right to forward; ends the call when there is none.

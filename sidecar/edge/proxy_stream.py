@@ -21,7 +21,6 @@ async def serve_stream(door: Door, path: bytes, method: str, context: Context) -
         grpc.aio.AbortError: the call has ended with a status other than OK.
     """
     execution = Execution(door, method, context)
-    first: Any = None
     try:
         first = await execution.opening()
         message = first if isinstance(first, bytes) else None
@@ -30,8 +29,6 @@ async def serve_stream(door: Door, path: bytes, method: str, context: Context) -
         call.open_stream(asyncio.get_running_loop(), execution.metadata)
         await _Carrier(door, execution, call, permitted).carry(first, requests=True)
     finally:
-        if asyncio.isfuture(first):
-            first.cancel()
         execution.close()
 
 
@@ -80,7 +77,7 @@ class _Carrier:
         self._task: asyncio.Task[Any] | None = asyncio.current_task()
 
     async def carry(self, first: Any, *, requests: bool) -> None:
-        """Carry until either side ends. `first` is a message that was already read, EOF, None, or a future of it."""
+        """Carry until either side ends. `first` is a message that was already read, EOF, or None."""
         handle = self._door.gate.opened(self._permitted, self._cut)
         sender = None
         if requests:
@@ -136,8 +133,6 @@ class _Carrier:
         case = self._execution.case
         await call.sendable()
         message = await context.read() if first is None else first
-        if asyncio.isfuture(message):
-            message = await message
         while message is not EOF:
             if len(message) > limit:
                 self._too_large = len(message)
