@@ -120,6 +120,16 @@ def read_claimed_bundle(archive: bytes) -> Bundle:
     return _assemble(files, hashlib.sha256(archive).hexdigest())
 
 
+def bundle_files(archive: bytes) -> dict[str, bytes]:
+    """Return the files of an archive by path, without manifest.json: what `write_bundle` was given.
+
+    Raises:
+        EvidenceError: as `read_bundle`.
+    """
+    read_claimed_bundle(archive)
+    return {path: data for path, data in _members(archive) if path != MANIFEST}
+
+
 def write_bundle(
     name: str, files: Mapping[str, bytes], *, namespace: str | None = None, description: str = ""
 ) -> bytes:

@@ -43,6 +43,7 @@ class Purpose(enum.StrEnum):
 
     SIGNING = "signing"  # of root metadata and policy
     AUDITOR = "auditor"  # reading sealed payloads
+    EMERGENCY = "emergency"  # denying at once: egm revoke
 
 
 DomainOption = Annotated[Path, typer.Option("--domain", help="Directory of the trust domain (egm init).")]
@@ -64,7 +65,9 @@ def new(
     directory: Annotated[Path, typer.Option("--dir", help="Where NAME.pem will be.")] = Path(),
     purpose: Annotated[
         Purpose,
-        typer.Option(help="signing: root and policy (Ed25519); auditor: read sealed payloads (X25519)."),
+        typer.Option(
+            help="signing: root and policy; emergency: revoke at once (Ed25519); auditor: read payloads (X25519)."
+        ),
     ] = Purpose.SIGNING,
     as_json: JsonFlag = False,
 ) -> None:
@@ -80,7 +83,11 @@ def new(
         return
     public = create_key(path, name, passphrase)
     data = {**_key_record(public), "private": str(path), "public": str(public_path_of(path))}
-    emit(data, as_json=as_json, text=f"{path}: keep it\n{data['public']}: hand this one over")
+    text = f"{path}: keep it\n{data['public']}: hand this one over"
+    if purpose is Purpose.EMERGENCY:
+        data["bundle"] = f"emergency_keys: {{{name}: {public.keyval['public']}}}"
+        text += f"\nin bundle.yaml of the base bundle, for the approvers to sign:\n  {data['bundle']}"
+    emit(data, as_json=as_json, text=text)
 
 
 @app.command()

@@ -30,6 +30,7 @@ _COMMANDS: Final[dict[str, tuple[str, str]]] = {
         "control_plane.cli.evidence:app",
         "Executions as a file that proves itself: export, verify offline.",
     ),
+    "revoke": ("control_plane.cli.revoke:app", "Deny a workload, node, key or method at once."),
     "node": ("control_plane.cli.node:app", "Nodes of the mesh, and tokens for new ones."),
     "ca": ("control_plane.cli.ca:app", "The embedded CA, and its rotation."),
     "control-plane": ("control_plane.cli.control_plane:app", "Run or check a control plane."),

@@ -7,10 +7,12 @@ from typing import Annotated
 import typer
 
 from control_plane.cli.context import JsonFlag, MeshOption, open_mesh, run
+from control_plane.cli.node_quarantine import quarantine, release
 from control_plane.cli.output import console, emit, table
 from control_plane.edge import operator_client
 from control_plane.edge.ca import CertificateAuthority, issue_to_directory
 from control_plane.edge.domain import open_domain
+from control_plane.edge.emergency_client import EmergencyClient
 from control_plane.edge.fleet_view import FleetView, NodeView, fleet_view
 from trust import limits
 from trust.errors import InputError, Reason
@@ -24,14 +26,20 @@ app = typer.Typer(
 @app.command("list")
 def list_nodes(mesh: MeshOption = None, as_json: JsonFlag = False) -> None:
     """List the nodes that the control plane knows."""
-    view = _view(mesh)
+    view, out = _view(mesh), _locked_out(mesh)
+    silent = sorted(out.keys() - {node.name for node in view.nodes})
+
+    def text() -> None:
+        rows: list[tuple[object, ...]] = [
+            (n.name, n.state, n.policy_version, n.lease, _word(out.get(n.name)), n.admin, n.version)
+            for n in view.nodes
+        ]
+        rows += [(name, "-", "-", "-", _word(out[name]), "-", "-") for name in silent]
+        table(("node", "state", "policy", "lease", "denied", "admin", "version"), rows)
+
+    nodes = [{**node, "denied": out.get(str(node["name"]), "")} for node in _nodes(view)]
     emit(
-        {"nodes": view.to_dict()["nodes"]},
-        as_json=as_json,
-        text=lambda: table(
-            ("node", "state", "policy", "lease", "admin", "version"),
-            ((n.name, n.state, n.policy_version, n.lease, n.admin, n.version) for n in view.nodes),
-        ),
+        {"nodes": nodes, "denied_elsewhere": {name: out[name] for name in silent}}, as_json=as_json, text=text
     )
 
 
@@ -43,8 +51,9 @@ def show(name: str, mesh: MeshOption = None, as_json: JsonFlag = False) -> None:
     if found is None:
         known = ", ".join(node.name for node in view.nodes) or "none"
         raise InputError(Reason.NOT_FOUND, f"no node {name!r}; there are: {known}")
-    data = next(node for node in _nodes(view) if node["name"] == name)
-    emit(data, as_json=as_json, text=lambda: _print(found))
+    denied = _locked_out(mesh).get(name, "")
+    data = {**next(node for node in _nodes(view) if node["name"] == name), "denied": denied}
+    emit(data, as_json=as_json, text=lambda: _print(found, denied))
 
 
 @app.command()
@@ -110,6 +119,10 @@ def operator(
     )
 
 
+app.command()(quarantine)
+app.command()(release)
+
+
 def _view(mesh: MeshOption) -> FleetView:
     file, directory = open_mesh(mesh)
 
@@ -120,13 +133,24 @@ def _view(mesh: MeshOption) -> FleetView:
     return run(ask())
 
 
+def _locked_out(mesh: MeshOption) -> dict[str, str]:
+    """Return why nodes are denied, by name."""
+    _, found = run(EmergencyClient(*open_mesh(mesh)).denials())
+    return {one.value: f"{one.reason}: {one.why}" for one in found.denials if one.kind == "node"}
+
+
 def _nodes(view: FleetView) -> list[dict[str, object]]:
     nodes = view.to_dict()["nodes"]
     return [dict(node) for node in nodes] if isinstance(nodes, (list, tuple)) else []
 
 
-def _print(node: NodeView) -> None:
+def _word(why: str | None) -> str:
+    return "" if why is None else why.partition(":")[0]
+
+
+def _print(node: NodeView, denied: str) -> None:
     rows = [
+        *((("denied", denied),) if denied else ()),
         ("state", f"{node.state}{': ' + ', '.join(node.not_ready) if node.not_ready else ''}"),
         ("policy", f"version {node.policy_version}"),
         *((f"  {name}", f"version {version}") for name, version in sorted(node.namespace_versions.items())),

@@ -3,7 +3,8 @@
 DIR/domain.json             trust domain, development or not, complete or waiting for signatures
 DIR/root.json               TUF root: the trust anchor that every node is given
 DIR/root.unsigned.json      while a ceremony waits for root signatures
-DIR/keys/NAME.pub.json      public halves; in a development domain NAME.pem and `passphrase` too
+DIR/keys/NAME.pub.json      public halves; in a development domain NAME.pem and `passphrase` too, and an
+                            emergency key, which `bundle.yaml` must name before it counts
 DIR/online/{snapshot,timestamp}.pem, passphrase     for the control plane alone
 DIR/ca/                     the embedded certificate authority, for the control plane alone
 """
@@ -28,6 +29,7 @@ from trust.edge.files import write_atomic
 from trust.edge.keyfiles import (
     DEVELOPMENT_PASSPHRASE_FILE,
     create_key,
+    load_public,
     load_signer,
     passphrase_source,
     write_public,
@@ -42,6 +44,7 @@ from trust.spiffe import check_name
 from trust.verified import BASE_ROLE
 
 DEFAULT_TRUST_DOMAIN: Final = "mesh.local"
+EMERGENCY_KEY: Final = "emergency-1"  # of a development domain
 _PASSPHRASE_BYTES: Final = 32
 _FORMAT: Final = 1
 
@@ -182,6 +185,7 @@ def create_development(
         secret = _new_passphrase(domain.keys_directory)
         roots = [_create(domain, f"root-{i}", secret) for i in range(1, root_keys + 1)]
         holders = [_create(domain, f"approver-{i}", secret) for i in range(1, approvers + 1)]
+        _create(domain, EMERGENCY_KEY, secret)
         metadata = _first_root(
             domain, Holders(roots, root_threshold), Holders(holders, threshold), now_ms=now_ms
         )
@@ -296,6 +300,16 @@ class Ceremony:
 
     def _write(self) -> None:
         write_atomic(self.domain.unsigned_root_path, self.metadata.to_bytes())
+
+
+def emergency_keys(domain: Domain) -> dict[str, str]:
+    """Return the emergency keys in a domain directory as `bundle.yaml` names them: name to public key, hex."""
+    found: dict[str, str] = {}
+    for path in sorted(domain.keys_directory.glob("emergency-*.pub.json")):
+        key = load_public(path)
+        if key.keytype == "ed25519":
+            found[key_name(key)] = str(key.keyval["public"])
+    return found
 
 
 def describe_root(root: Root) -> dict[str, object]:
