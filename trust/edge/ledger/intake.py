@@ -59,6 +59,7 @@ class Intake:
         self._wanted: list[asyncio.Future[bytes]] = []
         self._signing: list[asyncio.Future[bytes]] = []
         self._closing = self._idle = False
+        self._asleep = False  # idle until something is appended
         self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)
 
@@ -112,8 +113,10 @@ class Intake:
         self.size += 1
         self._queued_records += 1
         self._queued_bytes += length
-        # The first record starts the writer's nap; after that it is woken only when there is something to do.
-        if self._idle and (waiter is not None or batch.count in {1, limits.LEDGER_LINGER_RECORDS}):
+        # The first record ends the writer's sleep; a nap it lets end by itself, unless there is something to do.
+        if self._idle and (
+            waiter is not None or self._asleep or len(batch.digests) == limits.LEDGER_LINGER_RECORDS
+        ):
             self._wake()
         return batch
 
@@ -168,7 +171,7 @@ class Intake:
 
     def _wake(self) -> None:
         if self._idle:
-            self._idle = False
+            self._idle = self._asleep = False
             self._work.notify()
 
     # the writer's thread
@@ -177,9 +180,10 @@ class Intake:
         """Return what to do next, waiting for it; None after a failure. `pace` is then that of the next."""
         with self._lock:
             while not self._due(pace):
-                self._idle = True
-                self._work.wait(self._nap_s(pace))
-            self._idle = False
+                nap_s = self._nap_s(pace)
+                self._idle, self._asleep = True, nap_s is None
+                self._work.wait(nap_s)
+            self._idle = self._asleep = False
             if self.failure is not None:
                 return None
             batch, closing, now_ms = self._open, self._closing, self._now_ms()
@@ -240,7 +244,7 @@ class Intake:
         """How long there is nothing to do, seconds; None: until something is appended."""
         if self.size == pace.signed:
             return None
-        due_ms = pace.signed_ms + pace.every_ms
-        if self._open.digests:
-            due_ms = min(due_ms, self._open.since_ms + limits.LEDGER_LINGER_MS)
-        return max(0.0, (due_ms - self._now_ms()) / 1000) + 0.001
+        now_ms = self._now_ms()
+        since_ms = self._open.since_ms if self._open.digests else now_ms
+        due_ms = min(pace.signed_ms + pace.every_ms, since_ms + limits.LEDGER_LINGER_MS)
+        return max(0.0, (due_ms - now_ms) / 1000) + 0.001
