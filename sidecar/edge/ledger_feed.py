@@ -14,7 +14,7 @@ from trust import limits
 from trust.edge.ledger import Ledger
 from trust.errors import Reason, StateError
 
-PERIOD_S: Final = 0.1  # a durable record is on its way this much later at the latest
+PERIOD_S: Final = 0.25  # a durable record is on its way this much later at the latest
 _READ_RECORDS: Final = 256  # from the disk at once
 
 

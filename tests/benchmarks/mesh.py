@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ LEVELS = (0, 1, 3, 4, 5)
 CONCURRENCY = 16
 ROUNDS = 3
 SECONDS = 2.0
+CALLER, CALLEE, CONTROL_PLANE = "caller", "callee", "control plane"
+CALLS, WALL = "calls", "wall"
 
 
 def _archive(level: int) -> bytes:
@@ -50,16 +53,27 @@ async def _load(channel: grpc.aio.Channel, until: float) -> int:
     return calls
 
 
-async def _round(mesh: DevelopmentMesh, channel: grpc.aio.Channel) -> tuple[int, float, float]:
-    """Return calls, seconds, and the CPU seconds of both sidecars."""
-    sidecars = [psutil.Process(entry.pid) for entry in mesh.mesh.nodes.values()]
+def _processes(mesh: DevelopmentMesh) -> dict[str, psutil.Process]:
+    """Return the sidecars by what they are to the call, and the control plane."""
+    nodes = {name: psutil.Process(entry.pid) for name, entry in mesh.mesh.nodes.items()}
+    callee = nodes.pop("payments")
+    (caller,) = nodes.values()
+    return {CALLER: caller, CALLEE: callee, CONTROL_PLANE: psutil.Process(mesh.control_plane.pid)}
 
-    def cpu() -> float:
-        return float(sum(t.user + t.system for t in (process.cpu_times() for process in sidecars)))
 
-    before, started = cpu(), time.perf_counter()
+def _cpu_s(processes: dict[str, psutil.Process]) -> Counter[str]:
+    """Return the CPU that each has used so far, in seconds."""
+    times = {name: process.cpu_times() for name, process in processes.items()}
+    return Counter({name: used.user + used.system for name, used in times.items()})
+
+
+async def _round(processes: dict[str, psutil.Process], channel: grpc.aio.Channel) -> Counter[str]:
+    """Return calls, seconds, and the CPU seconds of each process."""
+    before, started = _cpu_s(processes), time.perf_counter()
     counts = await asyncio.gather(*(_load(channel, started + SECONDS) for _ in range(CONCURRENCY)))
-    return sum(counts), time.perf_counter() - started, cpu() - before
+    used = Counter({CALLS: sum(counts), WALL: time.perf_counter() - started})
+    after = _cpu_s(processes)
+    return used + Counter({name: after[name] - before[name] for name in processes})
 
 
 async def _measure(directory: Path) -> list[dict[str, Any]]:
@@ -68,7 +82,8 @@ async def _measure(directory: Path) -> list[dict[str, Any]]:
     mesh = await bring_up(
         directory, Plan("mesh.local", {"payments": address}, ("alice",)), say=lambda _: None
     )
-    totals = {level: [0.0, 0.0, 0.0] for level in LEVELS}
+    totals: dict[int, Counter[str]] = {level: Counter() for level in LEVELS}
+    processes = _processes(mesh)
     try:
         async with grpc.aio.insecure_channel(mesh.mesh.workloads["alice"].outbound["payments"]) as channel:
             for _ in range(ROUNDS):
@@ -76,21 +91,27 @@ async def _measure(directory: Path) -> list[dict[str, Any]]:
                     version = await publish(mesh, _archive(level), title=f"level {level}")
                     await mesh.settled(version=version)
                     await _load(channel, time.perf_counter() + 0.5)  # warm
-                    for index, value in enumerate(await _round(mesh, channel)):
-                        totals[level][index] += value
+                    totals[level] += await _round(processes, channel)
     finally:
         await mesh.stop()
         await server.stop(None)
-    bare = totals[0][2] / totals[0][0]
-    return [
-        {
-            "level": level,
-            "calls_per_s": round(calls / seconds),
-            "cpu_us_both_sidecars": round(cpu / calls * 1e6),
-            "ratio_to_level_0": round(cpu / calls / bare, 2),
-        }
-        for level, (calls, seconds, cpu) in totals.items()
-    ]
+    return [_row(level, used, totals[0]) for level, used in totals.items()]
+
+
+def _row(level: int, used: Counter[str], bare: Counter[str]) -> dict[str, Any]:
+    def us(name: str, of: Counter[str] = used) -> float:
+        return of[name] / of[CALLS] * 1e6
+
+    both = us(CALLER) + us(CALLEE)
+    return {
+        "level": level,
+        "calls_per_s": round(used[CALLS] / used[WALL]),
+        "cpu_us_both_sidecars": round(both),
+        "ratio_to_level_0": round(both / (us(CALLER, bare) + us(CALLEE, bare)), 2),
+        "of_the_caller": round(us(CALLER)),
+        "of_the_callee": round(us(CALLEE)),
+        "cpu_us_control_plane": round(us(CONTROL_PLANE)),
+    }
 
 
 def run() -> list[dict[str, Any]]:
