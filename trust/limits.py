@@ -155,6 +155,8 @@ MAX_SHIP_STREAMS: Final = 20_000  # open at one control plane
 MAX_SHIP_STREAMS_PER_NODE: Final = 4  # a reconnect may overlap the stream that it replaces
 MAX_EXECUTIONS_PAGE: Final = 1_000
 MAX_TREE_ENTRIES: Final = 10_000
+PRUNE_BATCH_RECORDS: Final = 256  # forgotten by the index in one transaction
+PRUNE_PERIOD_S: Final = 600.0
 MAX_TREE_BYTES: Final = 16 * 1024 * 1024  # of records in one answer, for a list too
 
 # ledger
@@ -172,6 +174,10 @@ LEDGER_GATHER_MS: Final = 3  # how long a call that waits for the disk waits for
 LEDGER_GATHER_CALLS: Final = 4  # and how many must be open for that
 LEDGER_CHECKPOINT_RECORDS: Final = 16_384  # at most so many durable records without a checkpoint
 LEDGER_CHECKPOINT_PERIOD_S: Final = 1.0
+ARCHIVE_CONNECT_TIMEOUT_S: Final = 5.0
+ARCHIVE_REQUEST_TIMEOUT_S: Final = 60.0  # for one request with its retries
+ARCHIVE_RETRIES: Final = 3  # of one request; after that the next attempt of the archiver goes on
+ARCHIVE_RANGE_BYTES: Final = 1024 * 1024  # read at once from an archived segment
 
 # evidence files
 MAX_EVIDENCE_BYTES: Final = 256 * 1024 * 1024

@@ -1,16 +1,19 @@
 """`egm ledger`: check a node's log on disk, and take proofs from it. Needs no mesh and no running process."""
 
 import base64
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
 from control_plane.cli.context import JsonFlag
-from control_plane.cli.output import Exit, emit
-from trust.edge.ledger import Reader, Verification
+from control_plane.cli.output import Exit, emit, errors
+from trust import limits
+from trust.edge.ledger import Place, Reader, Verification, open_place, places_of, read_archived
 from trust.edge.ledger import archive as archive_ledger
 from trust.edge.ledger import verify as verify_ledger
+from trust.edge.ledger.layout import list_segments
 from trust.errors import EvidenceError, InputError, Reason
 from trust.merkle import check_consistency, leaf_hash, root_from_inclusion
 from trust.note import Verifier
@@ -24,7 +27,12 @@ DirectoryArgument = Annotated[
     Path, typer.Argument(help="The ledger's directory (it has a file 'checkpoint').")
 ]
 ArchiveOption = Annotated[
-    list[Path] | None, typer.Option("--archive", help="Where older parts were moved to. May be repeated.")
+    list[str] | None,
+    typer.Option(
+        "--archive",
+        help="Where else older parts are: a path, file:///PATH or s3://BUCKET/PREFIX; besides what the ledger itself "
+        "has written down. May be repeated.",
+    ),
 ]
 SizeOption = Annotated[
     int | None, typer.Option(help="Size of the tree, in records (default: of the last checkpoint).", min=0)
@@ -45,7 +53,7 @@ def verify(
     as_json: JsonFlag = False,
 ) -> None:
     """Read the whole ledger: every record, tile and signature. Exit 0: all fits; 1: the findings name the places."""
-    found = verify_ledger(directory, key=_key(key), archives=archive or ())
+    found = verify_ledger(directory, key=_key(key), archives=_places(directory, archive))
     emit(
         {
             "ok": found.ok,
@@ -74,7 +82,7 @@ def proof(
     as_json: JsonFlag = False,
 ) -> None:
     """Prove that a record is in the tree: its hashes, leaf to root. Exit 1: what is on disk does not prove it."""
-    reader = Reader(directory, archives=archive or ())
+    reader = Reader(directory, archives=_places(directory, archive))
     whole = reader.size if size is None else size
     if not index < whole <= reader.size:
         raise InputError(
@@ -125,7 +133,7 @@ def consistency(
     as_json: JsonFlag = False,
 ) -> None:
     """Prove that the tree of SIZE2 continues the one of SIZE1. Exit 1: what is on disk does not prove it."""
-    reader = Reader(directory, archives=archive or ())
+    reader = Reader(directory, archives=_places(directory, archive))
     if not size1 <= size2 <= reader.size:
         raise InputError(
             Reason.INPUT_INVALID, f"choose SIZE1 <= SIZE2 <= {reader.size}, which the checkpoint covers"
@@ -163,21 +171,76 @@ def consistency(
 @app.command()
 def archive(
     directory: DirectoryArgument,
-    to: Annotated[Path, typer.Argument(help="The folder to move old parts to; made if it is not there.")],
+    to: Annotated[
+        str, typer.Argument(help="Where to move old parts: a folder (made if needed), or s3://BUCKET/PREFIX.")
+    ],
     before: Annotated[
         int | None, typer.Option(help="Only what ends below this record (default: all that may go).", min=0)
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Move old segments to a folder, each checked there before it is removed. The node may keep running."""
-    moved = archive_ledger(directory, to, before=before)
+    """Move old segments away, each read back and checked there before it is removed. The node may keep running.
+
+    Exit 3: the object store does not answer; nothing is lost, and the next attempt goes on where this one ended.
+    """
+    to = str(Path(to).absolute()) if "://" not in to else to
+
+    def moved(first: int) -> None:
+        if not as_json:
+            errors.print(f"records {first} to {first + limits.LEDGER_SEGMENT_RECORDS - 1} are at {to}")
+
+    done = archive_ledger(directory, open_place(to), before=before, moved=moved)
     emit(
-        {"ok": True, "moved": moved, "to": str(to)},
+        {"ok": True, "moved": done, "to": to},
         as_json=as_json,
-        text=f"moved {len(moved)} segments to {to}; name it with --archive to the other verbs"
-        if moved
+        text=f"moved {len(done)} segments to {to}; every verb finds them there"
+        if done
         else "nothing may go yet: the last two segments always stay",
     )
+
+
+@app.command()
+def status(directory: DirectoryArgument, as_json: JsonFlag = False) -> None:
+    """Show how much is here, how much is archived, and where. Reads nothing of the archives themselves."""
+    reader = Reader(directory)
+    here = list_segments(directory)
+    archived = {first: url for first, url in read_archived(directory).items() if first not in here}
+    by_place: dict[str, list[int]] = {}
+    for first, url in archived.items():
+        by_place.setdefault(url, []).append(first)
+    step = limits.LEDGER_SEGMENT_RECORDS
+    archives = [
+        {"to": url, "segments": len(firsts), "first": min(firsts), "upto": max(firsts) + step}
+        for url, firsts in by_place.items()
+    ]
+    emit(
+        {
+            "ok": True,
+            "origin": reader.checkpoint.origin,
+            "size": reader.size,
+            "root": base64.b64encode(reader.checkpoint.root).decode(),
+            "segments": len(here),
+            "first": min(here, default=0),
+            "archives": archives,
+        },
+        as_json=as_json,
+        text="\n".join(
+            [
+                f"origin      {reader.checkpoint.origin}",
+                f"checkpoint  {reader.size} records, root {reader.checkpoint.root.hex()}",
+                f"here        {len(here)} segments, from record {min(here, default=0)} on",
+                *(
+                    f"archived    records {a['first']} to {int(str(a['upto'])) - 1}: {a['to']}"
+                    for a in archives
+                ),
+            ]
+        ),
+    )
+
+
+def _places(directory: Path, more: Sequence[str] | None) -> list[Place]:
+    """What the ledger has written down, and what the person named."""
+    return [*places_of(directory), *map(open_place, more or ())]
 
 
 def _key(option: str | None) -> Verifier | None:

@@ -3,6 +3,7 @@
 checkpoint           the last signed checkpoint
 key                  the C2SP verifier key that the ledger itself names (trust it only if you knew it)
 lock                 held by the process that appends
+archived             where older parts were moved to, if any were (`archived.py`)
 records/N.seg        the records from index N (20 digits) on, at most LEDGER_SEGMENT_RECORDS
 tile/…               C2SP tlog-tiles: hashes, and entry bundles with the SHA-256 of each record
 """
@@ -10,12 +11,15 @@ tile/…               C2SP tlog-tiles: hashes, and entry bundles with the SHA-2
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from trust import limits
 from trust.errors import Reason, StateError
 from trust.merkle import HASH_BYTES
 from trust.tiles import ENTRIES, TILE_WIDTH, Tile, decode_entries, encode_entries
+
+if TYPE_CHECKING:
+    from trust.edge.ledger.place import Place
 
 CHECKPOINT: Final = "checkpoint"
 KEY: Final = "key"
@@ -23,12 +27,19 @@ LOCK: Final = "lock"
 RECORDS: Final = "records"
 FILE_MODE: Final = 0o600
 DIRECTORY_MODE: Final = 0o700
-_SUFFIX: Final = ".seg"
+ARCHIVED: Final = "archived"
+SEGMENT_SUFFIX: Final = ".seg"
+_COPY_BYTES: Final = 1024 * 1024
 
 
 def segment_path(directory: Path, first: int) -> Path:
     """Return the file of the segment that starts with record `first`."""
-    return directory / RECORDS / f"{first:020d}{_SUFFIX}"
+    return directory / segment_name(first)
+
+
+def segment_name(first: int) -> str:
+    """Return the name, in any place, of the segment that starts with record `first`."""
+    return f"{RECORDS}/{first:020d}{SEGMENT_SUFFIX}"
 
 
 def segment_of(index: int) -> int:
@@ -36,23 +47,30 @@ def segment_of(index: int) -> int:
     return index - index % limits.LEDGER_SEGMENT_RECORDS
 
 
-def list_segments(directory: Path) -> list[int]:
+def list_segments(place: "Path | Place") -> list[int]:
     """Return the first indices of the segments that are there, ascending, without a gap.
 
     Raises:
-        StateError: LEDGER_CONTRADICTED, for a gap or a name that no segment has.
+        StateError: LEDGER_CONTRADICTED, for a gap or a name that no segment has; SOURCE_UNAVAILABLE, when a remote
+            place does not answer.
     """
-    try:
-        names = sorted(path.name for path in (directory / RECORDS).iterdir() if path.name[0] != ".")
-    except FileNotFoundError:
-        return []
-    found = [int(name[: -len(_SUFFIX)]) for name in names if name[: -len(_SUFFIX)].isdecimal()]
+    if isinstance(place, Path):
+        try:
+            names = sorted(path.name for path in (place / RECORDS).iterdir() if path.name[0] != ".")
+        except FileNotFoundError:
+            return []
+        where = str(place / RECORDS)
+    else:
+        names = sorted(name.removeprefix(f"{RECORDS}/") for name in place.names(RECORDS))
+        where = f"{place.url}/{RECORDS}"
+    suffix = len(SEGMENT_SUFFIX)
+    found = [int(name[:-suffix]) for name in names if name[:-suffix].isdecimal()]
     step = limits.LEDGER_SEGMENT_RECORDS
     expected = list(range(found[0], found[0] + step * len(names), step)) if found else []
-    if found != expected or [segment_path(directory, first).name for first in found] != names:
+    if found != expected or [segment_name(first) for first in found] != [f"{RECORDS}/{n}" for n in names]:
         raise StateError(
             Reason.LEDGER_CONTRADICTED,
-            f"{directory / RECORDS} has not the segments of one ledger: one is missing, or there is a foreign file",
+            f"{where} has not the segments of one ledger: one is missing, or there is a foreign file",
         )
     return found
 
@@ -82,21 +100,36 @@ def write_all(descriptor: int, data: bytes) -> None:
         view = view[os.write(descriptor, view) :]
 
 
-def fetch_tile(roots: Sequence[Path], level: int, index: int, width: int) -> bytes:
-    """Return a tile or entry bundle from the first directory that has it; a full one serves for a partial one.
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a private file in pieces, as a whole and durably; sync the directory afterwards."""
+    temporary = target.with_name(f".{target.name}.tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, FILE_MODE)
+    try:
+        with source.open("rb") as file:
+            while chunk := file.read(_COPY_BYTES):
+                write_all(descriptor, chunk)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    temporary.replace(target)
+
+
+def fetch_tile(places: "Sequence[Place]", level: int, index: int, width: int) -> tuple[bytes, "Place"]:
+    """Return a tile or entry bundle, and the first place that has it; a full one serves for a partial one.
 
     Raises:
-        FileNotFoundError: no directory has it.
+        FileNotFoundError: no place has it.
+        StateError: SOURCE_UNAVAILABLE, when a remote place does not answer.
     """
-    for root in roots:
+    for place in places:
         for held in {width: None, TILE_WIDTH: None}:
             try:
-                data = (root / Tile(level, index, held).path).read_bytes()
+                data = place.read(Tile(level, index, held).path)
             except FileNotFoundError:
                 continue
             if held == width:
-                return data
+                return data, place
             if level == ENTRIES:
-                return encode_entries(decode_entries(data, held)[:width])
-            return data[: width * HASH_BYTES]
+                return encode_entries(decode_entries(data, held)[:width]), place
+            return data[: width * HASH_BYTES], place
     raise FileNotFoundError(Tile(level, index, width).path)

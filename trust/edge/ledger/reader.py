@@ -13,6 +13,7 @@ from typing import BinaryIO, Final
 from trust import limits
 from trust.checkpoint import Checkpoint, parse_checkpoint
 from trust.edge.ledger import layout, segments
+from trust.edge.ledger.place import Folder, Place
 from trust.edge.ledger.segments import DamageError, Frame
 from trust.errors import EvidenceError, InputError, Reason
 from trust.merkle import consistency_proof, inclusion_proof, root_of
@@ -25,14 +26,17 @@ _CACHED_SEGMENTS: Final = 8
 class Reader:
     """A ledger as it stands on disk. Every method may read files; none changes one."""
 
-    def __init__(self, directory: Path, *, archives: Sequence[Path] = ()) -> None:
-        """Read `directory`; what was moved out of it is looked for in `archives`.
+    def __init__(self, directory: Path, *, archives: Sequence[Path | Place] = ()) -> None:
+        """Read `directory`; what was moved out of it is looked for in `archives` (see `archived.places_of`).
 
         Raises:
             InputError: NOT_FOUND, if there is no ledger.
+            StateError: SOURCE_UNAVAILABLE, from every method, when an archive is needed and does not answer.
         """
         self.directory = directory
-        self._roots = [directory, *archives]
+        self.places: list[Place] = [
+            Folder(place) if isinstance(place, Path) else place for place in (directory, *archives)
+        ]
         self._places: OrderedDict[int, list[int]] = OrderedDict()
         self.reload()
 
@@ -59,7 +63,7 @@ class Reader:
 
     def fetch(self, level: int, index: int, width: int) -> bytes:
         """Return a tile or an entry bundle (`trust.tiles.FetchTile`)."""
-        return layout.fetch_tile(self._roots, level, index, width)
+        return layout.fetch_tile(self.places, level, index, width)[0]
 
     def root(self, size: int | None = None) -> bytes:
         """Return the root of the first `size` records (default: all under the checkpoint), from the tiles.
@@ -110,10 +114,10 @@ class Reader:
         """
         absent = InputError(Reason.NOT_FOUND, f"{self.directory} has no record {index}")
         first = layout.segment_of(index)
-        path = self._segment(first) if index >= 0 else None
-        if path is None:
+        place = self.segment_place(first) if index >= 0 else None
+        if place is None:
             raise absent
-        with path.open("rb") as file:
+        with place.open(layout.segment_name(first)) as file:
             start = self._near(file, first, index)
             for at, offset in segments.frame_places(file, *start) if start else ():
                 if at == index:
@@ -129,8 +133,8 @@ class Reader:
         index, end = start, self.size if upto is None else upto
         while index < end:
             first = layout.segment_of(index)
-            path = self._segment(first)
-            for frame in () if path is None else self._frames(path, first, index):
+            place = self.segment_place(first)
+            for frame in () if place is None else self._frames(place, first, index):
                 if frame.index >= end:
                     return
                 if frame.index == index:
@@ -141,14 +145,15 @@ class Reader:
                     Reason.DIGEST_MISMATCH, f"record {index} is missing from {self.directory}"
                 )
 
-    def _frames(self, path: Path, first: int, index: int) -> Iterator[Frame]:
+    def _frames(self, place: Place, first: int, index: int) -> Iterator[Frame]:
         """The records of one segment, from a little before `index` on."""
+        name = layout.segment_name(first)
         try:
-            with path.open("rb") as file:
+            with place.open(name) as file:
                 start = self._near(file, first, index) if index > first else None
                 yield from segments.read_frames(file, first, start)
         except DamageError as damage:
-            raise EvidenceError(Reason.DIGEST_MISMATCH, f"{path}: {damage}") from None
+            raise EvidenceError(Reason.DIGEST_MISMATCH, f"{place.url}/{name}: {damage}") from None
 
     def _near(self, file: BinaryIO, first: int, index: int) -> tuple[int, int] | None:
         """Where to begin reading for record `index`: at most 255 records before it. None: it is not there."""
@@ -164,10 +169,15 @@ class Reader:
             self._places.popitem(last=False)
         return (first + nearest * TILE_WIDTH, places[nearest]) if nearest < len(places) else None
 
-    def _segment(self, first: int) -> Path | None:
-        return next(
-            (path for root in self._roots if (path := layout.segment_path(root, first)).exists()), None
-        )
+    def segment_place(self, first: int) -> Place | None:
+        """Return the first place that has the segment of record `first`; None when no place has it."""
+        for place in self.places:
+            try:
+                place.size(layout.segment_name(first))
+            except FileNotFoundError:
+                continue
+            return place
+        return None
 
 
 @contextmanager

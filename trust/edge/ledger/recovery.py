@@ -15,6 +15,7 @@ from trust import limits
 from trust.checkpoint import Checkpoint, SignedCheckpoint, open_checkpoint
 from trust.edge.files import sync_directory
 from trust.edge.ledger import layout, segments
+from trust.edge.ledger.place import Folder
 from trust.edge.ledger.segments import DamageError, Segment
 from trust.errors import EvidenceError, Reason, StateError
 from trust.merkle import root_of
@@ -106,7 +107,7 @@ class _Scan:
     def _fetch(self, level: int, index: int, width: int) -> bytes:
         if width < TILE_WIDTH:  # only full tiles are ever made durable
             raise FileNotFoundError(Tile(level, index, width).path)
-        return layout.fetch_tile([self.directory], level, index, width)
+        return layout.fetch_tile([Folder(self.directory)], level, index, width)[0]
 
     def _compare(self) -> None:
         """Hold the tree at its size against a checkpoint of this size."""

@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 from trust.checkpoint import open_checkpoint
 from trust.edge.ledger import layout, segments
+from trust.edge.ledger.place import Place
 from trust.edge.ledger.reader import Reader
 from trust.edge.ledger.segments import DamageError
-from trust.errors import EvidenceError, MeshError
+from trust.errors import EvidenceError, MeshError, Reason
 from trust.merkle import HASH_BYTES
 from trust.note import Verifier
 from trust.tiles import ENTRIES, TILE_HEIGHT, TILE_WIDTH, Tile, TileBuilder, parse_tile_path
@@ -45,7 +47,9 @@ class Verification:
         return not self.findings
 
 
-def verify(directory: Path, *, key: Verifier | None = None, archives: Sequence[Path] = ()) -> Verification:
+def verify(
+    directory: Path, *, key: Verifier | None = None, archives: Sequence[Path | Place] = ()
+) -> Verification:
     """Read the whole ledger and hold records, tiles and checkpoint against each other.
 
     Memory does not grow with the ledger. A running ledger may be verified; what it appends meanwhile is not looked at.
@@ -55,6 +59,7 @@ def verify(directory: Path, *, key: Verifier | None = None, archives: Sequence[P
 
     Raises:
         InputError: NOT_FOUND, if there is no ledger.
+        StateError: SOURCE_UNAVAILABLE, when an archive does not answer: whether it fits is then unknown.
     """
     found = Verification()
     try:
@@ -65,7 +70,7 @@ def verify(directory: Path, *, key: Verifier | None = None, archives: Sequence[P
     head = reader.checkpoint
     found.origin, found.size, found.root = head.origin, head.size, head.root
     _check_signature(found, reader, key)
-    _Walk(reader, [directory, *archives], found).run()
+    _Walk(reader, found).run()
     return found
 
 
@@ -85,8 +90,8 @@ def _check_signature(found: Verification, reader: Reader, key: Verifier | None) 
 class _Walk:
     """One pass over records and tiles."""
 
-    def __init__(self, reader: Reader, roots: Sequence[Path], found: Verification) -> None:
-        self._reader, self._roots, self._found = reader, roots, found
+    def __init__(self, reader: Reader, found: Verification) -> None:
+        self._reader, self._places, self._found = reader, reader.places, found
         self._builder = TileBuilder.empty()
         self._signed_partial: dict[Tile, bytes] = {}
 
@@ -102,21 +107,27 @@ class _Walk:
 
     def _firsts(self) -> list[int]:
         firsts: set[int] = set()
-        for root in self._roots:
+        for place in self._places:
             try:
-                firsts |= set(layout.list_segments(root))
+                firsts |= set(layout.list_segments(place))
             except MeshError as error:
+                if error.reason is not Reason.LEDGER_CONTRADICTED:
+                    raise
                 self._add(layout.RECORDS, error.detail)
         return sorted(firsts)
 
     def _segment(self, first: int) -> bool:
         """Read one segment; return whether the next one can be read, too."""
-        name = layout.segment_path(Path(), first).as_posix()
+        name = layout.segment_name(first)
         if first != self._builder.size:
             self._add(name, f"record {self._builder.size} is missing: the segment before is not complete")
             return False
-        path = next(p for root in self._roots if (p := layout.segment_path(root, first)).exists())
-        with path.open("rb") as file:
+        place = self._reader.segment_place(first)
+        if place is None:
+            self._add(name, "it was removed while it was read")
+            return False
+        shown = self._shown(name, place)
+        with place.open(name) as file:
             try:
                 for frame in segments.read_frames(file, first):
                     for tile, data in self._builder.append(frame.digest):
@@ -124,21 +135,24 @@ class _Walk:
                     if self._builder.size == self._found.size:
                         self._at_size()
             except DamageError as damage:
-                if damage.index < self._found.size or not self._is_torn(path, damage):
-                    self._add(name, str(damage))
+                if damage.index < self._found.size or not self._is_torn(file, damage):
+                    self._add(shown, str(damage))
                 else:
                     self._found.notes.append(
-                        f"{name}: {damage}; never acknowledged, it is cut when the ledger is opened"
+                        f"{shown}: {damage}; never acknowledged, it is cut when the ledger is opened"
                     )
                 return False
         return True
 
-    def _is_torn(self, path: Path, damage: DamageError) -> bool:
+    def _is_torn(self, file: BinaryIO, damage: DamageError) -> bool:
         if damage.offset == 0:
             return False
-        with path.open("rb") as file:
-            salt = segments.read_header(file, layout.segment_of(damage.index))
-            return not segments.acknowledged_later(file, salt, damage.index, damage.offset)
+        salt = segments.read_header(file, layout.segment_of(damage.index))
+        return not segments.acknowledged_later(file, salt, damage.index, damage.offset)
+
+    def _shown(self, name: str, place: Place) -> str:
+        """What to call a file: where it is, too, unless that is the ledger's own directory."""
+        return name if place is self._places[0] else f"{place.url}/{name}"
 
     def _at_size(self) -> None:
         """Compare the tree with the checkpoint at the size that was signed."""
@@ -151,7 +165,7 @@ class _Walk:
 
     def _compare(self, tile: Tile, data: bytes) -> None:
         try:
-            found = self._reader.fetch(tile.level, tile.index, tile.width)
+            found, place = layout.fetch_tile(self._places, tile.level, tile.index, tile.width)
         except FileNotFoundError:
             if self._needed(tile):
                 self._add(tile.path, "it is missing")
@@ -160,7 +174,8 @@ class _Walk:
             self._add(tile.path, error.detail)
             return
         if found != data and self._needed(tile):
-            self._add(tile.path, "it is not the tile of these records" + _difference(tile, found, data))
+            what = "it is not the tile of these records" + _difference(tile, found, data)
+            self._add(self._shown(tile.path, place), what)
 
     def _needed(self, tile: Tile) -> bool:
         """Whether the checkpoint covers the tile; a later one may be on its way to the disk."""
@@ -169,23 +184,20 @@ class _Walk:
 
     def _list_tiles(self) -> None:
         """Hold older partial tiles against the full ones, and name files that no tree has."""
-        for root in self._roots:
-            for path in sorted((root / "tile").rglob("*")):
-                name = path.relative_to(root).as_posix()
-                if path.is_dir() or path.name.startswith("."):
-                    continue
+        for place in self._places:
+            for name in sorted(place.names("tile")):
                 try:
                     tile = parse_tile_path(name)
                 except EvidenceError:
-                    self._add(name, "no tile has this name")
+                    self._add(self._shown(name, place), "no tile has this name")
                     continue
                 if tile.width < TILE_WIDTH:
-                    self._older_partial(root, tile)
+                    self._older_partial(place, tile)
 
-    def _older_partial(self, root: Path, tile: Tile) -> None:
+    def _older_partial(self, place: Place, tile: Tile) -> None:
         """A partial tile of an earlier checkpoint is the beginning of the tile that grew from it."""
         try:
-            data = (root / tile.path).read_bytes()
+            data = place.read(tile.path)
         except FileNotFoundError:
             return  # removed meanwhile: its full tile is there
         later = self._grown(tile)
@@ -195,11 +207,9 @@ class _Walk:
             self._add(tile.path, "it is not the beginning of the tile of these records")
 
     def _grown(self, tile: Tile) -> bytes | None:
-        """The longest form of a tile that is there."""
-        widths = {TILE_WIDTH}
-        for root in self._roots:
-            folder = (root / tile.path).parent
-            widths |= {int(path.name) for path in folder.glob("*") if path.name.isdecimal()}
+        """The longest form of a tile that is there. Partial ones are in the ledger's own directory alone."""
+        folder = (self._reader.directory / tile.path).parent
+        widths = {TILE_WIDTH} | {int(path.name) for path in folder.glob("*") if path.name.isdecimal()}
         for width in sorted(widths, reverse=True):
             try:
                 return self._reader.fetch(tile.level, tile.index, width)

@@ -1,0 +1,82 @@
+"""A real S3 server process (moto's) on a port of its own, with one bucket; killed and started again at will."""
+
+import re
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+from obstore.store import S3Store
+
+BUCKET = "ledgers"
+
+
+class S3Server:
+    """One server. Objects live in its memory: a restart loses them."""
+
+    def __init__(self, directory: Path) -> None:
+        self._log = directory / "s3.log"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._port = 0
+
+    @property
+    def endpoint(self) -> str:
+        """Where it answers."""
+        return f"http://127.0.0.1:{self._port}"
+
+    def start(self) -> None:
+        """Start on the same port as before, if there was one, and make the bucket."""
+        with self._log.open("wb") as log:
+            process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-W",
+                    "ignore",
+                    "-m",
+                    "moto.server",
+                    "-H",
+                    "127.0.0.1",
+                    "-p",
+                    str(self._port),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        for _ in range(3000):
+            if found := re.search(r"http://127\.0\.0\.1:(\d+)", self._log.read_text()):
+                self._port = int(found[1])
+                break
+            assert process.poll() is None, self._log.read_text()
+            time.sleep(0.01)
+        self._process = process
+        with urllib.request.urlopen(urllib.request.Request(f"{self.endpoint}/{BUCKET}", method="PUT")):
+            pass
+
+    def stop(self) -> None:
+        """Kill it."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait()
+
+    def get(self, name: str) -> bytes:
+        """Return an object, as somebody with access to the bucket can."""
+        return bytes(self._bucket.get(name).bytes())
+
+    def put(self, name: str, data: bytes) -> None:
+        """Replace an object."""
+        self._bucket.put(name, data)
+
+    def delete(self, name: str) -> None:
+        """Remove an object."""
+        self._bucket.delete(name)
+
+    @property
+    def _bucket(self) -> S3Store:
+        return S3Store(
+            BUCKET,
+            config={"endpoint": self.endpoint, "access_key_id": "key", "secret_access_key": "secret"},
+            client_options={"allow_http": True},
+        )
