@@ -148,7 +148,7 @@ def _word(why: str | None) -> str:
     return "" if why is None else why.partition(":")[0]
 
 
-def _print(node: NodeView, denied: str) -> None:
+def _print(node: NodeView, denied: str = "") -> None:
     rows = [
         *((("denied", denied),) if denied else ()),
         ("state", f"{node.state}{': ' + ', '.join(node.not_ready) if node.not_ready else ''}"),

@@ -1,0 +1,111 @@
+"""Whom a node talks to: a constant number, everybody in turn, and everybody hears news."""
+
+import random
+
+import pytest
+
+from sidecar.core.gossip import Rounds
+from trust import limits
+
+
+def names(count: int) -> list[str]:
+    """Return node names."""
+    return [f"n{number}" for number in range(count)]
+
+
+@pytest.mark.parametrize("count", [1, 3, 10, 64, 1000])
+def test_a_round_costs_the_same_however_large_the_mesh(count: int) -> None:
+    """Messages of one node do not grow with the number of nodes."""
+    rounds = Rounds(now_ms=0)
+    rounds.met(names(count))
+    for turn in range(20):
+        talks = rounds.tick(now_ms=turn * limits.GOSSIP_PERIOD_MS)
+        assert len(talks) == min(count, limits.GOSSIP_FANOUT)
+        assert len({talk.peer for talk in talks}) == len(talks)
+
+
+def test_everybody_has_a_turn() -> None:
+    """No peer is starved, in as many rounds as it takes at the least."""
+    rounds = Rounds(now_ms=0)
+    rounds.met(names(10))
+    met = [t.peer for turn in range(3) for t in rounds.tick(now_ms=turn * limits.GOSSIP_PERIOD_MS)]
+    assert set(met) == set(names(10))
+
+
+def test_between_rounds_nothing_is_said() -> None:
+    """A caller may ask as often as it likes."""
+    rounds = Rounds(now_ms=0)
+    rounds.met(names(3))
+    assert rounds.tick(now_ms=0)
+    assert rounds.tick(now_ms=limits.GOSSIP_PERIOD_MS - 1) == []
+    assert rounds.wake_at_ms() == limits.GOSSIP_PERIOD_MS
+
+
+def test_news_goes_out_at_once_and_once_more_to_others() -> None:
+    """Twice the fan-out hears of it within a moment."""
+    rounds = Rounds(now_ms=0)
+    rounds.met(names(20))
+    rounds.tick(now_ms=0)
+    first = rounds.learned(now_ms=10)
+    assert len(first) == limits.GOSSIP_FANOUT
+    assert rounds.hot
+    assert rounds.wake_at_ms() == 10 + limits.GOSSIP_HOT_MS
+    second = rounds.tick(now_ms=10 + limits.GOSSIP_HOT_MS)
+    assert not {t.peer for t in first} & {t.peer for t in second}
+    assert not rounds.hot
+
+
+def test_peer_that_does_not_answer_is_passed_over_for_longer_each_time_and_never_given_up() -> None:
+    """A dead peer must not cost a live one its turn."""
+    rounds = Rounds(now_ms=0, fanout=1)
+    rounds.met(["dead", "live"])
+    now_ms = 0
+    for _ in range(12):
+        now_ms += limits.GOSSIP_PERIOD_MS
+        for talk in rounds.tick(now_ms=now_ms):
+            (rounds.failed("dead", now_ms=now_ms) if talk.peer == "dead" else rounds.answered("live"))
+    assert rounds.failures()["dead"] < 6
+    rounds.met(["dead"])
+    assert [t.peer for t in rounds.tick(now_ms=now_ms + limits.GOSSIP_PERIOD_MS)] == ["dead"]
+    rounds.answered("dead")
+    assert rounds.failures() == {}
+
+
+def test_being_told_the_same_peers_again_does_not_start_the_ring_anew() -> None:
+    """Otherwise the first in the list would hear everything and the last nothing."""
+    rounds = Rounds(now_ms=0, fanout=1)
+    met = []
+    for turn in range(6):
+        rounds.met(names(3))
+        met += [t.peer for t in rounds.tick(now_ms=turn * limits.GOSSIP_PERIOD_MS)]
+    assert met == names(3) * 2
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_rumour_reaches_nearly_all_of_a_thousand_nodes_in_a_few_steps(seed: int) -> None:
+    """Push alone, each node knowing 64 others; what it misses the periodic exchanges mend."""
+    chance = random.Random(seed)
+    everybody = names(1000)
+    nodes = {}
+    for name in everybody:
+        nodes[name] = Rounds(now_ms=0)
+        nodes[name].met(chance.sample([other for other in everybody if other != name], limits.MAX_PEERS))
+    informed, messages = {"n0"}, 0
+    due = [(0, t.peer) for t in nodes["n0"].learned(now_ms=0)]
+    hot = [("n0", limits.GOSSIP_HOT_MS)]
+    step_ms, now_ms = 10, 0
+    while (due or hot) and now_ms < 2000:
+        now_ms += step_ms
+        arriving, due = due, []
+        for _, peer in arriving:
+            messages += 1
+            if peer not in informed:
+                informed.add(peer)
+                due += [(now_ms, t.peer) for t in nodes[peer].learned(now_ms=now_ms)]
+                hot.append((peer, now_ms + limits.GOSSIP_HOT_MS))
+        for peer, at_ms in [one for one in hot if one[1] <= now_ms]:
+            hot.remove((peer, at_ms))
+            due += [(now_ms, t.peer) for t in nodes[peer].tick(now_ms=now_ms)]
+    assert len(informed) >= 990
+    assert messages <= 1000 * limits.GOSSIP_FANOUT * limits.GOSSIP_HOT_ROUNDS
+    assert now_ms <= 400
