@@ -22,6 +22,7 @@ from control_plane.edge.mesh_file import FILE_NAME, MeshFile
 from trust import limits
 from trust.chain import verify_roots
 from trust.edge.files import write_atomic
+from trust.edge.ledger import Place, open_place
 from trust.errors import EvidenceError, InputError, MeshError, Reason
 from trust.evidence import Evidence
 from trust.evidence_verify import NOT_PROVED, Permitted, Report, Section, Verdict, verify_evidence
@@ -50,7 +51,11 @@ def export(
     ] = None,
     archive: Annotated[
         list[str] | None,
-        typer.Option("--archive", help="NODE=DIR: where older parts of its ledger are. May be repeated."),
+        typer.Option(
+            "--archive",
+            help="NODE=PLACE: where else older parts of its ledger are: a path, file:///PATH or s3://BUCKET/PREFIX; "
+            "besides what the ledger itself has written down. May be repeated.",
+        ),
     ] = None,
     endorsements: Annotated[
         list[Path] | None,
@@ -79,13 +84,13 @@ def export(
         ledgers = ledgers_of(mesh) | ledgers
     if not ledgers:
         raise InputError(Reason.INPUT_INVALID, "say where the ledgers are: --ledger NODE=DIR, or --mesh DIR")
-    archives: dict[str, list[Path]] = {}
+    archives: dict[str, list[Place]] = {}
     for node, place in _pairs("--archive", archive):
         if node not in ledgers:
             raise InputError(
                 Reason.INPUT_INVALID, f"--archive {node}=…: there is no ledger of {node} to go with it"
             )
-        archives.setdefault(node, []).append(Path(place))
+        archives.setdefault(node, []).append(open_place(place))
     kept = None if mesh is None else mesh / "control-plane" / "data" / "repository"
     if repository is None and kept is not None and kept.is_dir():
         repository = kept

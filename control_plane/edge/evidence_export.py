@@ -21,7 +21,7 @@ from trust.authoring import parse_metadata
 from trust.chain import sha256_of_target
 from trust.compact import from_base64url, parse_object
 from trust.edge.endorsements import PEERS, find_endorsement, read_endorsements
-from trust.edge.ledger import Reader
+from trust.edge.ledger import Place, Reader, places_of
 from trust.edge.policy_cache import PolicyCache
 from trust.errors import InputError, MeshError, Reason
 from trust.evidence import Content, Evidence, NodePart, PolicyPart, RecordPart, build_evidence
@@ -40,7 +40,9 @@ _KEY_FILE: Final = "key"
 class Sources:
     """Where evidence may be found besides the ledgers; everything here may be empty."""
 
-    archives: Mapping[str, Sequence[Path]] = field(default_factory=dict)  # node -> folders
+    archives: Mapping[str, Sequence[Place]] = field(
+        default_factory=dict
+    )  # node -> besides what its ledger names
     endorsements: Sequence[Path] = ()  # `endorsements` folders of nodes whose ledger is not here
     repository: Callable[[str], bytes | None] | None = None  # a file of the control plane's, by path
     positions: Sequence[Position] = ()  # where an index says that records are
@@ -115,7 +117,7 @@ def export_evidence(
     """
     sources = sources or Sources()
     readers = {
-        node: Reader(directory, archives=sources.archives.get(node, ()))
+        node: Reader(directory, archives=[*sources.archives.get(node, ()), *places_of(directory)])
         for node, directory in sorted(ledgers.items())
     }
     found = _Found()

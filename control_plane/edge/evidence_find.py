@@ -176,6 +176,7 @@ def _everywhere(reader: Ledger, wanted: Collection[bytes]) -> Iterator[tuple[int
     except EvidenceError as error:
         if "is missing from" in error.detail:
             raise InputError(
-                Reason.NOT_FOUND, f"{error.detail}; if it was archived, name the archive: --archive NODE=DIR"
+                Reason.NOT_FOUND,
+                f"{error.detail}; if it was archived, name the archive: --archive NODE=PLACE",
             ) from None
         raise
