@@ -14,8 +14,9 @@ import grpc.aio
 from sidecar.core.call import Attempt, Decision, Direction, Permitted, RefusedError
 from sidecar.core.gate import Gate, Observer
 from sidecar.edge import metadata as md
+from sidecar.edge.case import Case
 from sidecar.edge.identify import Identifier
-from sidecar.edge.notary import Case, Notary
+from sidecar.edge.notary import Notary
 from sidecar.edge.refusals import (
     UPSTREAM_BROKE_OFF_TEXT,
     UPSTREAM_UNAVAILABLE_TEXT,

@@ -8,23 +8,22 @@ import functools
 import hashlib
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 from sidecar.core.bundle_state import InForce
 from sidecar.core.call import Attempt, Decision, Direction
 from sidecar.core.carriage import Carriage
 from sidecar.core.levels import CRYPTOGRAPHIC, GOVERNED, OBSERVABLE
-from sidecar.core.permits import Minter, Verifier, carried, check_enough, presented
+from sidecar.core.permits import carried, check_enough, presented
+from sidecar.edge.case import Case, Journal, Signing, Trust
 from sidecar.edge.metadata import Pair
 from sidecar.edge.payload_sealer import PayloadSealer
-from trust.attestation.credential import CREDENTIAL_KEY, Credential
+from trust.attestation.credential import CREDENTIAL_KEY
 from trust.errors import MeshError, Reason, StateError
 from trust.handover import HANDOVER_KEY
 from trust.permit import ENDORSEMENT_KEY, NO_MESSAGE, PERMIT_KEY, Permit, permit_sha256
 from trust.ports import Clock
 from trust.record import Ending, Intent, Link, Outcome, Side
-from trust.spiffe import SpiffeId
 
 logger = logging.getLogger(__name__)
 
@@ -32,91 +31,6 @@ _TRACEPARENT: Final = "traceparent"
 _SIDE: Final = {Direction.OUTBOUND: Side.OUTBOUND, Direction.INBOUND: Side.INBOUND}
 DURABLE: Final = "durable"
 _digest: Final = functools.lru_cache(64)(bytes.fromhex)  # of a policy: the same for every call
-
-
-class Journal(Protocol):
-    """Where records go: the node's ledger."""
-
-    def append(self, record: Intent | Outcome) -> object:
-        """Take one record; returns what `durable` waits for.
-
-        Raises:
-            EvidenceError: RECORD_MALFORMED; CapacityError: LIMIT_EXCEEDED; StateError: LEDGER_UNAVAILABLE.
-        """
-        ...
-
-    async def durable(self, pending: object) -> None:
-        """Wait until the record, and all before it, survive a crash.
-
-        Raises:
-            StateError: LEDGER_UNAVAILABLE.
-        """
-        ...
-
-
-@dataclass(slots=True)
-class Case:
-    """One execution on its way through a door: what came with it, and what was found out."""
-
-    attempt: Attempt
-    level: int
-    token: str | None = None
-    endorsement: bytes | None = None
-    malformed: MeshError | None = None  # what came in place of a permit
-    credential: bytes | None = None  # trust credential that came with it (inbound)
-    named: bytes = b""  # digest of the one that our permit names (outbound)
-    carries: bool = False  # and it went with the call
-    certificate_sha256: bytes = b""
-    traceparent: str = ""
-    execution_id: bytes = b""
-    root_id: bytes = b""
-    link: Link = Link.NONE
-    parent: Permit | None = None
-    permit: Permit | None = None  # accepted (inbound)
-    permit_sha256: bytes = b""
-    permit_token: bytes = b""  # what it is the digest of: minted (outbound) or accepted (inbound)
-    request_sha256: bytes = b""
-    hand_over: bool = False  # the local service accepts only what this sidecar signs for it
-    opened: bool = False
-    request_messages: int = 0
-    request_bytes: int = 0
-    response_messages: int = 0
-    response_bytes: int = 0
-    response_sha256: bytes = b""
-    request: bytes | None = None  # as received, until it is kept or not
-    audited: bool = False  # policy asks to keep the payload
-    obligations: tuple[tuple[str, str], ...] = ()  # as recorded: with what was done about each
-    sealed_request: bytes = b""
-    sealed_response: bytes = b""
-    cut: Reason | None = None
-
-
-class Trust(Protocol):
-    """Who is attested; `sidecar.core.trust_state.TrustState` is the real one."""
-
-    def own(self) -> Credential | None:
-        """Return this node's credential; None when it has none, or none is asked for."""
-        ...
-
-    def check_peer(
-        self, sha256: bytes | None, carried: bytes | None, *, node: SpiffeId, public_key: bytes, now_ms: int
-    ) -> None:
-        """Accept that `node` is attested now.
-
-        Raises:
-            MeshError: ATTESTATION_*.
-        """
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Signing:
-    """What a node needs to mint and to verify; see `sidecar.edge.node_signer`."""
-
-    minter: Minter
-    verifier: Verifier
-    endorsement: Callable[[], bytes]
-    client_certificate_sha256: Callable[[str], bytes]  # caller's SPIFFE ID -> digest of the one it dials with
 
 
 class Notary:

@@ -33,7 +33,7 @@ _INLINE_BYTES: Final = 16 * 1024
 
 
 class Audited(Protocol):
-    """What of an execution on its way through a door is read and written here; `sidecar.edge.notary.Case` is one."""
+    """What of an execution on its way through a door is read and written here; `sidecar.edge.case.Case` is one."""
 
     attempt: Attempt
     level: int

@@ -23,10 +23,11 @@ from sidecar.core.permits import Endorsements, Minter, Verifier
 from sidecar.core.pipeline import Pipeline
 from sidecar.core.readiness import Alarms
 from sidecar.core.replay import ReplayCache
+from sidecar.edge.case import Journal, Signing, Trust
 from sidecar.edge.group_commit import GroupCommit
 from sidecar.edge.ledger_feed import LedgerFeed, RecentRecords
 from sidecar.edge.node_signer import KEY_FILE, NodeSigner
-from sidecar.edge.notary import Journal, Notary, Signing, Trust
+from sidecar.edge.notary import Notary
 from sidecar.edge.permit_floor import FLOOR_FILE, PermitFloor
 from sidecar.edge.shipping import Shipper
 from trust.edge.endorsements import EndorsementFiles, PeerEndorsements
@@ -59,7 +60,7 @@ class LedgerJournal:
         self._commit = GroupCommit(ledger.durable, lambda: len(opened))
 
     def append(self, record: Intent | Outcome) -> object:
-        """Take one record; see `sidecar.edge.notary.Journal`."""
+        """Take one record; see `sidecar.edge.case.Journal`."""
         data = build_record(record)
         pending = self._ledger.append(data)
         self._recent.note(pending.index, data)
@@ -67,7 +68,7 @@ class LedgerJournal:
         return pending
 
     async def durable(self, pending: object) -> None:
-        """Wait until the record is durable; see `sidecar.edge.notary.Journal`."""
+        """Wait until the record is durable; see `sidecar.edge.case.Journal`."""
         await self._commit.durable(pending)  # type: ignore[arg-type]  # what `append` returned
 
 
@@ -78,11 +79,11 @@ class Unwritable:
         self._why = why
 
     def append(self, record: Intent | Outcome) -> object:
-        """Refuse; see `sidecar.edge.notary.Journal`."""
+        """Refuse; see `sidecar.edge.case.Journal`."""
         raise StateError(Reason.LEDGER_UNAVAILABLE, self._why.detail)
 
     async def durable(self, pending: object) -> None:
-        """Refuse; see `sidecar.edge.notary.Journal`."""
+        """Refuse; see `sidecar.edge.case.Journal`."""
         raise StateError(Reason.LEDGER_UNAVAILABLE, self._why.detail)
 
 

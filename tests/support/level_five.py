@@ -21,7 +21,8 @@ from sidecar.core.permits import Endorsements, Minter, Verifier
 from sidecar.core.pipeline import Pipeline
 from sidecar.core.replay import ReplayCache
 from sidecar.edge import upstream
-from sidecar.edge.notary import Notary, Signing
+from sidecar.edge.case import Signing
+from sidecar.edge.notary import Notary
 from tests.support.interop_service import DUPLEX, EMPTY, INPUT, OUTPUT, SERVICE, UNARY, InteropService
 from tests.support.pki import Authority, StaticIdentity
 from tests.support.proxies import ALICE, DOMAIN, SHOP, UNLIMITED, hop, pool, served

@@ -9,7 +9,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sidecar.core.call import Attempt, Decision, Direction
 from sidecar.core.permits import Endorsements, Minter, Verifier
 from sidecar.core.replay import ReplayCache
-from sidecar.edge.notary import Case, Notary, Signing
+from sidecar.edge.case import Case, Signing
+from sidecar.edge.notary import Notary
 from tests.support.permits import ALICE, CERTIFICATE, NODE, NOW_MS, PAY, PAYMENTS, NodeCa
 from tests.support.permits import Signing as NodeSigning
 from tests.support.permits import token as mint

@@ -10,7 +10,8 @@ from sidecar.core.bundle_state import InForce
 from sidecar.core.call import Attempt, Decision, Direction
 from sidecar.core.permits import Endorsements, Minter, Verifier
 from sidecar.core.replay import ReplayCache
-from sidecar.edge.notary import Notary, Signing
+from sidecar.edge.case import Signing
+from sidecar.edge.notary import Notary
 from tests.support.auditing import Auditor
 from tests.support.permits import ALICE, NODE, NOW_MS, PAY, PAYMENTS, NodeCa
 from tests.support.sidecar_core import ManualClock
