@@ -89,6 +89,13 @@ class ControlPlaneConfig(_Strict):
         description="The lease is renewed when this part of its time has passed.",
     )
 
+    index_retention_days: int | None = Field(
+        default=None,
+        ge=1,
+        le=36_500,
+        description="Execution records older than this leave the index; the nodes' ledgers keep them. Default: never.",
+    )
+
     @field_validator("name")
     @classmethod
     def _name(cls, value: str) -> str:

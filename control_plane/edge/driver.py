@@ -31,6 +31,7 @@ from control_plane.edge.own_identity import OwnIdentity
 from control_plane.edge.publisher import Publisher
 from control_plane.edge.records import RecordsServicer
 from control_plane.edge.repository_files import RepositoryFiles
+from control_plane.edge.retention import Retention
 from control_plane.edge.signing import OnlineKeyring
 from control_plane.edge.status import StatusSource
 from control_plane.edge.store.database import Database
@@ -149,6 +150,9 @@ class _Plane:
             self._status.announcer.run(),
             self._status.identity.run(),
             self._reports.run(),
+            Retention(
+                self._status.database, self._status.clock, days=self._config.index_retention_days
+            ).run(),
             self._watch_health(),
             *self._denials.background(),
         ]
