@@ -9,6 +9,7 @@ from typing import Annotated, Final
 import typer
 
 from control_plane.cli.context import JsonFlag, run
+from control_plane.cli.misbehaviour import is_proof, verify_file
 from control_plane.cli.output import Exit, emit
 from control_plane.edge.evidence_export import (
     Sources,
@@ -174,13 +175,25 @@ def verify(
         Path | None,
         typer.Option("--ca", help="The mesh's CA certificates (PEM), known from elsewhere."),
     ] = None,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(
+            help="For a misbehaviour proof: the base bundle (base.tar.gz), whose roster pins witness keys."
+        ),
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Say what a file proves. Exit 0: all that it can; 1: something contradicts; 3: something could not be told."""
+    """Say what a file proves. Exit 0: all that it can; 1: something contradicts; 3: something could not be told.
+
+    The file is one of 'egm evidence export', or a misbehaviour proof ('egm node proof').
+    """
     with file.open("rb") as opened:  # one byte more than allowed shows that it is too large
         data = opened.read(limits.MAX_EVIDENCE_BYTES + 1)
     trusted = _usable(root, lambda data: verify_roots(data, ()))
     anchors = None if ca is None else _usable(ca, check_anchors)
+    if is_proof(data):
+        verify_file(data, root=trusted, ca=anchors, bundle=bundle, as_json=as_json)
+        return
     try:
         report = verify_evidence(data, trusted, anchors)
     except EvidenceError as error:

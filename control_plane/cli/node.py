@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from control_plane.cli.context import JsonFlag, MeshOption, open_mesh, run
-from control_plane.cli.node_quarantine import quarantine, release
+from control_plane.cli.node_quarantine import accuse, proof, quarantine, release
 from control_plane.cli.output import console, emit, table
 from control_plane.edge import operator_client
 from control_plane.edge.ca import CertificateAuthority, issue_to_directory
@@ -121,6 +121,8 @@ def operator(
 
 app.command()(quarantine)
 app.command()(release)
+app.command()(proof)
+app.command()(accuse)
 
 
 def _view(mesh: MeshOption) -> FleetView:
