@@ -1,4 +1,4 @@
-"""Settings of all tests: Hypothesis does not judge by the clock, which on a shared machine is no property of the code."""
+"""Settings of all tests: Hypothesis does not judge by the clock, which on a shared machine says nothing of the code."""
 
 from hypothesis import settings
 
