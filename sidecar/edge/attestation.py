@@ -37,12 +37,11 @@ from sidecar.edge.attestation_files import (
     COUNTER_FILE,
     CREDENTIAL_FILE,
     WITNESS_DIRECTORY,
-    WITNESS_KEY_FILE,
     Counter,
     WitnessStore,
 )
 from sidecar.edge.measurer import SoftwareMeasurer
-from sidecar.edge.node_signer import NodeSigner, load_or_make_key
+from sidecar.edge.node_signer import NodeSigner
 from sidecar.edge.tlog_witness import TlogWitness
 from sidecar.edge.upstream import targets
 from sidecar.edge.witness_desk import WitnessDesk, WitnessServicer
@@ -92,7 +91,7 @@ class Parts:
     turned: Callable[[], None]  # told when this node becomes, or is no longer, attested
     addresses: Callable[[], Mapping[str, str]]  # of other nodes' admin listeners: NAME -> HOST:PORT
     gained: Callable[[Credential], None] = lambda _credential: None
-    accused: Callable[[ContradictionError], None] = lambda _error: None
+    accused: Callable[[ContradictionError], bool] = lambda _error: False
     quarantined: Callable[[], AbstractSet[str]] = frozenset
     measurer: Measurer | None = None
 
@@ -104,7 +103,7 @@ class Attestation:
         """Read what must not be forgotten.
 
         Raises:
-            InputError: KEY_UNREADABLE; CONFLICT, if the counter is damaged.
+            InputError: CONFLICT, if the counter is damaged.
         """
         self._parts = parts
         config = parts.config
@@ -118,7 +117,8 @@ class Attestation:
         self._error: MeshError | None = None
         self.desk = WitnessDesk(
             self._node,
-            load_or_make_key(config.data_dir / WITNESS_KEY_FILE),
+            parts.signer.public_key.public_bytes_raw(),
+            parts.signer.sign,
             WitnessStore(config.data_dir / WITNESS_DIRECTORY),
             view=self._view,
             now_ms=self._now_ms,
@@ -165,8 +165,9 @@ class Attestation:
 
     async def _attempt(self, roster: Roster, held: InForce) -> None:
         clock, jitter = self._parts.clock, random.random()  # noqa: S311  # spreads load, guards nothing
+        why: dict[str, str] = {}
         try:
-            await self._round(roster, held)
+            await self._round(roster, held, why)
         except MeshError as error:
             if self._error is None or self._error.detail != error.detail:
                 logger.warning("not attested in this round: %s", error)
@@ -177,6 +178,7 @@ class Attestation:
                 logger.info("attested again")
             self._error = None
             self._schedule.succeeded(roster, monotonic_ms=clock.monotonic_ms(), jitter=jitter)
+        self._why = why
 
     def _notice(self) -> None:
         """Raise or clear the alarm, and tell when the standing has turned."""
@@ -199,7 +201,7 @@ class Attestation:
 
     # one round
 
-    async def _round(self, roster: Roster, held: InForce) -> None:
+    async def _round(self, roster: Roster, held: InForce, why: dict[str, str]) -> None:
         parts = self._parts
         if parts.ledger is None:
             raise StateError(
@@ -207,8 +209,6 @@ class Attestation:
             )
         timeout_s = round_timeout_ms(roster) / 1000
         measurement = await asyncio.to_thread(self._measurer.measure)
-        why: dict[str, str] = {}
-        self._why = why
         challenges = await self._ask(
             {name: self._challenge(roster, name) for name in roster.witnesses}, roster.needed, timeout_s, why
         )

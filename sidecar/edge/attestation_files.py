@@ -1,6 +1,5 @@
 """What attestation keeps on disk, each written before it is used.
 
-DIR/witness-key.pem            the Ed25519 key with which this node vouches for others
 DIR/witness/NAME.json          what this witness saw of node NAME last (trust.attestation.memory)
 DIR/attestation-counter.json   the counter and the time of this node's last statement
 DIR/credential.json            this node's newest trust credential, for `egm evidence export`
@@ -15,7 +14,6 @@ from trust.compact import number_claim, parse_object, write_object
 from trust.edge.files import write_atomic
 from trust.errors import CapacityError, InputError, MeshError, Reason, StateError
 
-WITNESS_KEY_FILE: Final = "witness-key.pem"
 WITNESS_DIRECTORY: Final = "witness"
 COUNTER_FILE: Final = "attestation-counter.json"
 CREDENTIAL_FILE: Final = "credential.json"
@@ -115,7 +113,6 @@ __all__ = [
     "COUNTER_FILE",
     "CREDENTIAL_FILE",
     "WITNESS_DIRECTORY",
-    "WITNESS_KEY_FILE",
     "Counter",
     "WitnessStore",
 ]

@@ -139,8 +139,8 @@ class Membership:
         """Keep a trust credential for peers that meet its digest."""
         self.member.blobs.put(credential)
 
-    def contradicted(self, error: ContradictionError) -> None:
-        """Accuse a node whose two statements this node, as its witness, saw; without a proof nobody is accused."""
+    def contradicted(self, error: ContradictionError) -> bool:
+        """Accuse a node whose two statements this node, as its witness, saw; return whether they prove anything."""
         try:
             now, before = open_evidence(error.now_evidence), open_evidence(error.before_evidence)
             proof = by_evidence(before, now, error.now_endorsement)
@@ -149,10 +149,13 @@ class Membership:
                 proof = by_checkpoints(
                     now.statement.node, *notes, error.now_endorsement, path=error.consistency
                 )
-            if proof is not None:
-                self.denials.accuse(proof)
+            if proof is None:
+                return False
+            self.denials.accuse(proof)
         except MeshError as reason:
-            logger.warning("%s contradicts itself, but nothing is proven: %s", error.kind, reason)
+            logger.warning("a node contradicts itself (%s), but nothing is proven: %s", error.kind, reason)
+            return False
+        return True
 
     # life cycle
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import grpc.aio
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from egm.v1 import attestation_pb2 as pb
 from egm.v1 import attestation_pb2_grpc as rpc
@@ -36,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 Context = grpc.aio.ServicerContext[Any, Any]
 _NODE: Final = "node"
+_ACCUSE_AGAIN_MS: Final = 30_000
 
 
 class WitnessDesk:
@@ -44,34 +44,38 @@ class WitnessDesk:
     def __init__(
         self,
         node: SpiffeId,
-        private: Ed25519PrivateKey,
+        public_key: bytes,
+        sign: Callable[[bytes], bytes],
         store: WitnessStore,
         *,
         view: Callable[[], View | None],
         now_ms: Callable[[], int],
         clock: Clock,
-        accused: Callable[[ContradictionError], None],
+        accused: Callable[[ContradictionError], bool],
     ) -> None:
         """Take the parts.
 
         Args:
             node: this node.
-            private: the witness key.
+            public_key: the node key, Ed25519, 32 bytes.
+            sign: makes its signatures, 64 bytes.
             store: what was seen of every node.
             view: what this node enforces; None when its policy names no witnesses.
             now_ms: Unix time that signed statements never fall behind, ms.
             clock: monotonic time.
-            accused: told of two statements that cannot both be honest.
+            accused: told of two statements that cannot both be honest; returns whether they prove it.
         """
-        self._private, self._store, self._view = private, store, view
+        self._signer, self._store, self._view = sign, store, view
         self._now_ms, self._clock, self._accused = now_ms, clock, accused
         self._name = node.name
         self.key = Verifier(
             witness_key_name(node.trust_domain, node.name),
-            private.public_key().public_bytes_raw(),
+            public_key,
             KeyKind.COSIGNATURE_V1,
         )
         self._challenges = Challenges()
+        self._proven_ms: dict[str, int] = {}  # by node: when a contradiction was last proven
+        self._logged: dict[str, Reason] = {}
         self._locks: dict[str, asyncio.Lock] = {}  # by node: one statement of a node at a time
 
     async def challenge(self, peer: SpiffeId) -> Challenge:
@@ -104,14 +108,24 @@ class WitnessDesk:
                     memory, submission, evidence, view, now_ms=self._now_ms(), monotonic_ms=monotonic_ms
                 )
             except ContradictionError as error:
-                logger.error("%s contradicts itself: %s", node, error)
-                self._accused(error)
+                self._accuse(node, error, monotonic_ms)
                 raise
             await asyncio.to_thread(self._store.swap, node, memory, answer.memory)
         return self._sign(answer)
 
+    def _accuse(self, node: str, error: ContradictionError, monotonic_ms: int) -> None:
+        """Tell of a contradiction until it is proven; a node that goes on trying is not news each time."""
+        proven_ms = self._proven_ms.get(node)
+        if proven_ms is not None and monotonic_ms - proven_ms < _ACCUSE_AGAIN_MS:
+            return
+        if self._logged.get(node) is not error.reason:
+            self._logged[node] = error.reason
+            logger.error("%s contradicts itself: %s", node, error)
+        if self._accused(error):
+            self._proven_ms[node] = monotonic_ms
+
     def _sign(self, answer: Answer) -> tuple[bytes, bytes]:
-        sign, key, time_s = self._private.sign, self.key, answer.time_s
+        sign, key, time_s = self._signer, self.key, answer.time_s
         return (
             cosign_attestation(answer.text, key, sign, time_s=time_s),
             cosign(answer.checkpoint, key.name, sign, public_key=key.public_key, time_s=time_s),

@@ -5,7 +5,8 @@
     line      EM DASH SPACE KEY NAME SPACE BASE64(key id || time, 8 bytes big-endian || Ed25519(message)) LF
     key id    SHA-256(key name || LF || 0xff || "egm-attestation/v1" || public key)[:4]
 
-The key is the one that cosigns checkpoints (`cosignature/v1`); the first line keeps the two apart.
+The key is the node key of the witness, which signs checkpoints, cosignatures, evidence and permits, too: what it signs
+begins differently for each (docs/protocol.md).
 """
 
 import base64

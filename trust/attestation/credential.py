@@ -111,9 +111,13 @@ def open_credential(data: bytes, roster: Roster) -> Credential:
         raise _invalid("it is not in its one encoding") from None
     try:
         evidence = open_evidence(envelope)
-        if evidence.statement.node.trust_domain != roster.trust_domain:
+        said = evidence.statement
+        if said.node.trust_domain != roster.trust_domain:
             raise _invalid("it is of another trust domain")
-        text = attested_text(evidence.statement.node, evidence.sha256)
+        pinned = roster.witnesses.get(said.node.name)
+        if pinned is not None and pinned.key.public_key != said.public_key:
+            raise _invalid(f"the signed roster pins another key for {said.node}")
+        text = attested_text(said.node, evidence.sha256)
         cosigned = verify_attestation(text, attested, roster.witnesses.values())
         checkpoint, logged_s = _logged(evidence, logged, roster)
     except MeshError as error:

@@ -57,7 +57,10 @@ class _Strict(BaseModel):
 
 
 class WitnessSettings(_Strict):
-    """A node that vouches for others. `key`: NAME+HEX+BASE64, as `egm sidecar witness-key` prints it."""
+    """A node that vouches for others. `key` is its node key, as `egm sidecar witness-key` prints it.
+
+    What is pinned here holds for the node's own statements, too: no certificate can put another key in its place.
+    """
 
     key: Annotated[str, AfterValidator(_key)]
     # HOST:PORT of its admin listener; without it each node's own configuration must know one (peers)

@@ -153,6 +153,9 @@ def authenticate(submission: Submission, view: View, *, now_ms: int) -> tuple[Ev
     said = evidence.statement
     if submission.peer != said.node or key.node != said.node:
         raise _invalid(f"it is of {said.node}, but {submission.peer} sent it and {key.node} signed it")
+    pinned = view.roster.witnesses.get(said.node.name)
+    if pinned is not None and pinned.key.public_key != said.public_key:
+        raise _invalid(f"the signed roster pins another key for {said.node}")
     if key.public_key.public_bytes_raw() != said.public_key or key.digest != evidence_key_id(
         submission.evidence
     ):

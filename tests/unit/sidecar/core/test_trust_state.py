@@ -44,7 +44,7 @@ class World:
 
     def __init__(self, mesh: MeshSettings | None = MESH, **options: Any) -> None:
         self.mesh = mesh
-        self.node = AttestedNode("a")
+        self.node = AttestedNode("n")
         self.state = TrustState(self.node.id, lambda: self.mesh, **options)
 
     def adopt(self, witnesses: list[WitnessHolder], *, node: AttestedNode | None = None) -> None:
@@ -110,7 +110,7 @@ def test_a_credential_of_another_node_or_of_too_few_is_not_adopted() -> None:
     """A node verifies its own as others will."""
     world = World()
     with pytest.raises(EvidenceError):
-        world.adopt([A, B], node=AttestedNode("b"))
+        world.adopt([A, B], node=AttestedNode("m"))
     with pytest.raises(EvidenceError):
         world.adopt([A])
     assert world.state.standing(NOW_MS, MONO) is Standing.NOT_ATTESTED
@@ -279,7 +279,7 @@ def test_a_node_does_not_sign_with_a_clock_that_its_witnesses_contradict() -> No
 
 def test_a_statement_holds_every_nonce_and_what_is_in_force() -> None:
     """One statement answers every witness at once."""
-    node = AttestedNode("a")
+    node = AttestedNode("n")
     policy = verified(3)
     said = statement_of(
         node.id,

@@ -35,7 +35,7 @@ from trust.attestation.credential import (
 from trust.errors import EvidenceError, MeshError, Reason
 from trust.note import cosign
 
-NODE = AttestedNode()
+NODE = AttestedNode("n")
 A, B, C = WITNESSES = holders("a", "b", "c")
 ROSTER = roster_of(WITNESSES)
 TTL_MS = ROSTER.ttl_ms
@@ -62,7 +62,7 @@ def test_the_bytes_that_a_witness_signs_are_as_documented() -> None:
     evidence = NODE.evidence()
     text = attested_text(NODE.id, evidence.sha256)
     digest = base64.b64encode(evidence.sha256).decode()
-    assert text.decode() == f"egm-attestation/v1\nspiffe://mesh.local/node/a\n{digest}\n"
+    assert text.decode() == f"egm-attestation/v1\nspiffe://mesh.local/node/n\n{digest}\n"
     assert attested_message(text, 7) == b"egm-attestation-cosignature/v1\ntime 7\n" + text
     line = A.attest(evidence, time_s=7)
     value = base64.b64decode(line.decode().split(" ")[2])
@@ -156,7 +156,7 @@ def test_a_third_party_is_required_where_the_policy_says_so() -> None:
 
 def test_the_checkpoint_in_a_credential_is_the_nodes_own() -> None:
     """Another log's tree head, signed by somebody else, is refused."""
-    other = AttestedNode("b")
+    other = AttestedNode("m")
     evidence = NODE.evidence(checkpoint=other.statement().checkpoint)
     assert reason_of(credential_of(evidence, [A, B])) is Reason.ATTESTATION_INVALID
 
@@ -200,3 +200,12 @@ def test_lines_without_a_known_signer_are_passed_over() -> None:
     line = cosign_attestation(text, stranger.key, stranger.private.sign, time_s=NOW_S)
     assert verify_attestation(text, line, ROSTER.witnesses.values()).times_s == {}
     assert verify_attestation(text, b"", ROSTER.witnesses.values()).times_s == {}
+
+
+def test_a_credential_of_a_witness_needs_the_key_that_the_roster_pins() -> None:
+    """A quorum of liars apart, nobody gets another key accepted for a witness's own node."""
+    member = AttestedNode("a")
+    with pytest.raises(EvidenceError, match="pins another key"):
+        open_credential(credential_of(member.evidence(), [B, C]), ROSTER)
+    pinned = roster_of([WitnessHolder("a", private=member.private), B, C])
+    open_credential(credential_of(member.evidence(), [B, C]), pinned)

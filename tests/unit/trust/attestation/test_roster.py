@@ -137,7 +137,7 @@ def test_the_roster_survives_the_signed_file() -> None:
 
 def test_the_roster_as_tlog_policy() -> None:
     """C2SP tlog-policy: a verifier of others can require the same quorum of checkpoints."""
-    node = AttestedNode()
+    node = AttestedNode("n")
     log = Verifier(log_origin(node.id), node.private.public_key().public_bytes_raw())
     roster = roster_of(THREE, log_witnesses=third_party(), log_quorum=1)
     lines = policy_text(roster, [log]).splitlines()

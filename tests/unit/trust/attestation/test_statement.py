@@ -19,7 +19,7 @@ from trust.attestation.statement import (
 from trust.errors import EvidenceError, Reason
 from trust.spiffe import SpiffeId
 
-NODE = AttestedNode()
+NODE = AttestedNode("n")
 
 
 def payload(**changes: Any) -> dict[str, Any]:
@@ -56,7 +56,7 @@ CHANGES: list[Callable[[dict[str, Any]], object]] = [
     lambda v: v.update(_type="https://in-toto.io/Statement/v0.1"),
     lambda v: v.update(predicateType="urn:other"),
     lambda v: v["subject"].append(v["subject"][0]),
-    lambda v: v["subject"][0].update(name="spiffe://mesh.local/node/b"),
+    lambda v: v["subject"][0].update(name="spiffe://mesh.local/node/m"),
     lambda v: v["subject"][0]["digest"].update(sha256="00" * 32),
     lambda v: v["predicate"].update(eat_profile="x"),
     lambda v: v["predicate"].update(sub="spiffe://mesh.local/workload/a"),
@@ -115,7 +115,7 @@ def test_evidence_is_signed_by_the_key_that_it_names() -> None:
     """A statement under somebody else's signature is refused; so is another payload type."""
     evidence = NODE.evidence()
     assert open_evidence(evidence.envelope) == evidence
-    other = AttestedNode("b")
+    other = AttestedNode("m")
     with pytest.raises(EvidenceError) as error:
         sign_evidence(NODE.statement(), other.private.sign, key_id="k")
     assert error.value.reason is Reason.EVIDENCE_INVALID

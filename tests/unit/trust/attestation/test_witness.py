@@ -15,6 +15,7 @@ from tests.support.attestation import (
     NOW_S,
     AttestedNode,
     Tree,
+    WitnessHolder,
     holders,
     roster_of,
     view_of,
@@ -45,7 +46,7 @@ ROSTER = roster_of(holders("a", "b", "c"))
 @pytest.fixture
 def node() -> AttestedNode:
     """A node nobody has seen yet."""
-    return AttestedNode()
+    return AttestedNode("n")
 
 
 def asked(
@@ -76,7 +77,7 @@ def test_a_witness_vouches_for_this_evidence_and_remembers_it(node: AttestedNode
     evidence = node.evidence()
     answer = asked(node, evidence=evidence)
     assert answer.text == attested_text(node.id, evidence.sha256)
-    assert answer.checkpoint.startswith(b"mesh.local/node/a\n3\n")
+    assert answer.checkpoint.startswith(b"mesh.local/node/n\n3\n")
     assert answer.time_s == NOW_S
     memory = answer.memory
     assert (memory.revision, memory.size, memory.counter) == (1, 3, 1)
@@ -110,15 +111,15 @@ def values_of(value: dict[str, Any]) -> ReferenceValues:
 
 def test_evidence_of_another_node_is_not_accepted_from_a_peer(node: AttestedNode) -> None:
     """The connection, the certificate and the statement must name the same node."""
-    sent = replace(node.submission(), peer=AttestedNode("b").id)
+    sent = replace(node.submission(), peer=AttestedNode("m").id)
     assert refused(node, submission=sent).reason is Reason.EVIDENCE_INVALID
 
 
 def test_a_key_that_the_certificate_does_not_vouch_for_is_refused(node: AttestedNode) -> None:
     """An endorsement of another key, another CA, or another node does not help."""
-    other = AttestedNode("a", ca=node.ca)
-    strange = AttestedNode("a")
-    elsewhere = AttestedNode("b", ca=node.ca)
+    other = AttestedNode("n", ca=node.ca)
+    strange = AttestedNode("n")
+    elsewhere = AttestedNode("m", ca=node.ca)
     for endorsement in (other.endorsement, strange.endorsement, elsewhere.endorsement, b"x"):
         sent = replace(node.submission(), endorsement=endorsement)
         assert refused(node, submission=sent).reason in {Reason.EVIDENCE_INVALID, Reason.PERMIT_INVALID}
@@ -135,7 +136,7 @@ def test_a_nonce_counts_once_and_for_its_node_alone(node: AttestedNode) -> None:
     challenges.answer(said, monotonic_ms=10)
     with pytest.raises(MeshError):
         challenges.answer(said, monotonic_ms=11)
-    challenges.open(AttestedNode("b").id, NONCE, monotonic_ms=0)
+    challenges.open(AttestedNode("m").id, NONCE, monotonic_ms=0)
     with pytest.raises(MeshError):
         challenges.answer(said, monotonic_ms=1)
 
@@ -166,7 +167,7 @@ def test_a_clock_that_is_wrong_is_named(node: AttestedNode, off_s: int) -> None:
 
 def test_a_node_in_quarantine_is_not_vouched_for(node: AttestedNode) -> None:
     """Whatever it says of itself."""
-    assert refused(node, quarantined={"a"}).reason is Reason.NODE_QUARANTINED
+    assert refused(node, quarantined={"n"}).reason is Reason.NODE_QUARANTINED
 
 
 # what it says of its past
@@ -251,11 +252,11 @@ def test_an_oversized_proof_is_not_looked_at(node: AttestedNode) -> None:
 
 def test_a_checkpoint_of_another_log_or_key_is_refused(node: AttestedNode) -> None:
     """Origin and signature must be the node's."""
-    other = AttestedNode("b", ca=node.ca)
-    root = node.tree.checkpoint("mesh.local/node/b")
+    other = AttestedNode("m", ca=node.ca)
+    root = node.tree.checkpoint("mesh.local/node/m")
     public = node.private.public_key().public_bytes_raw()
     foreign = sign_checkpoint(root, node.private.sign, public_key=public)
-    extended = Checkpoint("mesh.local/node/a", root.size, root.root, ("more",))
+    extended = Checkpoint("mesh.local/node/n", root.size, root.root, ("more",))
     notes = [
         other.statement().checkpoint,
         foreign,
@@ -314,9 +315,9 @@ def test_what_runs_must_be_among_the_reference_values(node: AttestedNode) -> Non
     for bad in ({**good, "version": "1.2.4"}, {**good, "sha256": "00" * 32}):
         wrong = values_of({"distributions": [bad]})
         assert refused(node, references=wrong).reason is Reason.MEASUREMENT_REFUSED
-    ours = {"a": [MEASUREMENT.configuration.hex()]}
+    ours = {"n": [MEASUREMENT.configuration.hex()]}
     assert asked(node, references=values_of({"distributions": [good], "configurations": ours}))
-    for listed in ({"a": ["00" * 32]}, {"b": ours["a"]}):
+    for listed in ({"n": ["00" * 32]}, {"m": ours["n"]}):
         strict = values_of({"distributions": [good], "configurations": listed})
         assert refused(node, references=strict).reason is Reason.MEASUREMENT_REFUSED
 
@@ -349,14 +350,14 @@ def test_time_never_goes_back_in_what_a_witness_signs(node: AttestedNode) -> Non
 def test_a_renewed_node_key_is_accepted_by_its_certificate(node: AttestedNode) -> None:
     """The key may be replaced; counter and ledger must go on."""
     memory = asked(node).memory
-    renewed = AttestedNode("a", ca=node.ca, tree=node.tree, counter=node.counter)
+    renewed = AttestedNode("n", ca=node.ca, tree=node.tree, counter=node.counter)
     assert asked(renewed, memory).memory.counter == 2
 
 
 def test_an_expired_endorsement_is_refused() -> None:
     """Certificates end."""
     ca = Authority()
-    node = AttestedNode("a", ca=ca)
+    node = AttestedNode("n", ca=ca)
     with pytest.raises(MeshError):
         authenticate(node.submission(), view_of(node, ROSTER), now_ms=NOW_MS + 25 * 3_600_000)
 
@@ -370,3 +371,13 @@ def test_what_a_witness_remembers_survives_a_restart_or_is_refused(node: Atteste
         with pytest.raises(EvidenceError) as error:
             read_memory(bad)
         assert error.value.reason is Reason.WITNESS_UNAVAILABLE
+
+
+def test_a_witness_is_itself_attested_with_the_key_that_the_roster_pins(node: AttestedNode) -> None:
+    """Whoever owns the CA cannot put another key in the place of a witness's."""
+    member = AttestedNode("a", ca=node.ca)
+    seen = view_of(member, roster_of([WitnessHolder("a", private=member.private), *holders("b", "c")]))
+    authenticate(member.submission(), seen, now_ms=NOW_MS)
+    other = AttestedNode("a", ca=node.ca)
+    with pytest.raises(EvidenceError, match="pins another key"):
+        authenticate(other.submission(), seen, now_ms=NOW_MS)
