@@ -209,7 +209,7 @@ class Provenance:
         """Make everything durable and sign the last checkpoint."""
         self._vouch()
         await self._keep_peers()
-        self._write_open()
+        await self._note_open()
         if self.ledger is not None:
             await self.ledger.close()
 
@@ -218,7 +218,7 @@ class Provenance:
             self._vouch()
             await self._keep_peers()
             await asyncio.sleep(_OPEN_PERIOD_S)
-            self._write_open()
+            await self._note_open()
 
     async def _keep_peers(self) -> None:
         noted = {} if self._peers is None else self._peers.take()
@@ -230,12 +230,16 @@ class Provenance:
             except OSError as error:
                 logger.warning("endorsements of other nodes were not kept for evidence: %s", error)
 
-    def _write_open(self) -> None:
+    async def _note_open(self) -> None:
+        """Write down from where on executions are open; in a thread, because no call may wait for this disk."""
         if self.ledger is None:
             return
         # Never beyond what is durable: a crash must find the records from there on.
         oldest = min(self._opened.oldest_index(self.ledger.size), self.ledger.durable_size)
-        write_atomic(self._open_path, b"%d\n" % oldest, mode=0o600)
+        try:
+            await asyncio.to_thread(write_atomic, self._open_path, b"%d\n" % oldest, mode=0o600)
+        except OSError as error:  # an older index is good, too: the next start reads more
+            logger.warning("%s was not written: %s", self._open_path, error)
 
 
 def _alarm(alarms: Alarms, text: str) -> None:
