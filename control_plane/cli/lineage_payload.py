@@ -19,6 +19,7 @@ from control_plane.edge.recorded import from_entries, from_evidence, from_ledger
 from egm.v1 import record_pb2
 from trust.edge.auditor_keys import load_auditor_private
 from trust.edge.files import write_atomic
+from trust.edge.ledger import open_place
 from trust.errors import EvidenceError, InputError, Reason
 from trust.execution import id_text, parse_id
 from trust.payload import Part, Recorded, digest_fits, open_sealed, payloads_of
@@ -65,6 +66,12 @@ def payload(
         list[Path] | None,
         typer.Option("--ledger", help="Read this ledger directory, not the index. May be repeated."),
     ] = None,
+    archive: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Where else older parts are: a path, file:///PATH or s3://BUCKET/PREFIX. May be repeated."
+        ),
+    ] = None,
     evidence: Annotated[
         Path | None, typer.Option("--evidence", help="Read this evidence file, not the index.")
     ] = None,
@@ -75,20 +82,25 @@ def payload(
     wanted = parse_id(execution)
     if ledger and evidence is not None:
         raise InputError(Reason.INPUT_INVALID, "give --ledger or --evidence, not both")
+    if archive and not ledger:
+        raise InputError(
+            Reason.INPUT_INVALID, "--archive goes with --ledger: say whose older parts these are"
+        )
     private = load_auditor_private(key, passphrase_for(str(key)))
     if evidence is not None:
         records = from_evidence(evidence, wanted)
     elif ledger:
-        records = from_ledgers({str(path): path for path in ledger}, wanted)
+        places = [open_place(place) for place in archive or ()]
+        records = from_ledgers({str(path): path for path in ledger}, wanted, archives=places)
     else:
         records = _from_index(wanted, mesh)
-    places = _chosen(records, side, part)
-    if not places:
+    chosen = _chosen(records, side, part)
+    if not chosen:
         raise InputError(
             Reason.NOT_FOUND,
             f"no record of {id_text(wanted)} on that side was found; try without --side and --part",
         )
-    found = [_open(recorded, private) for recorded in places]
+    found = [_open(recorded, private) for recorded in chosen]
     if output is not None:
         _write(output, found)
     emit(

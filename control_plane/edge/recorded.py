@@ -4,12 +4,13 @@ None of them is believed here. What a reader may conclude from a record is for `
 `egm evidence verify` to say.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from control_plane.edge.evidence_find import find_records
 from egm.v1 import record_pb2
 from trust import limits
-from trust.edge.ledger import Reader
+from trust.edge.ledger import Place, Reader, places_of
 from trust.errors import InputError, Reason
 from trust.evidence import parse_evidence
 from trust.record import Record, parse_record
@@ -25,34 +26,31 @@ def from_entries(entries: Sequence[record_pb2.ExecutionEntry], execution_id: byt
     return [record for record in map(parse_record, parts) if record.execution_id == execution_id]
 
 
-def from_ledgers(ledgers: Mapping[str, Path], execution_id: bytes) -> list[Record]:
-    """Return the records of one execution in ledger directories; reads each ledger from its begin.
+def from_ledgers(
+    ledgers: Mapping[str, Path], execution_id: bytes, *, archives: Sequence[Place] = ()
+) -> list[Record]:
+    """Return the records of one execution in ledger directories, and in what was archived out of them.
 
     Args:
         ledgers: what to call it (in errors) -> directory.
         execution_id: 16 bytes.
+        archives: where older parts are, besides what each ledger has written down.
 
     Raises:
-        InputError: NOT_FOUND, if a directory has no ledger.
-        EvidenceError: RECORD_MALFORMED or PROOF_INVALID, for a damaged ledger.
+        InputError: NOT_FOUND, if a directory has no ledger, or a part that must be read is nowhere.
+        EvidenceError: RECORD_MALFORMED, DIGEST_MISMATCH or PROOF_INVALID, for a damaged ledger.
+        StateError: SOURCE_UNAVAILABLE, if an archive is needed and does not answer.
     """
-    found: list[Record] = []
+    readers: dict[str, Reader] = {}
     for name, directory in ledgers.items():
         if not (directory / "checkpoint").is_file():
             raise InputError(
                 Reason.NOT_FOUND,
                 f"{name}: {directory} holds no ledger (no file 'checkpoint'); give NODE_DATA/ledger",
             )
-        found += _matching(Reader(directory), execution_id)
-    return found
-
-
-def _matching(reader: Reader, execution_id: bytes) -> Iterator[Record]:
-    for frame in reader.scan():
-        if execution_id in frame.record:
-            record = parse_record(frame.record)
-            if record.execution_id == execution_id:
-                yield record
+        readers[name] = Reader(directory, archives=[*places_of(directory), *archives])
+    found = find_records([execution_id], readers)
+    return [record for by_index in found.values() for _, record in by_index.values()]
 
 
 def from_evidence(path: Path, execution_id: bytes) -> list[Record]:
