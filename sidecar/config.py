@@ -219,6 +219,27 @@ class Bounds(_Strict):
     report_period_s: float = Field(default=limits.REPORT_PERIOD_S, ge=0.1, le=300)
 
 
+class Archive(_Strict):
+    """Where old parts of this node's ledger go; endpoint, region and credentials of S3 come from the environment."""
+
+    to: str = Field(
+        description="A folder, file:///PATH or s3://BUCKET/PREFIX; the ledger's own folder is made below."
+    )
+    keep_records: int = Field(
+        default=limits.ARCHIVE_KEPT_RECORDS, ge=0, description="The newest so many records stay on this disk."
+    )
+
+    @field_validator("to")
+    @classmethod
+    def _to(cls, value: str) -> str:
+        scheme, separator, rest = value.partition("://")
+        if separator and (scheme not in {"file", "s3"} or "@" in rest.partition("/")[0]):
+            raise ValueError("use a folder, file:///PATH or s3://BUCKET/PREFIX, without credentials")
+        if not separator and not value.startswith("/"):
+            raise ValueError(f"{value!r}: a folder is an absolute path")
+        return value
+
+
 class SidecarConfig(_Strict):
     """Every setting of one sidecar. Paths are relative to the configuration file."""
 
@@ -242,6 +263,7 @@ class SidecarConfig(_Strict):
     level: int | None = Field(
         default=None, description="Raises the signed level, never lowers it: 0, 1, 3, 4, 5."
     )
+    archive: Archive | None = Field(default=None, description="Archives old parts of the ledger.")
     limits: Bounds = Bounds()
 
     @field_validator("node")

@@ -227,6 +227,7 @@ class Sidecar:
                 **self.membership.start(channels, self.broker),
             }
             background += [asyncio.create_task(part(), name=name) for name, part in loops.items()]
+            self.view.archiving = provenance.archiving
             self.view.notes = lambda: (
                 *feed.notes(),
                 *self._workload_notes(),

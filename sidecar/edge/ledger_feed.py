@@ -68,6 +68,7 @@ class LedgerFeed:
             EvidenceError: DIGEST_MISMATCH, at a damaged record.
         """
         most = limits.MAX_SHIP_BATCH_RECORDS
+        start = max(start, await asyncio.to_thread(lambda: self._ledger.first))  # earlier ones are archived
         while True:
             durable = self._ledger.durable_size
             if start > durable:

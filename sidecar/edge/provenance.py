@@ -33,7 +33,8 @@ from sidecar.edge.shipping import Shipper
 from trust.edge.endorsements import EndorsementFiles, PeerEndorsements
 from trust.edge.files import write_atomic
 from trust.edge.ids import ExecutionIds
-from trust.edge.ledger import Ledger
+from trust.edge.ledger import Archiver, Ledger
+from trust.edge.ledger.place import below
 from trust.edge.tls import Channels
 from trust.errors import MeshError, Reason, StateError
 from trust.execution import OpenExecutions
@@ -104,6 +105,7 @@ class Provenance:
         """Use `open`. `vouch` writes down what vouches for the key now, `peers` what vouched for those of others."""
         self.notary, self.ledger, self.shipper = notary, ledger, shipper
         self.signer: NodeSigner | None = None  # set by `open`
+        self.archiver: Archiver | None = None  # set by `open`
         self._opened, self._open_path, self._vouch, self._peers = opened, open_path, vouch, peers
 
     @classmethod
@@ -127,7 +129,7 @@ class Provenance:
         call depends on the level in force.
 
         Raises:
-            InputError: KEY_UNREADABLE.
+            InputError: KEY_UNREADABLE; CONFIG_INVALID, for an archive that cannot be used on this machine.
         """
         node = config.spiffe_id("node", config.node)
         peers = PeerEndorsements(config.data_dir / ENDORSEMENTS_DIRECTORY)
@@ -178,6 +180,8 @@ class Provenance:
 
         made = cls(notary, ledger, opened, open_path, shipper, vouch=vouch, peers=peers)
         made.signer = signer
+        if ledger is not None and shipper is not None:
+            made.archiver = _archiver(config, ledger, opened, shipper)
         return made
 
     async def run(self) -> None:
@@ -185,6 +189,8 @@ class Provenance:
         async with asyncio.TaskGroup() as group:
             if self.shipper is not None:
                 group.create_task(self.shipper.run(), name="shipping")
+            if self.archiver is not None:
+                group.create_task(self.archiver.run(), name="archiving")
             group.create_task(self._remember(), name="open executions")
 
     def head(self) -> Head | None:
@@ -203,7 +209,15 @@ class Provenance:
             found.append(f"the ledger cannot be written: {self.ledger.failure}")
         if self.shipper is not None and self.shipper.last_error is not None:
             found.append(f"{self.shipper.lag} records wait for the index: {self.shipper.last_error}")
+        if self.archiver is not None and self.archiver.last_error is not None:
+            found.append(f"the ledger is not archived: {self.archiver.last_error}")
         return tuple(found)
+
+    def archiving(self) -> tuple[float, float]:
+        """Return how many segments were archived since the start, and 1 while archiving fails; for metrics."""
+        if self.archiver is None:
+            return 0.0, 0.0
+        return float(self.archiver.segments), float(self.archiver.last_error is not None)
 
     async def close(self) -> None:
         """Make everything durable and sign the last checkpoint."""
@@ -256,6 +270,21 @@ def _open_ledger(config: SidecarConfig, signer: NodeSigner, clock: Clock) -> Led
         clock=clock,
         head_file=config.data_dir / "ledger-head",
     )
+
+
+def _archiver(
+    config: SidecarConfig, ledger: Ledger, opened: OpenExecutions, shipper: Shipper
+) -> Archiver | None:
+    """Return what archives the ledger: never what is not shipped yet, or belongs to an execution that is open."""
+    if config.archive is None:
+        return None
+    kept = config.archive.keep_records
+
+    def before() -> int:
+        oldest_open = opened.oldest_index(ledger.size)
+        return max(0, min(ledger.durable_size - kept, oldest_open, shipper.acknowledged))
+
+    return Archiver(ledger.directory, below(config.archive.to, ledger.origin), before=before)
 
 
 def _left_open(path: Path, ledger: Ledger) -> OpenExecutions:

@@ -2,6 +2,7 @@
 
 from trust.edge.ledger.archive import archive
 from trust.edge.ledger.archived import places_of, read_archived
+from trust.edge.ledger.archiver import Archiver
 from trust.edge.ledger.batch import Pending
 from trust.edge.ledger.ledger import Ledger
 from trust.edge.ledger.place import Folder, Place, open_place
@@ -9,6 +10,7 @@ from trust.edge.ledger.reader import Reader
 from trust.edge.ledger.verify import Finding, Verification, verify
 
 __all__ = [
+    "Archiver",
     "Finding",
     "Folder",
     "Ledger",

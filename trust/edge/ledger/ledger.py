@@ -135,6 +135,11 @@ class Ledger:
         return self._intake.durable
 
     @property
+    def first(self) -> int:
+        """The first record that is still in the directory; earlier ones are archived."""
+        return min(layout.list_segments(self.directory), default=0)
+
+    @property
     def failure(self) -> str | None:
         """Why nothing can be appended any more; None while all is well."""
         return self._intake.failure
