@@ -3,8 +3,8 @@
     python -m tests.benchmarks.ledger
 
 "memory" is the tree and its tiles alone, as `append` does them; "durable" waits for fdatasync on the disk of the
-temporary directory. The worst append is of one million, with the collector off; its CPU time is what growth takes, its
-wall time has what else the machine did.
+temporary directory. The worst append is of one million, with the collector off. What growth takes falls on the same
+append in every run, what else the machine did does not: so of each append the best of all runs counts, then the worst.
 """
 
 import asyncio
@@ -16,6 +16,7 @@ import statistics
 import sys
 import tempfile
 import time
+from array import array
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,28 +37,41 @@ RUNS = 3  # the best of so many: the disk is shared
 
 
 def memory() -> tuple[dict[str, Any], dict[Tile, bytes]]:
-    """Append a million entries without a disk; return the row and the tiles."""
-    builder, tiles, worst, worst_cpu = TileBuilder.empty(), dict[Tile, bytes](), 0, 0
-    records = [os.urandom(RECORD_BYTES) for _ in range(1024)]
-    now, cpu = time.perf_counter_ns, time.thread_time_ns
-    gc.collect()
-    gc.disable()
-    started = now()
-    for i in range(APPENDS):
-        before, before_cpu = now(), cpu()
-        full = builder.append(hashlib.sha256(records[i & 1023]).digest())
-        worst_cpu, worst = max(worst_cpu, cpu() - before_cpu), max(worst, now() - before)
-        if full:
-            tiles.update(full)
-    elapsed = (now() - started) / 1e9
-    gc.enable()
-    tiles.update(builder.partial())
+    """Append a million entries without a disk, `RUNS` times; return the row and the tiles."""
+    best, rates = array("q"), []
+    for _ in range(RUNS):
+        times, tiles, rate = _appends()
+        best = array("q", map(min, best, times)) if best else times
+        rates.append(rate)
+        worst_of_run = max(times)
     row = {
-        "appends_per_s": round(APPENDS / elapsed),
-        "worst_append_ms": round(worst / 1e6, 3),
-        "worst_append_cpu_ms": round(worst_cpu / 1e6, 3),
+        "appends_per_s": round(max(rates)),
+        "worst_append_ms": round(max(best) / 1e6, 3),
+        "worst_of_one_run_ms": round(worst_of_run / 1e6, 3),
     }
     return row, tiles
+
+
+def _appends() -> tuple["array[int]", dict[Tile, bytes], float]:
+    """One run: the wall time of each append in ns, the tiles, and appends/s."""
+    builder, tiles, times = TileBuilder.empty(), dict[Tile, bytes](), array("q", bytes(8 * APPENDS))
+    records = [os.urandom(RECORD_BYTES) for _ in range(1024)]
+    now = time.perf_counter_ns
+    gc.collect()
+    gc.disable()
+    started = before = now()
+    for i in range(APPENDS):
+        full = builder.append(hashlib.sha256(records[i & 1023]).digest())
+        after = now()
+        times[i] = after - before
+        if full:
+            tiles.update(full)
+            after = now()
+        before = after
+    elapsed = (before - started) / 1e9
+    gc.enable()
+    tiles.update(builder.partial())
+    return times, tiles, APPENDS / elapsed
 
 
 def proof_us(tiles: dict[Tile, bytes], *, cold: bool) -> float:

@@ -72,3 +72,16 @@ async def test_wrong_questions_say_what_to_ask(tmp_path: Path) -> None:
         0,
         {"ok": True, "moved": [], "to": str(tmp_path / "to")},
     )
+
+
+async def test_status_says_how_much_is_here_and_what_is_archived(tmp_path: Path) -> None:
+    """Without a look at the archive, which may be far away."""
+    await fill(tmp_path / "l", 300)
+    code, data = ask("status", tmp_path / "l")
+    assert (code, data["size"], data["segments"], data["archives"]) == (0, 300, 1, [])
+    (tmp_path / "l" / "archived").write_text("0 s3://bucket/a\n")
+    assert ask("status", tmp_path / "l")[1]["archives"] == []  # written down, and not removed yet
+    segment = next((tmp_path / "l" / "records").iterdir())
+    segment.rename(tmp_path / "away")
+    shown = egm("ledger", "status", tmp_path / "l")
+    assert "archived    records 0 to 65535: s3://bucket/a" in shown.stdout
