@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from trust.edge.ledger import flush
 from trust.edge.ledger.flush import Flush
 
 
@@ -46,7 +45,7 @@ def test_a_failing_disk_is_not_taken_for_success(tmp_path: Path, monkeypatch: py
     """The ledger stops then, as it does for its records."""
     opened = Flush(tmp_path)
     monkeypatch.setattr(opened, "_syncfs", lambda descriptor: -1)
-    monkeypatch.setattr(flush.ctypes, "get_errno", lambda: errno.EIO)
+    monkeypatch.setattr("ctypes.get_errno", lambda: errno.EIO)
     with pytest.raises(OSError, match="Input/output error"):
         opened.files([tmp_path / "x"])
     opened.close()
