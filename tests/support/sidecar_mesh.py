@@ -39,11 +39,14 @@ def policy_files(
     }
 
 
-def emergency_policy(*, ended: tuple[str, ...] = (), **settings: Any) -> bytes:
+def emergency_policy(
+    *, ended: tuple[str, ...] = (), released: tuple[str, ...] = (), **settings: Any
+) -> bytes:
     """Return the bundle of `policy` that also names an emergency key, and what the quorum has ended."""
     files = policy_files(**settings)
     more = (
         f"emergency_keys: {{{FIRST.name}: {FIRST.public.hex()}}}\nended_revocations: [{', '.join(ended)}]\n"
+        f"released_proofs: [{', '.join(released)}]\n"
     )
     return build(files | {"bundle.yaml": files["bundle.yaml"] + more.encode()})
 
