@@ -1,4 +1,4 @@
-"""`egm sidecar run|check|schema`."""
+"""`egm sidecar run|check|witness-key|measure|schema`."""
 
 import asyncio
 import json
@@ -66,6 +66,43 @@ def check(config: ConfigOption, as_json: JsonFlag = False) -> None:
     typer.echo(f"{config}: ok (node {loaded.node})")
     for note in notes:
         typer.echo(f"note: {note}")
+
+
+@app.command("witness-key")
+def witness_key(config: ConfigOption, as_json: JsonFlag = False) -> None:
+    """Print the key with which this node vouches for others, for `attestation: witnesses:` in bundle.yaml.
+
+    It is the node key; a node that never ran gets one now.
+    """
+    from trust.attestation.roster import witness_key_name
+    from trust.edge.node_key_file import KEY_FILE, load_or_make_key
+    from trust.note import KeyKind, Verifier
+
+    loaded = load_config(config)
+    public = load_or_make_key(loaded.data_dir / KEY_FILE).public_key().public_bytes_raw()
+    name = witness_key_name(loaded.trust_domain, loaded.node)
+    key = Verifier(name, public, KeyKind.COSIGNATURE_V1).encode()
+    if as_json:
+        _print_json({"node": loaded.node, "key": key})
+    else:
+        typer.echo(key)
+
+
+@app.command()
+def measure(config: ConfigOption, as_json: JsonFlag = False) -> None:
+    """Measure what is installed here and how it is configured, as reference_values.json of the base bundle wants it.
+
+    Without --json a complete reference_values.json that accepts this installation, with any configuration.
+    """
+    from sidecar.edge.measurer import SoftwareMeasurer
+
+    loaded = load_config(config)
+    found = SoftwareMeasurer(loaded).measure()
+    if as_json:
+        _print_json({"node": loaded.node, **found.to_json(), "sha256": found.sha256.hex()})
+        return
+    accepted = {"version": found.version, "sha256": found.distribution.hex()}
+    typer.echo(json.dumps({"format": 1, "distributions": [accepted]}, indent=1))
 
 
 @app.command()

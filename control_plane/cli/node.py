@@ -157,6 +157,7 @@ def _print(node: NodeView, denied: str = "") -> None:
         ("policy", f"version {node.policy_version}"),
         *((f"  {name}", f"version {version}") for name, version in sorted(node.namespace_versions.items())),
         ("lease", f"{node.lease}, {node.lease_remaining_s:.0f} s left, grace {node.grace_remaining_s:.0f} s"),
+        *_attestation(node),
         *((f"level {service}", str(level)) for service, level in sorted(node.levels.items())),
         *((kind, str(count)) for kind, count in sorted(node.decisions.items())),
         *(("alarm", alarm) for alarm in node.alarms),
@@ -166,6 +167,28 @@ def _print(node: NodeView, denied: str = "") -> None:
     ]
     for name, value in rows:
         console.print(f"{name:<24}{value}", markup=False)
+
+
+def _attestation(node: NodeView) -> list[tuple[str, str]]:
+    """Return who vouches for the node, and who does not and why."""
+    if not node.witnesses:
+        return (
+            [("attestation", "the policy names no witnesses")] if node.attestation == "NO_WITNESSES" else []
+        )
+    by = ", ".join(node.vouched) or "nobody"
+    rows = [
+        (
+            "attestation",
+            f"{node.attestation}, {node.attestation_remaining_s:.0f} s left; {node.quorum} of "
+            f"{len(node.witnesses)} witnesses are needed, vouched by {by}",
+        )
+    ]
+    rows += [(f"  not by {name}", why) for name, why in sorted(node.not_vouched.items())]
+    if node.credential:
+        rows.append(("  credential", node.credential))
+    if node.is_witness:
+        rows.append(("  witness", "vouches for others"))
+    return rows
 
 
 def _time(at_ms: int) -> str:

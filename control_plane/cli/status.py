@@ -31,7 +31,7 @@ def _print(view: FleetView) -> None:
     console.print(f"control plane  {view.name}, lease {view.lease_ttl_s} s, {view.broker}", markup=False)
     console.print(f"published      {versions or 'nothing'}\n", markup=False)
     table(
-        ("node", "state", "policy", "lease", "left", "levels", "seen"),
+        ("node", "state", "policy", "lease", "left", "attested", "levels", "seen"),
         (
             (
                 node.name,
@@ -39,6 +39,7 @@ def _print(view: FleetView) -> None:
                 node.policy_version or "none",
                 node.lease,
                 _left(node),
+                _attested(node),
                 " ".join(f"{service}={level}" for service, level in sorted(node.levels.items())) or "-",
                 f"{node.seen_s_ago:.0f} s ago",
             )
@@ -55,3 +56,9 @@ def _left(node: NodeView) -> str:
     if node.lease == "FRESH":
         return f"{node.lease_remaining_s:.0f} s"
     return f"grace {node.grace_remaining_s:.0f} s" if node.lease == "STALE" else "-"
+
+
+def _attested(node: NodeView) -> str:
+    if node.attestation == "ATTESTED":
+        return f"by {len(node.vouched)}, {node.attestation_remaining_s:.0f} s"
+    return "no" if node.attestation == "NOT_ATTESTED" else "-"

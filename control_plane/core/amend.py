@@ -1,13 +1,14 @@
-"""What becomes of the base bundle when only the quorum's word on denials changes; all else stays, byte for byte."""
+"""What becomes of the base bundle when only some signed settings change; all else stays, byte for byte."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from trust.bundle import MESH, bundle_files, read_claimed_bundle, write_bundle
 from trust.errors import InputError, Reason
 from trust.mesh import MeshSettings
 
+CRYPTOGRAPHIC: Final = 5
 Change = Callable[[bytes, MeshSettings], bytes]  # base archive and its settings -> the amended archive
 
 
@@ -26,6 +27,18 @@ def with_emergency_keys(archive: bytes, keys: Mapping[str, str]) -> bytes:
     if mesh is None or mesh.emergency_keys or not keys:
         return archive
     return _amended(archive, {"emergency_keys": dict(sorted(keys.items()))})
+
+
+def with_witnesses(archive: bytes, attestation: Mapping[str, Any]) -> bytes:
+    """Return the bundle with this witness roster, if it asks for level 5 somewhere and names no witnesses.
+
+    Raises:
+        EvidenceError: BUNDLE_MALFORMED and others: not a base bundle, or not such a roster.
+    """
+    mesh = read_claimed_bundle(archive).mesh
+    if mesh is None or mesh.attestation is not None or CRYPTOGRAPHIC not in mesh.levels():
+        return archive
+    return _amended(archive, {"attestation": attestation})
 
 
 def ended(archive: bytes, mesh: MeshSettings, ids: Iterable[str]) -> bytes:

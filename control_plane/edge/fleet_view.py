@@ -8,8 +8,10 @@ from egm.v1 import operator_pb2
 
 CRYPTOGRAPHIC: Final = 5
 WITHOUT_ATTESTATION: Final = (
-    "level 5 is in force without attestation: nodes do not vouch for each other in this version"
+    "level 5 is in force without attestation: the signed policy names no witnesses, so nodes do not vouch for each "
+    "other (attestation in bundle.yaml)"
 )
+_NO_WITNESSES: Final = frozenset({"", "NO_WITNESSES"})  # empty: said by a version that does not know better
 SILENT_AFTER_S: Final = 15.0  # several report periods without a word
 
 
@@ -31,6 +33,14 @@ class NodeView:
     seen_s_ago: float
     admin: str
     version: str
+    attestation: str  # ATTESTED, NOT_ATTESTED, NO_WITNESSES, NO_POLICY; empty when the node never said
+    attestation_remaining_s: float
+    witnesses: Sequence[str]
+    quorum: int
+    vouched: Sequence[str]  # witnesses whose cosignatures the node holds
+    not_vouched: Mapping[str, str]  # witness -> why, in the last round
+    credential: str  # hex SHA-256
+    is_witness: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +85,17 @@ def fleet_view(
         store=status.store,
         open_proposals=status.open_proposals,
         nodes=nodes,
-        missing=missing_of({level for node in nodes for level in node.levels.values()}),
+        missing=missing_of(nodes),
         problems=(*status.problems, *_problems(nodes, dict(status.role_versions))),
     )
 
 
-def missing_of(levels: set[int]) -> tuple[str, ...]:
-    """Return what the levels in force promise and this version does not keep."""
-    return (WITHOUT_ATTESTATION,) if CRYPTOGRAPHIC in levels else ()
+def missing_of(nodes: Sequence[NodeView]) -> tuple[str, ...]:
+    """Return what the levels in force promise and the signed policy does not ask for."""
+    unwitnessed = any(
+        CRYPTOGRAPHIC in node.levels.values() and node.attestation in _NO_WITNESSES for node in nodes
+    )
+    return (WITHOUT_ATTESTATION,) if unwitnessed else ()
 
 
 def _node(record: operator_pb2.NodeRecord, now_ms: int) -> NodeView:
@@ -103,6 +116,14 @@ def _node(record: operator_pb2.NodeRecord, now_ms: int) -> NodeView:
         seen_s_ago=age_s,
         admin=said.admin_address,
         version=said.egm_version,
+        attestation=said.attestation.standing,
+        attestation_remaining_s=said.attestation.remaining_ms / 1000,
+        witnesses=tuple(said.attestation.witnesses),
+        quorum=said.attestation.quorum,
+        vouched=tuple(said.attestation.vouched),
+        not_vouched=dict(said.attestation.not_vouched),
+        credential=said.attestation.credential_sha256,
+        is_witness=said.attestation.is_witness,
     )
 
 

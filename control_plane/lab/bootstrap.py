@@ -7,7 +7,7 @@ from typing import Final
 
 import yaml
 
-from control_plane.core.amend import with_emergency_keys
+from control_plane.core.amend import with_emergency_keys, with_witnesses
 from control_plane.edge import operator_client
 from control_plane.edge.ca import CertificateAuthority, issue_to_directory
 from control_plane.edge.domain import DEFAULT_TRUST_DOMAIN, create_development, emergency_keys, open_domain
@@ -87,7 +87,7 @@ def deny_all(trust_domain: str, services: Sequence[str], level: int) -> bytes:
 async def publish(mesh: DevelopmentMesh, archive: bytes, *, role: str = BASE_ROLE, title: str) -> int:
     """Propose, sign with as many development approvers as the threshold asks, publish; return the version."""
     if role == BASE_ROLE:
-        archive = _with_emergency_key(mesh, archive)
+        archive = completed(mesh, archive)
     async with operator_client.operator(mesh.mesh, mesh.directory) as client:
         release = Release(mesh.mesh, mesh.directory, client)
         proposal = await release.propose(archive, role=role, title=title)
@@ -99,9 +99,13 @@ async def publish(mesh: DevelopmentMesh, archive: bytes, *, role: str = BASE_ROL
         return int(answer.proposal.version)
 
 
-def _with_emergency_key(mesh: DevelopmentMesh, archive: bytes) -> bytes:
-    """Return the bundle with the emergency key of the development domain, unless it names keys of its own."""
-    return with_emergency_keys(archive, emergency_keys(open_domain(mesh.directory / "domain")))
+def completed(mesh: DevelopmentMesh, archive: bytes) -> bytes:
+    """Return the bundle with what a development mesh knows better than its policy folder, unless that says it itself.
+
+    The emergency key of the domain; and at level 5 a roster: every node of the mesh vouches for every other.
+    """
+    keys = emergency_keys(open_domain(mesh.directory / "domain"))
+    return with_witnesses(with_emergency_keys(archive, keys), mesh.roster())
 
 
 async def in_force(mesh: DevelopmentMesh) -> InForce:
@@ -151,7 +155,7 @@ async def _first_policy(mesh: DevelopmentMesh, policy: Path | None, level: int |
         title = DENY_ALL
     else:
         return version
-    archive = _with_emergency_key(mesh, archive)
+    archive = completed(mesh, archive)
     if current.policy is not None and current.policy.base.data == archive:
         return version
     say(f"proposing, signing and publishing: {title}")

@@ -18,7 +18,7 @@ from control_plane.edge.operator_client import OperatorClient
 from control_plane.edge.release import Release
 from control_plane.edge.source_folder import read_folder
 from control_plane.lab import sample
-from control_plane.lab.bootstrap import Say, bring_up, prepare, publish
+from control_plane.lab.bootstrap import Say, bring_up, completed, prepare, publish
 from control_plane.lab.mesh import DevelopmentMesh, Plan
 from egm.sample.v1 import shop_pb2, shop_pb2_grpc
 from egm.v1 import operator_pb2
@@ -72,6 +72,7 @@ class Tour:
             ("the request itself is judged", self._payload),
             ("somebody else is refused", self._stranger),
             ("raised to level 5 by policy, a call carries a permit", self._permit),
+            ("a quorum of its peers vouches for every node", self._attested),
             ("three nodes tell of one chain, linked by verified permits", self._lineage),
             ("the evidence verifies offline, a copy with one changed byte does not", self._evidence),
             ("a policy change cuts a stream in flight", self._withdraw),
@@ -180,12 +181,33 @@ class Tour:
             f"for exactly the request {(claims.request_sha256 or b'').hex()[:16]}…"
         )
 
+    async def _attested(self) -> str:
+        seen = []
+        for name in self.mesh.mesh.nodes:
+            async with operator_client.node(self.mesh.mesh, self._directory, name) as node:
+                view = (await node.status()).attestation
+            _expect(view.standing == "ATTESTED", f"node {name} attested, got {view.standing}")
+            _expect(len(view.vouched) >= view.quorum == 2, f"two of three, got {list(view.vouched)}")
+            seen.append(
+                f"{name} by {', '.join(view.vouched)} for {view.remaining_ms / 1000:.0f} s, "
+                f"credential {view.credential_sha256[:16]}…"
+            )
+        claims = read_claims(self._payments.permit)
+        named = (claims.credential_sha256 or b"").hex()
+        return "; ".join(seen) + f"; alice's permit names {named[:16]}…"
+
     async def _lineage(self) -> str:
         root = read_claims(self._payments.permit).root_id
         deadline = time.monotonic() + WAIT_S
         async with operator_client.operator(self.mesh.mesh, self._directory) as client:
             while True:
-                answer = await client.tree(root)
+                try:
+                    answer = await client.tree(root)
+                except MeshError as error:  # shipped a moment later
+                    if error.reason is not Reason.NOT_FOUND or time.monotonic() > deadline:
+                        raise
+                    await asyncio.sleep(_POLL_S)
+                    continue
                 tree = build_tree(map(seen_of, answer.entries), answer.root_id)
                 if len(tree.nodes) == 3 and all(hop.status for hop in tree.hops) and len(tree.hops) == 2:
                     return "\n" + to_text(tree)
@@ -229,6 +251,7 @@ class Tour:
             stream = shop_pb2_grpc.PaymentsStub(channel).Watch(shop_pb2.WatchTransfersRequest())
             await asyncio.wait_for(stream.read(), WAIT_S)
             async with self._release() as (release, client):
+                archive = completed(self.mesh, archive)
                 self._proposal = await release.propose(archive, role=BASE_ROLE, title="Nobody watches")
                 await self._sign(release, "approver-2")
                 await self._sign(release, "approver-3")

@@ -12,8 +12,12 @@ from control_plane.edge import operator_client
 from control_plane.edge.mesh_file import MeshFile, NodeEntry, WorkloadEntry
 from control_plane.lab.ports import free_port
 from control_plane.lab.processes import Process
+from trust import limits
+from trust.attestation.roster import witness_key_name
 from trust.edge.files import write_atomic
+from trust.edge.node_key_file import KEY_FILE, load_or_make_key
 from trust.errors import InputError, MeshError, Reason, StateError
+from trust.note import KeyKind, Verifier
 from trust.spiffe import check_name
 
 CONTROL_PLANE: Final = "control-plane"  # the member; no node may have the name
@@ -134,9 +138,28 @@ class DevelopmentMesh:
             approvers={key.stem: str(key) for key in sorted((domain / "keys").glob("approver-*.pem"))},
         )
 
+    def roster(self) -> dict[str, object]:
+        """Return who witnesses whom: every node of the plan every other (up to the limit). Makes keys and addresses."""
+        taken: set[int] = set()
+        names = sorted(self.plan.nodes())[: limits.MAX_WITNESSES]
+        addresses = self._admin_addresses(taken)
+        return {
+            "witnesses": {
+                name: {
+                    "key": _witness_key(self._home(name) / "data", self.plan.trust_domain, name),
+                    "address": self.reached(name, addresses[name]),
+                }
+                for name in names
+            }
+        }
+
+    def _admin_addresses(self, taken: set[int]) -> dict[str, str]:
+        return {name: _kept_address(self._home(name) / "admin", taken) for name in self.plan.nodes()}
+
     async def start_nodes(self) -> None:
         """Enrol and start every sidecar."""
         taken: set[int] = set()
+        self._admin_addresses(taken)  # they may be in the signed roster already: nothing else may take them
         plans = [self._node_plan(name, workloads, taken) for name, workloads in self.plan.nodes().items()]
         addresses = {
             service: self.reached(plan.name, listen)
@@ -276,6 +299,12 @@ def _kept_address(file: Path, taken: set[int]) -> str:
     address = f"{LOOPBACK}:{free_port(taken)}"
     write_atomic(file, address.encode())
     return address
+
+
+def _witness_key(data_dir: Path, trust_domain: str, name: str) -> str:
+    """Return the key with which a node will vouch for others; it is made here if the node never ran."""
+    public = load_or_make_key(data_dir / KEY_FILE).public_key().public_bytes_raw()
+    return Verifier(witness_key_name(trust_domain, name), public, KeyKind.COSIGNATURE_V1).encode()
 
 
 def _kept_broker(broker: str, file: Path, taken: set[int]) -> str:

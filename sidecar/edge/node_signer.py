@@ -4,18 +4,11 @@ import logging
 from pathlib import Path
 from typing import Final
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    PublicFormat,
-    load_pem_private_key,
-)
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from trust import limits
-from trust.edge.files import check_private, write_atomic
-from trust.errors import InputError, MeshError, Reason, StateError
+from trust.edge.node_key_file import KEY_FILE, load_or_make_key, write_public_key
+from trust.errors import MeshError, Reason, StateError
 from trust.identity import IdentitySource
 from trust.node_key import endorsement_digest, make_endorsement
 from trust.ports import Clock
@@ -23,7 +16,16 @@ from trust.spiffe import SpiffeId
 
 logger = logging.getLogger(__name__)
 
-KEY_FILE: Final = "node-key.pem"
+__all__ = [
+    "KEY_FILE",
+    "PUBLIC_SUFFIX",
+    "RENEW_MS",
+    "RETRY_MS",
+    "NodeSigner",
+    "load_or_make_key",
+    "write_public_key",
+]
+
 PUBLIC_SUFFIX: Final = ".pub"
 RENEW_MS: Final = 3_600_000  # an endorsement is replaced at this age at the latest
 RETRY_MS: Final = 10_000
@@ -106,52 +108,3 @@ class NodeSigner:
         self._endorsement, self._key_id = endorsement, endorsement_digest(endorsement)
         self._not_after_ms = min(svid.not_after_ms, now_ms + limits.MAX_ENDORSEMENT_LIFETIME_S * 1000)
         self._renew_at_ms = now_ms + RENEW_MS
-
-
-def load_or_make_key(path: Path) -> Ed25519PrivateKey:
-    """Return the node key in `path`; make one where there is none.
-
-    Raises:
-        InputError: KEY_UNREADABLE, if it is readable by others, damaged, of another kind, or cannot be written.
-    """
-    try:
-        data = path.read_bytes() if path.exists() else None
-        if data is None:
-            return _make(path)
-    except OSError as error:
-        raise InputError(Reason.KEY_UNREADABLE, f"{path}: {error.strerror or error}") from None
-    check_private(path)
-    try:
-        key = load_pem_private_key(data, password=None)
-    except (ValueError, TypeError):
-        key = None
-    if not isinstance(key, Ed25519PrivateKey):
-        raise InputError(
-            Reason.KEY_UNREADABLE,
-            f"{path} is not an unencrypted Ed25519 key (PKCS#8 PEM); restore it, or remove it and the node makes a "
-            "new one, which its peers accept by its certificate",
-        )
-    return key
-
-
-def _make(path: Path) -> Ed25519PrivateKey:
-    key = Ed25519PrivateKey.generate()
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    write_atomic(path, pem, mode=0o600)
-    logger.info("made the signing key of this node: %s", path)
-    return key
-
-
-def write_public_key(path: Path, key: Ed25519PublicKey) -> None:
-    """Write what the services next to this sidecar verify hand-overs with; nothing, if it is there already.
-
-    Raises:
-        InputError: KEY_UNREADABLE, if it cannot be written.
-    """
-    pem = key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-    try:
-        if not path.exists() or path.read_bytes() != pem:
-            write_atomic(path, pem, mode=0o644)
-    except OSError as error:
-        raise InputError(Reason.KEY_UNREADABLE, f"{path}: {error.strerror or error}") from None

@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 
-STEPS = 15
+STEPS = 16
 
 
 def test_every_step_of_the_demonstration_holds() -> None:

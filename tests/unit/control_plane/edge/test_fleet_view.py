@@ -2,6 +2,7 @@
 
 from control_plane.edge.fleet_view import fleet_view
 from egm.v1 import operator_pb2
+from egm.v1.operator_pb2 import Attestation
 
 NOW_MS = 1_800_000_000_000
 
@@ -45,3 +46,18 @@ def test_level_five_is_never_shown_without_what_it_lacks() -> None:
     """A grade that the installation does not deserve must not be read off the status."""
     assert fleet_view(status(), [record(levels={"payments": 5})]).missing
     assert not fleet_view(status(), [record(levels={"payments": 4})]).missing
+    unwitnessed = record(levels={"payments": 5}, attestation=Attestation(standing="NO_WITNESSES"))
+    assert "names no witnesses" in fleet_view(status(), [unwitnessed]).missing[0]
+    witnessed = record(levels={"payments": 5}, attestation=Attestation(standing="NOT_ATTESTED"))
+    assert not fleet_view(status(), [witnessed]).missing
+    assert fleet_view(status(), [record(), unwitnessed]).missing
+
+
+def test_who_vouches_for_a_node_is_shown() -> None:
+    """By whom, for how long, and who does not."""
+    said = Attestation(
+        standing="ATTESTED", remaining_ms=42_000, quorum=2, vouched=["a", "b"], not_vouched={"c": "no answer"}
+    )
+    node = fleet_view(status(), [record(attestation=said)]).nodes[0]
+    assert (node.attestation, node.attestation_remaining_s, node.quorum) == ("ATTESTED", 42, 2)
+    assert (list(node.vouched), node.not_vouched) == (["a", "b"], {"c": "no answer"})
