@@ -4,7 +4,9 @@ set -eu
 umask 077
 export EGM_MESH=/vol/operator
 for node in ${NODES:-a b c}; do
-  [ -s "/vol/$node/join-token" ] || egm node token "$node" --workload "$node" > "/vol/$node/join-token"
+  [ -s "/vol/$node/join-token" ] && continue
+  token=$(egm node token "$node" --workload "$node")
+  echo "$token" > "/vol/$node/join-token"
 done
 published=$(egm policy status --json | python -c 'import json, sys; print(any(p["state"] == "PUBLISHED" for p in json.load(sys.stdin)["proposals"]))')
 if [ "$published" = True ]; then

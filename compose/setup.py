@@ -7,6 +7,7 @@ each part: no part sees another's keys.
 import base64
 import datetime
 import hashlib
+import json
 import os
 import secrets
 import shutil
@@ -38,7 +39,7 @@ def main() -> None:
     database = kept(VOLUMES / "postgres" / "password")
     make_broker(broker, password)
     shutil.copyfile(domain / "trust" / "root.json", operator / "root.json")
-    write(operator / "mesh.json", yaml.safe_dump(address_book(), default_flow_style=True, width=10_000))
+    write(operator / "mesh.json", json.dumps(address_book(), indent=2))
     shutil.copyfile(broker / "ca.pem", domain / "broker-ca.pem")
     write(
         domain / "control-plane.yaml",
@@ -99,7 +100,7 @@ def sidecar(node: str) -> dict[str, object]:
             for other in others
         ],
         "services": {name: {"addresses": [f"{name}:7443"]} for name in NODES},
-        "admin": {"listen": "0.0.0.0:7444"},
+        "admin": {"listen": "0.0.0.0:7444", "advertise": f"{node}:7444"},
         "health": {"listen": "127.0.0.1:7445"},
     }
 

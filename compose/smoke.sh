@@ -47,6 +47,9 @@ healthy() { podman healthcheck run "egm-$1"; }
 
 clean() {
   compose down --volumes >/dev/null || true
+  # What a container that was still ending held on to; the names are those of compose.yaml.
+  podman volume ls --quiet | grep -E '^egm_(domain|operator|broker|postgres-secret|postgres|control-plane|prometheus|a|b|c)$' |
+    xargs -r podman volume rm -f >/dev/null || true
 }
 trap 'status=$?; if [ $status != 0 ]; then for one in setup publish control-plane a; do echo "--- egm-$one"; podman logs --tail 15 "egm-$one" 2>&1 || true; done; fi; clean; exit $status' EXIT
 

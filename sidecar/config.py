@@ -196,12 +196,33 @@ class Listen(_Strict):
 
 
 class Admin(Listen):
-    """Node status and checks, over mTLS, for operators and the control plane."""
+    """Node status and checks, over mTLS, for operators, the control plane and other nodes."""
+
+    advertise: str | None = Field(
+        default=None,
+        description="HOST:PORT that others use to reach `listen`; default: what it is bound to, or nothing if that is "
+        "every address (0.0.0.0).",
+    )
 
     @field_validator("listen")
     @classmethod
     def _listen(cls, value: str) -> str:
         return check_address(value, may_be_unix=False)
+
+    @field_validator("advertise")
+    @classmethod
+    def _advertise(cls, value: str | None) -> str | None:
+        return None if value is None else check_address(value, may_be_unix=False)
+
+    def told(self, bound: str) -> str:
+        """Return what others are told of the listener bound at `bound`; "" when nobody else could dial that."""
+        if self.advertise is not None:
+            return self.advertise
+        try:
+            anywhere = ipaddress.ip_address(bound.rpartition(":")[0].strip("[]")).is_unspecified
+        except ValueError:
+            return bound  # a name
+        return "" if anywhere else bound
 
 
 class Jwt(_Strict):

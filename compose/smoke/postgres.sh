@@ -9,4 +9,4 @@ if [ ! -s "$data/PG_VERSION" ]; then
 CREATE DATABASE $POSTGRES_DB
 SQL
 fi
-exec postgres -D "$data" -c listen_addresses='*' -c unix_socket_directories=/tmp,/run/postgresql
+exec postgres -D "$data" -c listen_addresses='*' -c unix_socket_directories=/run/postgresql

@@ -235,7 +235,7 @@ class DevelopmentMesh:
                 for (workload, service), listen in plan.outbound.items()
             ],
             "services": {service: {"addresses": [address]} for service, address in addresses.items()},
-            "admin": {"listen": plan.admin},
+            "admin": {"listen": plan.admin, "advertise": self.reached(plan.name, plan.admin)},
         }
         if plan.inbound:
             config["inbound"] = [

@@ -390,7 +390,7 @@ class Sidecar:
         server, address = own_server(add, self.config.admin.listen, credentials, server_options())
         self._own_servers.append(server)
         await server.start()
-        self.view.admin_address = address
+        self.view.admin_address = self.config.admin.told(address)
 
     # telling others
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from sidecar.config import SidecarConfig
+from sidecar.config import Admin, SidecarConfig
 from sidecar.config_file import json_schema, load_config, parse_config
 from trust.errors import InputError, Reason
 
@@ -175,3 +175,18 @@ def test_schema_describes_every_key() -> None:
     schema = json_schema()
     assert set(schema["properties"]) == set(SidecarConfig.model_fields)
     assert schema["additionalProperties"] is False
+
+
+@pytest.mark.parametrize(
+    ("admin", "bound", "told"),
+    [
+        (Admin(listen="127.0.0.1:0"), "127.0.0.1:7444", "127.0.0.1:7444"),
+        (Admin(listen="0.0.0.0:7444"), "0.0.0.0:7444", ""),
+        (Admin(listen="[::]:7444"), "[::]:7444", ""),
+        (Admin(listen="0.0.0.0:7444", advertise="b:7444"), "0.0.0.0:7444", "b:7444"),
+        (Admin(listen="node-1.example:7444"), "node-1.example:7444", "node-1.example:7444"),
+    ],
+)
+def test_other_nodes_are_told_an_address_that_is_not_their_own(admin: Admin, bound: str, told: str) -> None:
+    """Who dials 0.0.0.0 reaches itself."""
+    assert admin.told(bound) == told
