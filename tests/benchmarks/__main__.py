@@ -80,8 +80,8 @@ LEDGER = """\
 Durable records per second at 1, 16 and 256 callers that each wait for theirs (group commit; 600-byte records), against
 one fdatasync of this disk; the tree alone (no disk) over a million appends; an inclusion proof in a tree of a million.
 Goals: 50,000 durable records/s with 256 callers, no append over 20 ms because of growth, a proof within 1 ms.
-What growth takes falls on the same append in every run, what else the machine did does not: "worst append" takes of each
-append the best of three runs, and then the worst; beside it the worst of one run.
+What growth takes falls on the same append in every run, what else the machine did does not: "worst append" takes of
+each append the best of three runs, and then the worst; beside it the worst of one run.
 """
 
 
