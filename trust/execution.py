@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 
 from trust.errors import InputError, Reason
 from trust.record import Intent, Outcome, Record, Side
@@ -11,7 +12,7 @@ class OpenExecutions:
     """Which intents await their outcome, from the records of one ledger in order.
 
     `oldest_index` is where a reader must start after a crash to find every intent left open: write it down from time
-    to time. Memory grows with what is open, not with the ledger.
+    to time. Memory grows with what is open, not with the ledger, nor with the payloads that are kept in records.
     """
 
     def __init__(self) -> None:
@@ -30,6 +31,8 @@ class OpenExecutions:
         if isinstance(record, Outcome):
             self._open.pop(key, None)
         elif record.allowed:
+            if record.sealed_request:  # it is in the ledger; a stream may stay open for long
+                record = replace(record, sealed_request=b"")
             self._open.setdefault(key, (index, record))
 
     def oldest_index(self, end: int) -> int:

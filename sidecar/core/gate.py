@@ -62,6 +62,16 @@ class Gate(Protocol):
         """Return (and count) the decision not to forward `attempt` for a reason found outside the policies."""
         ...
 
+    def withdrawn(self, permitted: Permitted, request: bytes | None, *, now_ms: int) -> Decision | None:
+        """Return the refusal of a call that lost its right while it waited to be forwarded; None while it has it.
+
+        Args:
+            permitted: from `authorize`, not yet forwarded.
+            request: as given to `authorize`.
+            now_ms: Unix time, ms.
+        """
+        ...
+
     def opened(self, permitted: Permitted, cut: Callable[[Decision], None]) -> int:
         """Register an open stream; `cut` is called on the loop, once, when its right is withdrawn."""
         ...

@@ -174,6 +174,12 @@ class Pipeline:
             self._journal.notable(attempt, decision)
         return decision
 
+    def withdrawn(self, permit: Permitted, request: bytes | None, *, now_ms: int) -> Decision | None:
+        """Return the refusal of a call that lost its right while it waited, say for the disk; None while it has it."""
+        if permit.epoch == self._epoch:
+            return None
+        return self._withdrawn(replace(permit, request=request), now_ms)
+
     def opened(self, permit: Permitted, cut: Cut) -> int:
         """Register an open stream; `cut` is called once if its right is withdrawn."""
         handle = self.streams.opened(permit, cut, epoch=self._epoch)

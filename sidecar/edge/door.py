@@ -194,6 +194,10 @@ class Execution:
                     self.metadata += await notary.opened(case, permitted.decision, now_ms=now_ms)
                 except MeshError as error:
                     raise RefusedError(door.gate.decline(self.attempt, error)) from None
+                # Sealing and the disk take time, in which policy may change or a revocation arrive.
+                withdrawn = door.gate.withdrawn(permitted, request, now_ms=door.clock.now_ms())
+                if withdrawn is not None:
+                    raise RefusedError(withdrawn)
         except RefusedError as refused:
             await self._refused(refused.decision)
         if door.observer is not None:

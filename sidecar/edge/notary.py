@@ -233,7 +233,7 @@ class Notary:
         if case.hand_over:
             extra += ((HANDOVER_KEY, self._hand_over(case, now_ms)),)
         pending = self._write(case, self._intent(case, decision))
-        case.opened = True
+        case.opened, case.sealed_request = True, b""  # it is in the record: memory does not keep it, too
         if pending is not None and self._must_be_durable(case):
             try:
                 await self._journal.durable(pending)

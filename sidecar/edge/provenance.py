@@ -50,6 +50,7 @@ logger = logging.getLogger(__name__)
 LEDGER_DIRECTORY: Final = "ledger"
 ENDORSEMENTS_DIRECTORY: Final = "endorsements"
 _OPEN_PERIOD_S: Final = 5.0
+_MAX_INDEX_DIGITS: Final = 20
 _ALARM: Final = "ledger"
 
 
@@ -290,7 +291,8 @@ def _archiver(
 def _left_open(path: Path, ledger: Ledger) -> OpenExecutions:
     """Return the executions whose outcome is not in the ledger, reading from where the last run said."""
     text = path.read_bytes().strip() if path.exists() else b"0"
-    start = int(text) if text.isdigit() else 0
+    start = int(text) if text.isdigit() and len(text) < _MAX_INDEX_DIGITS else 0
+    start = max(start, ledger.first)  # nothing that is archived was open
     opened = OpenExecutions()
     for frame in ledger.scan(min(start, ledger.durable_size)):
         opened.note(frame.index, parse_record(frame.record))

@@ -101,6 +101,12 @@ class Shipper:
                 policy = self._failed(address, error_from_rpc(failure))
             except MeshError as failure:
                 policy = self._failed(address, failure)
+            except (
+                OSError
+            ) as failure:  # a disk that fails must not end the sidecar: calls may go on without it
+                text = f"the ledger cannot be read: {failure.strerror or type(failure).__name__}"
+                self._failed(address, StateError(Reason.LEDGER_UNAVAILABLE, text))
+                policy = _REFUSED
             failures = 1 if self.acknowledged > before else failures + 1
             # how to spread retries is no secret
             await asyncio.sleep(policy.delay_ms(failures, random.random()) / 1000)  # noqa: S311

@@ -20,6 +20,7 @@ class OpenGate:
     attempts: list[Attempt] = field(default_factory=list)
     requests: list[bytes | None] = field(default_factory=list)
     outcomes: list[str] = field(default_factory=list)
+    withdraw: Reason | None = None
     cuts: dict[int, Callable[[Decision], None]] = field(default_factory=dict)
 
     def decision(self, reason: Reason, *, allowed: bool = False) -> Decision:
@@ -51,6 +52,10 @@ class OpenGate:
     def decline(self, attempt: Attempt, error: MeshError) -> Decision:
         """Return the refusal for a reason found outside the policies."""
         return replace(self.decision(error.reason), detail=error.detail)
+
+    def withdrawn(self, permitted: Permitted, request: bytes | None, *, now_ms: int) -> Decision | None:
+        """Withdraw what the test says, of every call."""
+        return None if self.withdraw is None else self.decision(self.withdraw)
 
     def opened(self, permitted: Permitted, cut: Callable[[Decision], None]) -> int:
         """Keep the stream until it closes."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Any, cast
 
@@ -123,6 +124,22 @@ async def test_a_restarted_node_resumes_where_the_index_ends(domain: Domain) -> 
             await shipped(shipper, 20)
         assert ledger.reads == [0, 10]
         assert await indexed(plane) == intents(1, 20)
+
+
+async def test_a_disk_that_cannot_be_read_is_told_and_does_not_end_shipping(domain: Domain) -> None:
+    """Whatever ends the shipper ends the sidecar, and every call with it."""
+
+    class Broken(MemoryLedger):
+        async def read(self, start: int) -> AsyncGenerator[tuple[int, list[bytes]]]:
+            self.reads.append(start)
+            if self.records:
+                raise OSError(errno.EIO, "Input/output error")
+            yield 0, []
+
+    ledger = Broken(intents(1, 3))
+    async with running(domain) as plane, shipping(domain, ledger, [plane.listen]) as shipper:
+        await eventually(lambda: shipper.last_error, "the shipper says that the disk fails")
+    assert "LEDGER_UNAVAILABLE: the ledger cannot be read: Input/output error" in str(shipper.last_error)
 
 
 async def test_records_written_during_a_partition_arrive_after_it(domain: Domain) -> None:

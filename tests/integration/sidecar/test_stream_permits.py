@@ -26,6 +26,7 @@ from trust.edge.tls import channel_credentials
 from trust.errors import Reason
 from trust.permit import NO_MESSAGE, PERMIT_KEY, certificate_sha256, read_claims
 from trust.policy.types import Authn
+from trust.record import Ending, Outcome
 
 SOON: Any = {"opening_timeout_s": 0.2}
 ONE, OTHER = ask(sizes=[1]), ask(sizes=[2])
@@ -327,3 +328,31 @@ async def test_health_watch_and_reflection_need_no_annotation() -> None:
         assert "grpc.health.v1.Health" in str(listed)
     bound = [intent.request_sha256 for intent in through.callee.intents()]
     assert len(bound) == 3 and all(len(digest) == 32 and digest != NO_MESSAGE for digest in bound)
+
+
+@pytest.mark.parametrize("method", [UNARY, DUPLEX], ids=["unary", "stream"])
+async def test_a_call_whose_right_goes_while_it_waits_for_the_disk_is_not_forwarded(method: str) -> None:
+    """Forwarded late, it would use a right that the node knows to be gone; both records say how it ended."""
+    async with pair(engine(known=True)) as through:
+        waiting, synced = asyncio.Event(), asyncio.Event()
+
+        async def slow(pending: object) -> None:
+            waiting.set()
+            await synced.wait()
+
+        through.callee.journal.durable = slow  # type: ignore[method-assign]
+        if method == UNARY:
+            call: Any = through.channel.unary_unary(UNARY, None, None)(ONE)
+        else:
+            call = through.channel.stream_stream(DUPLEX, None, None)(iter([ONE]))
+        asking = asyncio.ensure_future(call.code())
+        await asyncio.wait_for(waiting.wait(), 30)
+        through.callee.adopt(engine(BOUND.replace(str(ALICE), f"{ALICE}-two")))
+        synced.set()
+        assert await asking is grpc.StatusCode.PERMISSION_DENIED
+        assert "AUTHORIZATION_WITHDRAWN" in await call.details()
+        assert through.service.metadata == []
+        await eventually(lambda: len(through.callee.journal.held) == 2, "the outcome is written")
+        ended = through.callee.journal.held[1]
+        assert isinstance(ended, Outcome)
+        assert (ended.ending, ended.reason) == (Ending.CUT, "AUTHORIZATION_WITHDRAWN")

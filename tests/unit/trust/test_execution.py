@@ -1,5 +1,7 @@
 """Executions by name, and which of them a crash left open."""
 
+from dataclasses import replace
+
 import pytest
 
 from tests.support.records import callee_side, intent, outcome, refusal, text
@@ -28,6 +30,13 @@ def test_what_is_open_is_what_has_an_intent_and_no_outcome() -> None:
     assert open_ones.oldest_index(7) == 3
     open_ones.note(7, outcome(intent(2)))
     assert (len(open_ones), open_ones.oldest_index(8)) == (0, 8)
+
+
+def test_what_is_open_does_not_keep_sealed_payloads_in_memory() -> None:
+    """A hundred thousand streams may be open; what is kept of them is in the ledger."""
+    open_ones = OpenExecutions()
+    open_ones.note(0, replace(intent(1), sealed_request=b"s" * 90_000))
+    assert list(open_ones) == [intent(1)]
 
 
 @pytest.mark.parametrize(

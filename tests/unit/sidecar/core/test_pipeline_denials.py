@@ -81,6 +81,19 @@ def test_revocation_denies_at_every_level_that_enforces(level: int, kind: Kind, 
     assert "stolen laptop" in decision.detail
 
 
+def test_a_call_that_waits_to_be_forwarded_loses_its_right_when_it_is_revoked_meanwhile() -> None:
+    """A slow disk must not carry a right past its revocation."""
+    node = Node(5)
+    permitted = node.pipeline.authorize(attempt(), b"request", now_ms=node.clock.wall)
+    assert node.pipeline.withdrawn(permitted, b"request", now_ms=node.clock.wall) is None
+    node.revoke(Kind.WORKLOAD, "bob")  # decided again, and still allowed
+    assert node.pipeline.withdrawn(permitted, b"request", now_ms=node.clock.wall) is None
+    node.revoke(Kind.WORKLOAD, "alice")
+    decision = node.pipeline.withdrawn(permitted, b"request", now_ms=node.clock.wall)
+    assert decision is not None
+    assert (decision.allowed, decision.reason) == (False, Reason.REVOKED)
+
+
 def test_revocation_of_another_changes_nothing() -> None:
     """Exactly what was named."""
     node = Node()
