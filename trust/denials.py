@@ -138,6 +138,7 @@ class Denials:
         self._proofs: dict[str, tuple[Proven, int]] = {}
         self._active: dict[tuple[Kind, str], Denial] = {}
         self._next_end_mono_ms = _FOREVER_MS
+        self.revision = 0  # goes up with every change of what is held
 
     # what others ask
 
@@ -306,6 +307,7 @@ class Denials:
 
     def _rebuilt(self) -> list[Effect]:
         """Make the index anew; return what changed."""
+        self.revision += 1
         before, self._active = self._active, {}
         released = self._rules.released
         self._proofs = {name: one for name, one in self._proofs.items() if name not in released}

@@ -32,6 +32,7 @@ class Inventory:
     timestamp_json: bytes = b""
     directives: Mapping[str, bytes] = field(default_factory=dict)
     proofs: Mapping[str, bytes] = field(default_factory=dict)
+    policy: tuple[int, bytes] = (0, b"")  # base version, SHA-256 of its targets metadata
 
     def ids(self) -> list[str]:
         """Return every id, sorted."""
@@ -53,6 +54,11 @@ class Told:
     directives: tuple[bytes, ...] = ()
     proofs: tuple[bytes, ...] = ()
     heads: tuple[Head, ...] = ()
+    policy: tuple[int, bytes] = (0, b"")
+
+    def splits_from(self, mine: tuple[int, bytes]) -> bool:
+        """Return whether its sender holds another content of the policy version that is held here."""
+        return self.policy[0] == mine[0] > 0 and self.policy[1] != mine[1]
 
 
 def opening(mine: Inventory, *, news: Sequence[str] = (), heads: Sequence[Head] = ()) -> Told:
@@ -132,6 +138,7 @@ def _told(
         tuple(chosen[True]),
         tuple(chosen[False]),
         heads,
+        mine.policy,
     )
 
 

@@ -71,6 +71,8 @@ class DenialDesk:
         """
         self._trust_domain, self._identity, self._root, self._clock = me.trust_domain, identity, root, clock
         self._mesh: MeshSettings | None = None
+        # the base version published, and the SHA-256 of its targets metadata; set by the driver
+        self.policy: Callable[[], tuple[int, bytes]] = lambda: (0, b"")
         self.problems: dict[str, str] = {}
         self.keeper = DenialKeeper(
             data_dir / DENIALS_FILE,
@@ -89,6 +91,8 @@ class DenialDesk:
             boot_id,
             self.keeper,
             timestamp=timestamp,
+            policy=self._published,
+            split=self._split,
             heads=lambda: self._heads.show(limits.MAX_GOSSIP_HEADS),
             saw=self._saw,
         )
@@ -131,6 +135,13 @@ class DenialDesk:
 
     def _news(self, spread: Spread) -> None:
         self._stale.set()
+
+    def _published(self) -> tuple[int, bytes]:
+        return self.policy()
+
+    def _split(self, peer: SpiffeId) -> None:
+        text = f"{peer} holds another content of the base policy version that is published: a split view"
+        self._alarm("split view", text)
 
     def _saw(self, head: Head) -> None:
         proof = self._heads.saw(head)

@@ -250,6 +250,7 @@ async def _open(config: ControlPlaneConfig, stack: AsyncExitStack) -> _Plane:
         renew_fraction=config.renew_fraction,
         governed=denials.govern,
     )
+    denials.policy = lambda: publisher.base
     await publisher.start(root, config.root)
     keyring.for_root(publisher.state)  # a control plane with the wrong keys must not look ready
     reports = NodeReports(database)

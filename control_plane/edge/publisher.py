@@ -22,6 +22,7 @@ from control_plane.edge.repository_files import TIMESTAMP, RepositoryFiles
 from control_plane.edge.signing import OnlineKeyring
 from control_plane.edge.store import audit, proposals, repository
 from control_plane.edge.store.database import Database
+from trust.authoring import digest_of
 from trust.bundle import Bundle, read_bundle
 from trust.chain import sha256_of_target
 from trust.errors import EvidenceError, InputError, MeshError, Reason, StateError
@@ -80,6 +81,7 @@ class Publisher:
         self._state: RepositoryState | None = None
         self._settings: MeshSettings | None = None
         self._settings_told: MeshSettings | None = None
+        self.base: tuple[int, bytes] = (0, b"")  # version, SHA-256 of the canonical bytes of its metadata
         self._settings_of = ""  # SHA-256 of the base archive they come from
         self._announced: bytes | None = None
         self._changing = asyncio.Lock()
@@ -296,6 +298,9 @@ class Publisher:
                 files = await repository.load(connection, [path])
                 await asyncio.to_thread(self._files.write, files)
         settings = await asyncio.to_thread(self._read_settings, state)
+        base = state.role_metadata(BASE_ROLE)
+        if base is not None:
+            self.base = (base.signed.version, bytes.fromhex(digest_of(base)))
         fresh = settings is not None and settings is not self._settings_told
         self._state, self._settings, self._revision = state, settings, revision
         if fresh and settings is not None:

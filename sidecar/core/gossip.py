@@ -30,14 +30,17 @@ class _Standing:
 class Rounds:
     """The rounds of one node. Not thread-safe: owned by the event loop."""
 
-    def __init__(self, *, now_ms: int, fanout: int = limits.GOSSIP_FANOUT) -> None:
+    def __init__(
+        self, *, now_ms: int, peers: int = limits.GOSSIP_PEERS, fanout: int = limits.GOSSIP_FANOUT
+    ) -> None:
         """Begin without peers.
 
         Args:
             now_ms: monotonic, ms.
-            fanout: peers in one round, >= 1.
+            peers: in one round of a period, >= 1.
+            fanout: peers in a round that news starts, >= 1.
         """
-        self._fanout = fanout
+        self._peers, self._fanout = peers, fanout
         self._ring: list[str] = []
         self._at = 0
         self._standing: dict[str, _Standing] = {}
@@ -77,7 +80,7 @@ class Rounds:
             return self._hot(now_ms)
         if now_ms >= self._next_ms:
             self._next_ms = now_ms + limits.GOSSIP_PERIOD_MS
-            return self._next(now_ms)
+            return self._next(now_ms, self._peers)
         return []
 
     def wake_at_ms(self) -> int:
@@ -104,14 +107,14 @@ class Rounds:
     def _hot(self, now_ms: int) -> list[Talk]:
         self._hot_rounds -= 1
         self._hot_ms = now_ms + limits.GOSSIP_HOT_MS if self._hot_rounds > 0 else None
-        return self._next(now_ms)
+        return self._next(now_ms, self._fanout)
 
-    def _next(self, now_ms: int) -> list[Talk]:
+    def _next(self, now_ms: int, count_wanted: int) -> list[Talk]:
         """Return the next peers of the ring; when all are passed over, the one whose turn it is all the same."""
         count = len(self._ring)
         ring = [self._ring[(self._at + step) % count] for step in range(count)]
         usable = [peer for peer in ring if self._standing[peer].skip_until_ms <= now_ms] or ring[:1]
-        chosen = usable[: self._fanout]
+        chosen = usable[:count_wanted]
         if chosen:
             self._at = (self._ring.index(chosen[-1]) + 1) % count
         return [Talk(peer) for peer in chosen]

@@ -5,7 +5,7 @@ import contextlib
 import functools
 import logging
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
 import grpc
@@ -61,6 +61,7 @@ class Gossiper:
         self._wake = asyncio.Event()
         self._news: list[str] = []  # ids that are new here: pushed with the next messages
         self._fresh = False
+        self._told_to_all = False  # while news is read that everybody is being told
         self._talking: dict[str, asyncio.Task[None]] = {}
         self.watching: str | None = None  # the control plane whose stream is open
         member.keeper.subscribe(self._learned)
@@ -72,6 +73,15 @@ class Gossiper:
         # Control planes first: they are few, and the ring is cut at its limit.
         everybody = [*planes, *self._shuffled()]
         self._rounds.met(everybody)
+
+    @contextlib.contextmanager
+    def from_everybody_s_source(self) -> Iterator[None]:
+        """Take what every node is told at this moment (a control plane's stream, the broker): no rumour is needed."""
+        self._told_to_all = True
+        try:
+            yield
+        finally:
+            self._told_to_all = False
 
     async def run(self) -> None:
         """Talk, listen, and let denials end, until cancelled."""
@@ -91,6 +101,8 @@ class Gossiper:
         return self._rounds.failures()
 
     def _learned(self, spread: Spread) -> None:
+        if self._told_to_all:
+            return  # the exchanges of the next periods mend what the teller does not reach
         name = read_directive(spread.directive).id if spread.directive else proof_id(spread.proof)
         self._news.append(name)
         self._fresh = True
@@ -189,4 +201,5 @@ class Gossiper:
         who = SpiffeId(self._trust_domain, "control-plane")
         async for message in stub.Watch(gossip_pb2.WatchGossipRequest()):
             self.watching = address
-            self._member.receive(message, who)
+            with self.from_everybody_s_source():
+                self._member.receive(message, who)

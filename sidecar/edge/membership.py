@@ -4,6 +4,8 @@ DIR/denials.json    what is revoked and proven (trust.edge.denial_keeper)
 DIR/peers.json      other nodes (sidecar.edge.peers)
 """
 
+import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Final
@@ -16,10 +18,10 @@ from sidecar.config import SidecarConfig
 from sidecar.core.bundle_state import InForce
 from sidecar.core.readiness import Alarms
 from sidecar.edge.gossip import Gossiper
-from sidecar.edge.peer_files import AnySource, PeerDistribution, PeerFiles, RotatingSource
+from sidecar.edge.peer_files import AnySource, PeerDistribution, PeerFiles, RotatingSource, peer_source
 from sidecar.edge.peers import PeerBook
 from trust import limits
-from trust.accusation import by_checkpoints, by_evidence
+from trust.accusation import by_checkpoints, by_evidence, by_metadata
 from trust.announce import denials_topic
 from trust.attestation.statement import open_evidence
 from trust.attestation.witness import ContradictionError
@@ -37,13 +39,17 @@ from trust.identity import IdentitySource
 from trust.misbehaviour import Anchors
 from trust.node_key import NodeKey, verify_endorsement
 from trust.ports import Clock
+from trust.repository import metadata_path
 from trust.spiffe import SpiffeId
+from trust.verified import BASE_ROLE
+from trust.x509 import validity
 
 logger = logging.getLogger(__name__)
 
 DENIALS_FILE: Final = "denials.json"
 PEERS_FILE: Final = "peers.json"
 _LONELY_FAILURES: Final = 5  # rounds in a row
+_MAX_READ: Final = 1_024
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -96,6 +102,7 @@ class Membership:
             clear=alarms.clear,
         )
         self._heads = Heads(self._node_key)
+        self._read: dict[tuple[bytes, ...], tuple[SpiffeId, int]] = {}  # certificates: whose, until when (ms)
         self.head: Callable[[], Head | None] = lambda: None  # of our own ledger; set when it is open
         self.announced: Callable[[bytes], None] = lambda _timestamp: (
             None
@@ -108,7 +115,10 @@ class Membership:
             announced=self._announced,
             heads=self._shown_heads,
             saw=self._saw,
+            policy=lambda: client.base,
+            split=self._split,
         )
+        self._comparing: dict[str, asyncio.Task[None]] = {}
         self.gossiper: Gossiper | None = None
 
     # policy
@@ -201,7 +211,7 @@ class Membership:
     async def check(self, context: Context, kinds: frozenset[str]) -> SpiffeId:
         """Return who calls, if it is a member of one of `kinds`; else end the call."""
         try:
-            peer = peer_of(context, trust_domain=self._config.trust_domain, now_ms=self._clock.now_ms())
+            peer = self._peer(context)
             if peer.kind not in kinds or not peer.name or "/" in peer.name:
                 allowed = ", ".join(sorted(kinds))
                 raise EvidenceError(Reason.NOT_AUTHORIZED, f"{peer} may not ask this; allowed: {allowed}")
@@ -210,6 +220,19 @@ class Membership:
         return peer
 
     # inside
+
+    def _peer(self, context: Context) -> SpiffeId:
+        """Return who the connection proves; a certificate that was read before is checked for its time alone."""
+        shown = tuple(context.auth_context().get("x509_pem_cert", ()))
+        now_ms = self._clock.now_ms()
+        known = self._read.get(shown)
+        if known is not None and now_ms < known[1]:
+            return known[0]
+        peer = peer_of(context, trust_domain=self._config.trust_domain, now_ms=now_ms)
+        if len(self._read) >= _MAX_READ:
+            self._read.clear()
+        self._read[shown] = (peer, validity(shown[0])[1])
+        return peer
 
     def _met(self) -> None:
         if self.gossiper is not None:
@@ -237,7 +260,8 @@ class Membership:
             message = gossip_pb2.GossipMessage.FromString(payload)
         except DecodeError:
             raise EvidenceError(Reason.REVOCATION_INVALID, "the broker's message is not gossip") from None
-        self.denials.take(list(message.directives), list(message.proofs))
+        with contextlib.nullcontext() if self.gossiper is None else self.gossiper.from_everybody_s_source():
+            self.denials.take(list(message.directives), list(message.proofs))
 
     def _shown_heads(self) -> list[Head]:
         own = self.head()
@@ -251,6 +275,36 @@ class Membership:
             self.denials.accuse(proof)
         except MeshError as error:
             logger.warning("two ledger heads contradict each other, but prove nothing: %s", error)
+
+    def _split(self, peer: SpiffeId) -> None:
+        """Compare policy metadata with a peer that holds another content of our version; at most one at a time."""
+        text = f"{peer} holds another content of base policy version {self._client.base[0]}: a split view"
+        self._alarm("split view", text)
+        if not self._comparing and peer.name in self.peers.addresses():
+            task = asyncio.get_running_loop().create_task(self._compare(peer), name="split view")
+            self._comparing[peer.name] = task
+            task.add_done_callback(lambda _: self._comparing.clear())
+
+    async def _compare(self, peer: SpiffeId) -> None:
+        try:
+            proof = await asyncio.to_thread(self._split_proof, peer)
+            if proof is not None:
+                self.denials.accuse(proof)
+        except (MeshError, OSError) as error:
+            logger.warning("the split view with %s is not proven yet: %s", peer, error)
+
+    def _split_proof(self, peer: SpiffeId) -> bytes | None:
+        """Fetch the peer's metadata of our version; return the proof that both were signed, unverified."""
+        version, stored = self._client.base[0], self._client.stored()
+        address = self.peers.addresses().get(peer.name)
+        if stored is None or address is None:
+            return None
+        source = peer_source(self._identity, self.me, peer, address)
+        try:
+            other = b"".join(source.fetch(metadata_path(BASE_ROLE, version)))
+        finally:
+            source.close()
+        return by_metadata(BASE_ROLE, stored.roles[BASE_ROLE], other, stored.roots)
 
     def _node_key(self, endorsement: bytes) -> NodeKey:
         return verify_endorsement(

@@ -214,10 +214,15 @@ class AnySource:
         known = self._sources.get((name, address))
         if known is None:
             server = SpiffeId.of(self._me.trust_domain, "node", name)
-            known = self._sources[name, address] = GrpcFileSource(
-                [address],
-                lambda: channel_credentials(self._identity, self._me),
-                channel_options(server),
-                bounds=_PEER_LIMITS,
-            )
+            known = self._sources[name, address] = peer_source(self._identity, self._me, server, address)
         return known
+
+
+def peer_source(identity: IdentitySource, me: SpiffeId, peer: SpiffeId, address: str) -> GrpcFileSource:
+    """Return where the policy files of one peer come from."""
+    return GrpcFileSource(
+        [address],
+        lambda: channel_credentials(identity, me),
+        channel_options(peer),
+        bounds=_PEER_LIMITS,
+    )

@@ -7,7 +7,7 @@ What is in the file was verified before it was written; directives are verified 
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -63,10 +63,11 @@ class DenialKeeper:
         self._path, self._now_ms, self._monotonic_ms = path, now_ms, monotonic_ms
         self._anchors, self._changed, self._alarm, self._clear = anchors, changed, alarm, clear
         self._listeners: list[Callable[[Spread], None]] = []
-        self._findings: dict[str, Proven] = {}
         self._emergency_keys: tuple[str, ...] = ()
-        for effect in self._restore():
-            self._perform(effect)
+        self._listed = -1
+        self._directives: Mapping[str, bytes] = {}
+        self._proofs: Mapping[str, bytes] = {}
+        self._restore()  # nothing is decided yet that would have to be decided again
 
     # what others ask
 
@@ -78,7 +79,10 @@ class DenialKeeper:
     def inventory(self, timestamp_version: int = 0, timestamp_json: bytes = b"") -> Inventory:
         """Return what is held, for gossip."""
         denials = self.denials
-        return Inventory(timestamp_version, timestamp_json, denials.directives, denials.proofs)
+        if self._listed != denials.revision:
+            self._listed = denials.revision
+            self._directives, self._proofs = denials.directives, denials.proofs
+        return Inventory(timestamp_version, timestamp_json, self._directives, self._proofs)
 
     def denied_nodes(self) -> frozenset[str]:
         """Return the names of nodes that are revoked or quarantined."""
@@ -194,12 +198,12 @@ class DenialKeeper:
         else:
             self._clear("denials")
 
-    def _restore(self) -> list[Effect]:
+    def _restore(self) -> None:
         try:
             with self._path.open("rb") as file:
                 data = file.read(limits.MAX_DENIALS_BYTES + 1)
         except FileNotFoundError:
-            return []
+            return
         except OSError as error:
             raise InputError(Reason.CONFIG_INVALID, f"{self._path}: {error.strerror or error}") from None
         try:
@@ -207,14 +211,12 @@ class DenialKeeper:
             if record["format"] != _FORMAT or len(data) > limits.MAX_DENIALS_BYTES:
                 raise ValueError("another format")
             self.denials.restore([text.encode() for text in record["directives"]])
-            effects: list[Effect] = []
             for one in record["proofs"]:
                 raw = one["data"].encode()
                 proven = Proven.read(raw, one["node"], one["why"])
-                effects += self.denials.accuse(proven, now_ms=self._now_ms(), persist=False)
+                self.denials.accuse(proven, now_ms=self._now_ms(), persist=False)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, MeshError):
             raise InputError(Reason.CONFIG_INVALID, f"{self._path} {_DAMAGED}") from None
-        return effects
 
 
 def shown(denial: Denial) -> dict[str, object]:

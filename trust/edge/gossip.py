@@ -7,6 +7,7 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import grpc.aio
@@ -67,6 +68,8 @@ class Member:
         announced: Callable[[bytes], None] = lambda _timestamp: None,
         heads: Callable[[], Sequence[Head]] = lambda: (),
         saw: Callable[[Head], None] = lambda _head: None,
+        policy: Callable[[], tuple[int, bytes]] = lambda: (0, b""),
+        split: Callable[[SpiffeId], None] = lambda _peer: None,
     ) -> None:
         """Take the parts.
 
@@ -78,7 +81,10 @@ class Member:
             announced: takes a newer, unverified timestamp.json; may raise MeshError for garbage.
             heads: ledger heads to show, own first.
             saw: takes a ledger head that a peer showed.
+            policy: the base version held, and the SHA-256 of its targets metadata.
+            split: told of a peer that holds another content of that version.
         """
+        self._policy, self._split = policy, split
         self.me, self.keeper, self.blobs = me, keeper, Blobs()
         self._boot_id, self._timestamp, self._announced = boot_id, timestamp, announced
         self._heads, self._saw = heads, saw
@@ -90,7 +96,7 @@ class Member:
 
     def inventory(self) -> Inventory:
         """Return what is held now."""
-        return self.keeper.inventory(*self._timestamp())
+        return replace(self.keeper.inventory(*self._timestamp()), policy=self._policy())
 
     def heads(self) -> Sequence[Head]:
         """Return the ledger heads to show."""
@@ -123,6 +129,8 @@ class Member:
                 logger.debug("announcement of %s passed over: %s", peer, error)
         for head in told.heads:
             self._saw(head)
+        if told.splits_from(self._policy()):
+            self._split(peer)
         return told
 
     async def exchange(self, stub: "rpc.GossipAsyncStub", peer: SpiffeId, news: Sequence[str] = ()) -> None:
@@ -132,7 +140,8 @@ class Member:
             grpc.aio.AioRpcError: it did not answer.
             EvidenceError: it answered what nobody should.
         """
-        first = gossip.opening(self.inventory(), news=news, heads=self._heads())
+        # News travels light: heads are for the exchanges of a period.
+        first = gossip.opening(self.inventory(), news=news, heads=() if news else self._heads())
         answered = await stub.Exchange(self.message(first), timeout=limits.GOSSIP_TIMEOUT_S)
         told = self.receive(answered, peer)
         second = gossip.follow_up(told, self.inventory())
@@ -183,7 +192,8 @@ class GossipServicer(rpc.GossipServicer):
         except MeshError as error:
             await abort(context, error)
         member = self._member
-        return member.message(gossip.answer(told, member.inventory(), heads=member.heads()))
+        heads = member.heads() if told.heads else ()
+        return member.message(gossip.answer(told, member.inventory(), heads=heads))
 
     async def Watch(
         self, request: pb.WatchGossipRequest, context: Context
@@ -256,6 +266,8 @@ def to_wire(told: Told, *, sender: str, boot_id: str, sequence: int) -> pb.Gossi
         directives=told.directives,
         proofs=told.proofs,
         heads=[pb.SignedHead(checkpoint=h.checkpoint, endorsement=h.endorsement) for h in told.heads],
+        policy_version=told.policy[0],
+        policy_sha256=told.policy[1],
     )
 
 
@@ -277,6 +289,7 @@ def from_wire(message: pb.GossipMessage) -> Told:
         tuple(message.directives),
         tuple(message.proofs),
         tuple(Head(h.checkpoint, h.endorsement) for h in message.heads),
+        (message.policy_version, message.policy_sha256),
     )
 
 

@@ -17,7 +17,7 @@ from tuf.api.metadata import Root, Snapshot, Targets
 from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 
 from trust import limits
-from trust.authoring import parse_metadata
+from trust.authoring import digest_of, parse_metadata
 from trust.chain import (
     Stored,
     VerifiedMetadata,
@@ -81,6 +81,10 @@ class PolicyClient:
         )
         self._lock = threading.Lock()
         self.newest: tuple[int, bytes] = (0, b"")  # the verified timestamp.json held, version and bytes
+        self.base: tuple[int, bytes] = (
+            0,
+            b"",
+        )  # base version, SHA-256 of the canonical bytes of its metadata
 
     def load(self) -> VerifiedPolicy:
         """Return the policy in force from disk, verified again; its lease may have expired.
@@ -104,8 +108,13 @@ class PolicyClient:
                 raise StateError(
                     Reason.INTERNAL, f"the policy cache cannot be used: {error.strerror or error}"
                 ) from error
-            self.newest = (verified.timestamp.version, stored.timestamp)
+            self._holds(verified, stored)
             return policy
+
+    def _holds(self, verified: VerifiedMetadata, stored: Stored) -> None:
+        digest = digest_of(parse_metadata(stored.roles[BASE_ROLE], Targets))
+        self.base = (verified.roles[BASE_ROLE].version, bytes.fromhex(digest))
+        self.newest = (verified.timestamp.version, stored.timestamp)
 
     def stored(self) -> Stored | None:
         """Return the metadata files that are kept, for a peer that asks; None when there are none.
@@ -167,7 +176,7 @@ class PolicyClient:
         if stored != current:
             self._cache.write(stored)
         self._floor.record(verified)
-        self.newest = (verified.timestamp.version, stored.timestamp)
+        self._holds(verified, stored)
         self._cache.keep_targets({t.sha256 for t in (policy.base, *policy.namespaces.values())})
         return policy
 

@@ -62,6 +62,9 @@ async def both(mesh: Mesh, stack: contextlib.AsyncExitStack, **changes: Any) -> 
     a = await stack.enter_async_context(sidecars.running(mesh.caller(b.inbound["echo"])))
     for node in (a, b):
         await node.enforces(1)
+    async with asyncio.timeout(20):  # in its first second a node takes no permit
+        while await sidecars.unary(a.outbound, UNARY, ask(size=1)) is Reason.PERMIT_UNVERIFIABLE:
+            await asyncio.sleep(0.1)
     assert await sidecars.unary(a.outbound, UNARY, ask(size=1)) == b"\0"
     return a, b
 

@@ -36,6 +36,8 @@ class GossipMessage(_message.Message):
     DIRECTIVES_FIELD_NUMBER: _builtins.int
     PROOFS_FIELD_NUMBER: _builtins.int
     HEADS_FIELD_NUMBER: _builtins.int
+    POLICY_VERSION_FIELD_NUMBER: _builtins.int
+    POLICY_SHA256_FIELD_NUMBER: _builtins.int
     sender: _builtins.str
     """SPIFFE ID; must be the peer's"""
     boot_id: _builtins.str
@@ -49,6 +51,10 @@ class GossipMessage(_message.Message):
     """over the sorted ids of directives and proofs held"""
     lists_held: _builtins.bool
     """`held` is complete (it may be empty)"""
+    policy_version: _builtins.int
+    """of the base bundle held; 0 for none"""
+    policy_sha256: _builtins.bytes
+    """of the canonical bytes of its targets metadata: peers notice a split view"""
     @_builtins.property
     def held(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """those ids, 32 bytes each; sent when the digests differ"""
@@ -73,10 +79,12 @@ class GossipMessage(_message.Message):
         directives: _abc.Iterable[_builtins.bytes] | None = ...,
         proofs: _abc.Iterable[_builtins.bytes] | None = ...,
         heads: _abc.Iterable[Global___SignedHead] | None = ...,
+        policy_version: _builtins.int = ...,
+        policy_sha256: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "directives", b"directives", "heads", b"heads", "held", b"held", "held_sha256", b"held_sha256", "lists_held", b"lists_held", "proofs", b"proofs", "sender", b"sender", "sequence", b"sequence", "timestamp_json", b"timestamp_json", "timestamp_version", b"timestamp_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "directives", b"directives", "heads", b"heads", "held", b"held", "held_sha256", b"held_sha256", "lists_held", b"lists_held", "policy_sha256", b"policy_sha256", "policy_version", b"policy_version", "proofs", b"proofs", "sender", b"sender", "sequence", b"sequence", "timestamp_json", b"timestamp_json", "timestamp_version", b"timestamp_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
