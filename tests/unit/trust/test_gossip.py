@@ -130,3 +130,12 @@ def test_far_behind_the_newest_counts_as_repeated_and_the_oldest_sender_leaves()
     for sender in ("b", "c"):
         assert seen.is_new(sender, "boot", 1)
     assert seen.is_new("a", "boot", 1000)
+
+
+def test_another_content_of_the_same_version_is_a_split_view_and_another_version_is_not() -> None:
+    """TUF alone does not notice two contents of one version on two nodes."""
+    mine = (3, b"\x01" * 32)
+    assert Told(policy=(3, b"\x02" * 32)).splits_from(mine)
+    for other in ((3, b"\x01" * 32), (2, b"\x02" * 32), (4, b"\x02" * 32), (0, b"")):
+        assert not Told(policy=other).splits_from(mine)
+    assert not Told(policy=(0, b"x")).splits_from((0, b""))

@@ -1,0 +1,100 @@
+"""Policy files from peers: asked when the control plane is away, and nobody is believed who merely lacks a file."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from sidecar.edge.peer_files import AnySource, PeerFiles
+from tests.support.pki import Authority, StaticIdentity
+from tests.support.tuf_world import DictSource, World
+from trust.edge.distribution_client import GrpcFileSource
+from trust.edge.tuf_client import PolicyClient
+from trust.errors import Reason, StateError
+from trust.spiffe import SpiffeId
+
+
+class Fake:
+    """A source that has some files, none, or does not answer."""
+
+    def __init__(self, files: dict[str, bytes] | None, *, breaks: bool = False) -> None:
+        self.files, self.breaks, self.asked = files, breaks, 0
+
+    def fetch(self, path: str) -> Iterator[bytes]:
+        """Yield one file."""
+        self.asked += 1
+        if self.files is None:
+            raise StateError(Reason.SOURCE_UNAVAILABLE, "away")
+        if path not in self.files:
+            raise FileNotFoundError(path)
+        yield self.files[path]
+        if self.breaks:
+            raise StateError(Reason.SOURCE_UNAVAILABLE, "broke off")
+
+    def rotate(self) -> None:
+        """Nothing to do."""
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
+def any_source(control_plane: Fake, **peers: Fake) -> AnySource:
+    """Return a source with peers in this order."""
+    me = SpiffeId.of("mesh.local", "node", "me")
+    source = AnySource(
+        control_plane, StaticIdentity(Authority()), me, lambda: dict.fromkeys(peers, "127.0.0.1:1")
+    )
+    for name, fake in peers.items():
+        source._sources[name, "127.0.0.1:1"] = cast(GrpcFileSource, fake)
+    return source
+
+
+def test_control_plane_that_answers_is_believed_also_that_a_file_does_not_exist() -> None:
+    """The walk over root versions ends there, without asking anybody else."""
+    peer = Fake({"x": b"1"})
+    with pytest.raises(FileNotFoundError):
+        list(any_source(Fake({}), p=peer).fetch("x"))
+    assert peer.asked == 0
+
+
+def test_peers_are_asked_in_turn_when_it_is_away() -> None:
+    """One that has the file is enough."""
+    source = any_source(Fake(None), a=Fake(None), b=Fake({}), c=Fake({"x": b"1"}))
+    assert list(source.fetch("x")) == [b"1"]
+
+
+def test_file_that_no_peer_has_does_not_exist_and_nobody_is_nobody() -> None:
+    """A missing root version is a normal answer; silence is not."""
+    with pytest.raises(FileNotFoundError):
+        list(any_source(Fake(None), a=Fake({}), b=Fake(None)).fetch("x"))
+    with pytest.raises(StateError) as caught:
+        list(any_source(Fake(None), a=Fake(None)).fetch("x"))
+    assert caught.value.reason is Reason.SOURCE_UNAVAILABLE
+
+
+def test_half_a_file_is_not_continued_by_somebody_else() -> None:
+    """Joining parts of two files would fail later, with a worse explanation."""
+    for source in (
+        any_source(Fake({"x": b"1"}, breaks=True), a=Fake({"x": b"1"})),
+        any_source(Fake(None), a=Fake({"x": b"1"}, breaks=True), b=Fake({"x": b"1"})),
+    ):
+        with pytest.raises(StateError):
+            list(source.fetch("x"))
+
+
+def test_node_serves_exactly_what_another_needs_to_verify_the_same_policy(tmp_path: Path) -> None:
+    """Roots, lease, snapshot, roles and archives; nothing else."""
+    world = World()
+    world.release(b"not read here")
+    mine = PolicyClient(tmp_path / "mine", world.root)
+    mine.refresh(world.source())
+    files = PeerFiles(mine, world.root)
+    served = {path: data for path in world.files if (data := files.read(path)) is not None}
+    assert served == world.files
+    theirs = PolicyClient(tmp_path / "theirs", world.root)
+    assert theirs.refresh(DictSource(served)).base.version == 1
+    assert files.read("metadata/9.root.json") is None
+    assert files.read("../identity/node.key") is None
+    assert mine.base[0] == theirs.base[0] == 1
+    assert mine.base == theirs.base
