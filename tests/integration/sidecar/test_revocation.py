@@ -63,7 +63,7 @@ async def both(mesh: Mesh, stack: contextlib.AsyncExitStack, **changes: Any) -> 
     for node in (a, b):
         await node.enforces(1)
     async with asyncio.timeout(20):  # in its first second a node takes no permit
-        while await sidecars.unary(a.outbound, UNARY, ask(size=1)) is Reason.PERMIT_UNVERIFIABLE:
+        while await sidecars.unary(a.outbound, UNARY, ask(size=1)) is Reason.PERMIT_UNVERIFIABLE:  # noqa: ASYNC110
             await asyncio.sleep(0.1)
     assert await sidecars.unary(a.outbound, UNARY, ask(size=1)) == b"\0"
     return a, b
@@ -167,7 +167,7 @@ async def test_quorum_ends_a_revocation_and_a_new_control_plane_learns_the_other
                 return [one.id for one in found.denials]
 
         async with asyncio.timeout(20):
-            while await listed() != [name]:
+            while await listed() != [name]:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         await mesh.publish(emergency_policy(ended=(name,)))
         await a.enforces(2)

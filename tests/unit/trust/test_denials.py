@@ -36,9 +36,9 @@ def denied(
     return found is not None
 
 
-def alice(**more: int) -> bytes:
+def alice(*, ttl_s: int = 3600, sequence: int = 1) -> bytes:
     """Return a revocation of alice."""
-    return FIRST.revoke(Kind.WORKLOAD, "alice", now_ms=NOW, **more)
+    return FIRST.revoke(Kind.WORKLOAD, "alice", now_ms=NOW, ttl_s=ttl_s, sequence=sequence)
 
 
 def proven(number: int = 1, node: str = NODE_B) -> Proven:
