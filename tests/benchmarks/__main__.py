@@ -60,11 +60,11 @@ transaction per message (SQLite). A sidecar gathers records for a quarter of a s
 REVOCATION = """\
 ## Revocation
 
-From signing an emergency directive to the moment from which a sidecar denies, on 50 sidecars, each a process of its own,
-that are idle otherwise on this one machine; each row is a number of directives, one at a time. "last node": the slowest
-of the 50, per directive. Handed in at the control plane, every node hears of it over the stream that it keeps open; with
+From signing an emergency directive to the moment from which a sidecar denies, on 50 sidecars, each a process of its
+own, otherwise idle, on this one machine, which they keep busy; directives one at a time. "last node": the slowest of
+the 50, per directive. Handed in at the control plane, every node hears of it over the stream that it keeps open; with
 the control plane stopped it is handed to one node alone, and gossip carries it (`egm revoke` hands it to every node of
-its address book, which is quicker). Goal: p99 at most 500 ms.
+its address book, which is quicker). Goal: at most 500 ms to the last node.
 """
 PERMITS = """\
 ## Permits
@@ -142,8 +142,8 @@ def page(
         ),
         *(
             verdict(
-                f"revocation handed in {row['handed_in']}, p99 over {row['nodes']} sidecars, ms",
-                row["node_p99_ms"],
+                f"revocation handed in {row['handed_in']}, the last of {row['nodes']} sidecars, worst, ms",
+                row["last_node_worst_ms"],
                 revocation.GOAL_MS,
             )
             for row in revoked
