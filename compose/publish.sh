@@ -13,7 +13,14 @@ if [ "$published" = True ]; then
   echo "publish: a policy is in force already"
   exit 0
 fi
-proposal=$(egm policy propose /opt/compose/policy --title "The first policy" --json | python -c 'import json, sys; print(json.load(sys.stdin)["id"])')
+# Who vouches for whom is part of the signed policy: every node for every other, by the key that each already has.
+cp -r /opt/compose/policy /tmp/policy
+printf 'attestation:\n  witnesses:\n' >> /tmp/policy/bundle.yaml
+for node in ${NODES:-a b c}; do
+  key=$(EGM_SIDECAR_DATA_DIR="/vol/$node/state" egm sidecar witness-key -c "/vol/$node/sidecar.yaml")
+  printf '    %s: {key: "%s", address: "%s:7444"}\n' "$node" "$key" "$node" >> /tmp/policy/bundle.yaml
+done
+proposal=$(egm policy propose /tmp/policy --title "The first policy" --json | python -c 'import json, sys; print(json.load(sys.stdin)["id"])')
 for approver in approver-1 approver-2; do
   egm policy sign "$proposal" --key "/vol/domain/trust/keys/$approver.pem"
 done

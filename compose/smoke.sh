@@ -3,14 +3,15 @@
 # registry: a base image made by debootstrap, Debian's Mosquitto and PostgreSQL in place of their official images.
 # Needs root, podman, runc, debootstrap, iptables (apt-get install podman runc debootstrap iptables netavark aardvark-dns).
 # Not exercised: the images of the OpenTelemetry collector, Prometheus and Grafana, which no package brings.
-# EGM_SMOKE_DIR keeps the base image and wheels between runs (default: a directory below /var/tmp).
+# EGM_SMOKE_DIR keeps what was downloaded between runs (default: a directory below /var/tmp); EGM_SMOKE_REUSE=yes takes
+# the images of the last run as they are.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 work=${EGM_SMOKE_DIR:-/var/tmp/egm-compose-smoke}
 base=localhost/egm-base:bookworm
 python=${EGM_SMOKE_PYTHON:-.venv/bin/python}
-wait_s=90
+wait_s=180
 mkdir -p "$work"
 export EGM_CONTAINERS=podman EGM_NETWORK=egm_mesh BUILDAH_ISOLATION=chroot
 # Small limits: raising them is what containers are refused first where root is not quite root.
@@ -63,12 +64,14 @@ if ! podman image exists "$base"; then
   [ -d "$work/base/usr" ] || debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates bookworm "$work/base" >"$work/debootstrap.log"
   tar -C "$work/base" -c . | podman import - "$base" >/dev/null
 fi
-"$python" -m pip wheel -q --disable-pip-version-check -w compose/wheels . hatchling editables >"$work/pip.log" 2>&1 || fail "pip wheel: see $work/pip.log"
-rm -f compose/wheels/egmesh-*
-build -t "$EGM_IMAGE" --build-arg "PIP_ARGS=--no-index --find-links /wheels" -f compose/Dockerfile .
-build --target mosquitto -t "$MOSQUITTO_IMAGE" -f compose/smoke/Dockerfile.parts .
-build --target postgres -t "$POSTGRES_IMAGE" -f compose/smoke/Dockerfile.parts .
-echo "ok   built"
+if [ "${EGM_SMOKE_REUSE:-no}" = no ]; then
+  "$python" -m pip wheel -q --disable-pip-version-check -w compose/wheels . hatchling editables >"$work/pip.log" 2>&1 || fail "pip wheel: see $work/pip.log"
+  rm -f compose/wheels/egmesh-*
+  build -t "$EGM_IMAGE" --build-arg "PIP_ARGS=--no-index --find-links /wheels" -f compose/Dockerfile .
+  build --target mosquitto -t "$MOSQUITTO_IMAGE" -f compose/smoke/Dockerfile.parts .
+  build --target postgres -t "$POSTGRES_IMAGE" -f compose/smoke/Dockerfile.parts .
+fi
+echo "ok   images are there"
 
 # Health checks of podman need systemd to run by themselves, and waiting for conditions a newer podman: here it is the
 # script that brings the parts up in the order of depends_on.
@@ -96,8 +99,9 @@ if podman exec egm-a sh -c 'echo x > /opt/x' 2>/dev/null; then fail "the root fi
 echo "ok   read-only root filesystem"
 [ "$(podman exec egm-a sh -c 'grep CapEff /proc/1/status' | tr -d '[:space:]')" = "CapEff:0000000000000000" ] || fail "egm-a has capabilities"
 echo "ok   no capabilities"
-compose run --rm egm status >"$work/status" || { cat "$work/status"; fail "egm status"; }
-cat "$work/status"
+status() { podman run --rm --read-only --network "$EGM_NETWORK" --volume egm_operator:/vol/operator --env EGM_MESH=/vol/operator "$EGM_IMAGE" status; }
+until_true "egm status finds every node ready" status
+cat "$work/last"
 
 say "partition: a is off the network"
 compose/partition.sh isolate a

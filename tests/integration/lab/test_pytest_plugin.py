@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 pytest_plugins = ["pytester"]
+pytestmark = pytest.mark.timeout(300)
 
 SERVICE = """
 import sys
@@ -134,7 +135,7 @@ def test_nothing_survives_an_interrupted_run(tmp_path: Path, number: signal.Sign
             stderr=output,
             env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
         )
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 200
     while not (tmp_path / "up").exists():
         assert run.poll() is None and time.monotonic() < deadline, (tmp_path / "output").read_text()
         time.sleep(0.1)
