@@ -7,6 +7,7 @@ exactly so encoded is refused; signatures of keys that the reader does not know 
 import base64
 import binascii
 import enum
+import functools
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ _SIGNATURE_BYTES: Final = 64
 _TIME_BYTES: Final = 8
 _DASH: Final = "\u2014 "
 _MAX_TIME_S: Final = 2**63 - 1
+_KNOWN_KEYS: Final = 4_096
 
 Sign = Callable[[bytes], bytes]
 
@@ -55,7 +57,7 @@ class Verifier:
                 Reason.KEY_UNSAFE,
                 f"key name {self.name[:80]!r}: use a name without spaces and '+', such as example.com/log",
             )
-        check_public_key(SSlibKey(self.name, "ed25519", "ed25519", {"public": self.public_key.hex()}))
+        _check_key(self.name, self.public_key)
 
     @property
     def key_id(self) -> bytes:
@@ -102,6 +104,12 @@ class Note:
     text: bytes
     verified: tuple[Signature, ...]
     unknown: tuple[Signature, ...]
+
+
+@functools.lru_cache(maxsize=_KNOWN_KEYS)
+def _check_key(name: str, public_key: bytes) -> None:
+    """Refuse a key that must not count. Remembered when it may: looking for its point takes longer than a signature."""
+    check_public_key(SSlibKey(name, "ed25519", "ed25519", {"public": public_key.hex()}))
 
 
 def is_key_name(name: str) -> bool:

@@ -31,6 +31,7 @@ from sidecar.core.attester import (
 )
 from sidecar.core.bundle_state import BundleState, InForce
 from sidecar.core.levels import CRYPTOGRAPHIC, level_in_force
+from sidecar.core.permits import Endorsements
 from sidecar.core.readiness import Alarms
 from sidecar.core.trust_state import Standing, TrustState
 from sidecar.edge.attestation_files import (
@@ -115,6 +116,8 @@ class Attestation:
         self._standing = Standing.NO_POLICY
         self._why: dict[str, str] = {}  # witness -> why it did not vouch in the last round
         self._error: MeshError | None = None
+        endorsements = Endorsements(parts.identity.anchors_pem, config.trust_domain)
+        parts.identity.subscribe(endorsements.forget_all)
         self.desk = WitnessDesk(
             self._node,
             parts.signer.public_key.public_bytes_raw(),
@@ -123,6 +126,7 @@ class Attestation:
             view=self._view,
             now_ms=self._now_ms,
             clock=parts.clock,
+            endorsements=endorsements,
             accused=parts.accused,
         )
 

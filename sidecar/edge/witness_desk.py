@@ -11,6 +11,7 @@ import grpc.aio
 from egm.v1 import attestation_pb2 as pb
 from egm.v1 import attestation_pb2_grpc as rpc
 from sidecar.core.attester import Challenge
+from sidecar.core.permits import Endorsements
 from sidecar.edge.attestation_files import WitnessStore
 from trust.attestation.cosignature import cosign_attestation
 from trust.attestation.roster import witness_key_name
@@ -27,6 +28,7 @@ from trust.attestation.witness import (
 from trust.edge.grpc_errors import abort
 from trust.edge.tls import peer_of
 from trust.errors import EvidenceError, MeshError, Reason, StateError
+from trust.node_key import endorsement_digest
 from trust.note import KeyKind, Verifier, cosign
 from trust.ports import Clock
 from trust.spiffe import SpiffeId
@@ -51,6 +53,7 @@ class WitnessDesk:
         view: Callable[[], View | None],
         now_ms: Callable[[], int],
         clock: Clock,
+        endorsements: Endorsements,
         accused: Callable[[ContradictionError], bool],
     ) -> None:
         """Take the parts.
@@ -63,11 +66,12 @@ class WitnessDesk:
             view: what this node enforces; None when its policy names no witnesses.
             now_ms: Unix time that signed statements never fall behind, ms.
             clock: monotonic time.
+            endorsements: node keys that were verified before.
             accused: told of two statements that cannot both be honest; returns whether they prove it.
         """
         self._signer, self._store, self._view = sign, store, view
         self._now_ms, self._clock, self._accused = now_ms, clock, accused
-        self._name = node.name
+        self._name, self._endorsements = node.name, endorsements
         self.key = Verifier(
             witness_key_name(node.trust_domain, node.name),
             public_key,
@@ -97,7 +101,13 @@ class WitnessDesk:
             MeshError: every reason of `trust.attestation.witness`; WITNESS_NOT_LISTED, WITNESS_UNAVAILABLE.
         """
         view = self._listed()
-        evidence, _ = authenticate(submission, view, now_ms=self._now_ms())
+        now_ms = self._now_ms()
+        evidence, _ = authenticate(
+            submission,
+            view,
+            now_ms=now_ms,
+            known=lambda data: self._endorsements.key_of(endorsement_digest(data), data, now_ms=now_ms),
+        )
         monotonic_ms = self._clock.monotonic_ms()
         self._challenges.answer(evidence.statement, monotonic_ms=monotonic_ms)
         node = evidence.statement.node.name

@@ -9,7 +9,18 @@ from typing import Any
 
 import psutil
 
-from tests.benchmarks import decisions, handovers, index, ledger, mesh, payloads, permits, proxy, revocation
+from tests.benchmarks import (
+    attestation,
+    decisions,
+    handovers,
+    index,
+    ledger,
+    mesh,
+    payloads,
+    permits,
+    proxy,
+    revocation,
+)
 
 PAGE = Path(__file__).parents[2] / "docs" / "performance.md"
 
@@ -66,6 +77,14 @@ the 50, per directive. Handed in at the control plane, every node hears of it ov
 the control plane stopped it is handed to one node alone, and gossip carries it (`egm revoke` hands it to every node of
 its address book, which is quicker). Goal: at most 500 ms to the last node.
 """
+ATTESTATION = """\
+## Attestation
+
+What it takes to be vouched for by a roster of five, per node and round (a round every 20 s with `ttl_s` 60), as the mesh grows:
+the cores for real, message by message, without network and disk. A node talks to its witnesses and to nobody else, so its
+cost does not grow; a witness's does, with the nodes that it vouches for. Then what a callee pays for a caller's
+credential, once and with every later call, and a witness's disk per node (write, fsync, rename).
+"""
 PERMITS = """\
 ## Permits
 
@@ -117,6 +136,7 @@ def page(
     levels: Sequence[dict[str, Any]],
     indexed: Sequence[dict[str, Any]],
     revoked: Sequence[dict[str, Any]],
+    vouched: dict[str, list[dict[str, Any]]],
 ) -> str:
     """Return docs/performance.md."""
     now = datetime.datetime.now(tz=datetime.UTC)
@@ -163,6 +183,7 @@ def page(
         (LEVELS, table(levels)),
         (INDEX, table(indexed)),
         (REVOCATION, table(revoked)),
+        (ATTESTATION, table(vouched["rounds"]) + "\n\n" + table(vouched["relying"])),
         (PERMITS, table(permitted)),
         (HANDOVERS, table(handed["steps"]) + "\n\n" + table(handed["calls"])),
         (PAYLOADS, table(kept)),
@@ -189,8 +210,10 @@ def main() -> int:
     indexed = index.run()
     sys.stderr.write("revocation …\n")
     revoked = revocation.run()
+    sys.stderr.write("attestation …\n")
+    vouched = attestation.run()
     sys.stderr.write("levels …\n")
-    text = page(decided, proxied, permitted, handed, kept, logged, mesh.run(), indexed, revoked)
+    text = page(decided, proxied, permitted, handed, kept, logged, mesh.run(), indexed, revoked, vouched)
     PAGE.write_text(text)
     sys.stdout.write(text)
     return 0

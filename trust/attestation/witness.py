@@ -5,7 +5,7 @@ histories, an older disk or an older policy. The memory must be durable before t
 """
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Final
@@ -141,14 +141,26 @@ class Challenges:
             )
 
 
-def authenticate(submission: Submission, view: View, *, now_ms: int) -> tuple[Evidence, NodeKey]:
+def authenticate(
+    submission: Submission, view: View, *, now_ms: int, known: Callable[[bytes], NodeKey] | None = None
+) -> tuple[Evidence, NodeKey]:
     """Return the evidence and the key that signed it, when the node itself sent it and its certificate vouches.
+
+    Args:
+        submission: what came.
+        view: what this witness enforces.
+        now_ms: Unix time, ms.
+        known: verifies an endorsement as `verify_endorsement` does, and may remember it; default: each time anew.
 
     Raises:
         EvidenceError: EVIDENCE_INVALID, naming the part.
         StateError: PERMIT_UNVERIFIABLE, if the endorsement is outside its time.
     """
-    key = verify_endorsement(submission.endorsement, view.anchors_pem, view.roster.trust_domain, now_ms)
+    if known is None:
+        domain = view.roster.trust_domain
+        key = verify_endorsement(submission.endorsement, view.anchors_pem, domain, now_ms)
+    else:
+        key = known(submission.endorsement)
     evidence = open_evidence(submission.evidence)
     said = evidence.statement
     if submission.peer != said.node or key.node != said.node:
