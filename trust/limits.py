@@ -109,6 +109,7 @@ MAX_DENIALS_BYTES: Final = 128 * 1024 * 1024  # what a node keeps of them across
 # permits
 MAX_PERMIT_BYTES: Final = 4 * 1024
 MAX_PERMIT_LIFETIME_S: Final = 30
+MAX_PERMIT_DELAY_S: Final = 20  # from an execution's beginning, when its id is drawn, to its permit
 MAX_HANDOVER_LIFETIME_S: Final = 30  # from a sidecar to the service next to it
 MAX_ENDORSEMENT_BYTES: Final = 16 * 1024  # of a node key, with its certificate chain
 MAX_ENDORSEMENT_LIFETIME_S: Final = 24 * 3600

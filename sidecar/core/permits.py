@@ -216,7 +216,8 @@ class Minter:
         caller = _caller(attempt)
         if parent is not None and (parent.claims.audience, parent.claims.root_id) != (caller, root_id):
             raise ValueError("the parent permit is of another workload or another chain")
-        issued_s = now_ms // 1000
+        # A clock that went back a little: no permit is older than the execution that it is for.
+        issued_s = max(now_ms // 1000, _begun_s(execution_id))
         claims = PermitClaims(
             issuer=self._node,
             subject=caller,
@@ -366,15 +367,29 @@ class Verifier:
             audience=audience,
             now_ms=now_ms,
         )
-        claims = permit.claims
-        self._replay.spend(
-            f"{claims.issuer} {claims.permit_id.hex()}",
-            iat_ms=claims.issued_s * 1000,
-            exp_ms=claims.expires_s * 1000,
-            now_ms=now_ms,
-        )
+        self._spend(permit.claims, now_ms)
         check_caller(permit, caller=caller, method=attempt.method, client_cert_sha256=client_cert_sha256)
         return permit
+
+    def _spend(self, claims: PermitClaims, now_ms: int) -> None:
+        """Spend the execution itself: not even another permit of its node may begin it again.
+
+        Two executions with one id would hide each other in ledgers and indexes. So the id is what is remembered, as
+        long as a permit can be minted for it; and one that began longer ago, or after its permit, is none of theirs.
+        """
+        begun_s = _begun_s(claims.execution_id)
+        if not begun_s <= claims.issued_s <= begun_s + limits.MAX_PERMIT_DELAY_S:
+            raise EvidenceError(
+                Reason.PERMIT_INVALID,
+                "permit refused: its execution (eid) did not begin at most "
+                f"{limits.MAX_PERMIT_DELAY_S} s before it was minted (iat)",
+            )
+        self._replay.spend(
+            claims.execution_id.hex(),
+            iat_ms=begun_s * 1000,
+            exp_ms=(begun_s + limits.MAX_PERMIT_DELAY_S + limits.MAX_PERMIT_LIFETIME_S) * 1000,
+            now_ms=now_ms,
+        )
 
     def bind(self, permit: Permit, request_sha256: bytes | None) -> None:
         """Check what a presented permit says of the request; then calls can be linked to it, until `closed`.
@@ -406,6 +421,11 @@ class Verifier:
         """
         permit = self._open.get(permit_sha256(token))
         return permit if permit is not None and permit.claims.audience == caller else None
+
+
+def _begun_s(execution_id: bytes) -> int:
+    """Return the Unix time (s) at which a UUIDv7 was drawn, as it says itself."""
+    return int.from_bytes(execution_id[:6]) // 1000
 
 
 def _caller(attempt: Attempt) -> str:

@@ -57,9 +57,9 @@ class ReplayCache:
         """Remember a verified permit as used, or refuse it.
 
         Args:
-            jti: unique per permit; the caller puts its issuer in, so that nodes cannot spend each other's.
-            iat_ms: when it was minted, Unix ms; verified to be at most MAX_CLOCK_SKEW_MS ahead.
-            exp_ms: when it expires, Unix ms; verified to be at most MAX_PERMIT_LIFETIME_S after `iat_ms`.
+            jti: what may be used once, such as the id of the execution; nobody else may know it before it is used.
+            iat_ms: when it was made, Unix ms; verified to be at most MAX_CLOCK_SKEW_MS ahead.
+            exp_ms: when nothing that carries it is valid any more, Unix ms; verified to be soon after `iat_ms`.
             now_ms: Unix ms.
 
         Raises:

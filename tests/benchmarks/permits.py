@@ -19,6 +19,7 @@ from sidecar.core.call import Attempt, Direction
 from sidecar.core.permits import Endorsements, Verifier
 from sidecar.core.replay import ReplayCache
 from tests.support.permits import ALICE, CERTIFICATE, NOW_MS, PAY, PAYMENTS, REQUEST, Signing, claims, token
+from trust.edge.ids import ExecutionIds
 from trust.errors import StateError
 from trust.permit import mint, verify
 from trust.policy.types import Authn
@@ -68,7 +69,8 @@ def run(rounds: int = ROUNDS) -> list[dict[str, Any]]:
     """Measure and return one row per step."""
     signing = Signing()
     public = signing.private.public_key()
-    permits = [token(signing, permit_id=one) for one in _ids(rounds)]
+    drawn = ExecutionIds(now_ms=lambda: NOW_MS)
+    permits = [token(signing, execution_id=one, root_id=one) for one in (drawn.new() for _ in range(rounds))]
     signed = [text.rpartition(".")[0].encode() for text in permits]
     signatures = [signing.private.sign(one) for one in signed]
     told, known = claims(), {signing.kid: signing.public}

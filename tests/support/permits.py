@@ -30,8 +30,8 @@ NOW_MS = 1_800_000_000_250
 NOW_S = NOW_MS // 1000
 REQUEST = b"\x11" * 32
 CERTIFICATE = b"\x22" * 32
-ROOT = bytes.fromhex("0198f2f3eaaa7bbb8ccc0123456789ab")
-EXECUTION = bytes.fromhex("0198f2f3eaaa7bbb8ccc0123456789ac")
+ROOT = bytes.fromhex("0198f2f3eaaa7bbb8ccc0123456789ab")  # long ago
+EXECUTION = bytes.fromhex("01a3185c50fa7bbb8ccc0123456789ac")  # drawn at NOW_MS
 
 
 def b64(data: bytes) -> str:

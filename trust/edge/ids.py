@@ -1,4 +1,4 @@
-"""Ids of executions: UUIDv7 (RFC 9562), drawn so that each is greater than every one before it in this process."""
+"""Ids of executions: UUIDv7 (RFC 9562), each greater than every one before it, unless the clock is set back."""
 
 import os
 import threading
@@ -10,6 +10,7 @@ _RANDOM_BITS: Final = 74  # 12 of rand_a, 62 of rand_b
 _LIMIT: Final = 1 << _RANDOM_BITS
 _STEP_BYTES: Final = 4  # ids of one millisecond are 1 to 2**32 apart: nobody guesses the next
 _MAX_MS: Final = (1 << 48) - 1
+_MAX_AHEAD_MS: Final = 1_000  # of a clock that was set back: an id says when its execution began
 
 
 def _wall_ms() -> int:
@@ -19,8 +20,9 @@ def _wall_ms() -> int:
 class ExecutionIds:
     """Draws ids, 16 bytes each. Thread-safe.
 
-    Within one millisecond, and while the clock stands or goes back, the random part counts up by a random step
-    (RFC 9562 section 6.2, method 2), so that ids sort as they were drawn.
+    Within one millisecond, and while the clock stands or goes back a little, the random part counts up by a random
+    step (RFC 9562 section 6.2, method 2), so that ids sort as they were drawn. A clock that is set back by more than a
+    second is followed: relying parties hold the time in an id against that of its permit.
     """
 
     def __init__(
@@ -36,7 +38,7 @@ class ExecutionIds:
         """Return the next id."""
         with self._lock:
             ms = min(max(self._now_ms(), 0), _MAX_MS)
-            if ms > self._ms:
+            if ms > self._ms or ms < self._ms - _MAX_AHEAD_MS:
                 self._ms, self._random = ms, self._draw()
             else:
                 self._random += 1 + int.from_bytes(self._entropy(_STEP_BYTES))

@@ -354,5 +354,5 @@ def test_the_certificate_digest_is_that_of_the_leaf_in_der() -> None:
 
 def test_ids_are_written_as_uuids() -> None:
     """What a person reads in a decoded permit is what `egm lineage` prints."""
-    assert payload_of(token(NODE_KEY))["eid"] == "0198f2f3-eaaa-7bbb-8ccc-0123456789ac"
+    assert payload_of(token(NODE_KEY))["eid"] == "01a3185c-50fa-7bbb-8ccc-0123456789ac"
     assert read_claims(token(NODE_KEY)).execution_id == EXECUTION

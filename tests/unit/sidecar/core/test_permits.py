@@ -27,7 +27,7 @@ from tests.support.permits import (
 from trust import limits
 from trust.errors import EvidenceError, MeshError, Reason, StateError
 from trust.node_key import endorsement_digest, make_endorsement
-from trust.permit import NO_MESSAGE, PERMIT_KEY, Permit, read_claims
+from trust.permit import NO_MESSAGE, PERMIT_KEY, Permit, mint, read_claims
 from trust.policy.types import Authn
 
 CA = NodeCa()
@@ -204,15 +204,61 @@ def test_a_permit_used_before_a_restart_is_refused_after_it() -> None:
     )
 
 
+def begun(number: int, *, ms: int = NOW_MS) -> dict[str, Any]:
+    """Return what makes a permit that of another root execution, begun at `ms`."""
+    own = ms.to_bytes(6) + EXECUTION[6:-1] + bytes([number])
+    return {"execution_id": own, "root_id": own}
+
+
 def test_two_nodes_may_draw_the_same_permit_id() -> None:
     """A node cannot spend another's permits by guessing or copying their ids."""
     at, other = verifier(), Node(OTHER_NODE)
-    accept(at, SENDER.mint(), SENDER.endorsement)
     SENDER.drawn = other.drawn = 0
-    mine, theirs = SENDER.mint(), other.mint()
-    at = verifier()
+    mine, theirs = SENDER.mint(), other.mint(**begun(2))
+    assert read_claims(mine).permit_id == read_claims(theirs).permit_id
     accept(at, theirs, other.endorsement)
     accept(at, mine)
+
+
+@pytest.mark.parametrize("node", [SENDER, Node(OTHER_NODE)], ids=["its own node", "another"])
+def test_no_permit_begins_an_execution_again(node: Node) -> None:
+    """A compromised sidecar that uses an id twice would hide the second execution behind the first.
+
+    Not with another permit, not when the first is forgotten, not after a restart of the callee's sidecar.
+    """
+    at = verifier()
+    accept(at, SENDER.mint())
+    assert refused(at, node.mint(), node.endorsement) is Reason.PERMIT_REPLAYED
+    last_ms = NOW_MS + limits.MAX_PERMIT_DELAY_S * 1000
+    for ms in (last_ms - 29_000, last_ms):  # the last that can be minted for it, used as late as can be
+        late = node.mint(now_ms=ms)
+        used_ms = ms + 30_000 + limits.MAX_CLOCK_SKEW_MS - 1_000
+        assert refused(at, late, node.endorsement, now_ms=used_ms) is Reason.PERMIT_REPLAYED
+    later = node.mint(now_ms=last_ms + 1_000)
+    assert refused(at, later, node.endorsement, now_ms=last_ms + 1_000) is Reason.PERMIT_INVALID
+    restarted = verifier(boot_ms=NOW_MS + 1)
+    again = node.mint(now_ms=NOW_MS + 5_000)
+    assert refused(restarted, again, node.endorsement, now_ms=NOW_MS + 5_000) is Reason.PERMIT_UNVERIFIABLE
+
+
+def test_an_execution_that_begins_after_its_permit_is_refused() -> None:
+    """It would have to be remembered for longer than a permit lives."""
+    ahead = begun(1, ms=NOW_MS + 3_600_000)
+    assert (
+        read_claims(SENDER.mint(**ahead)).issued_s == (NOW_MS + 3_600_000) // 1000
+    )  # honest: refused as of later
+    forged = mint(
+        dataclasses.replace(read_claims(SENDER.mint()), **ahead),
+        SENDER.private.sign,
+        endorsement_digest(SENDER.endorsement),
+    )
+    assert refused(verifier(), forged) is Reason.PERMIT_INVALID
+
+
+def test_a_clock_that_went_back_a_little_does_not_stop_a_node() -> None:
+    """Its ids go on from where they were, for at most a second."""
+    token = SENDER.mint(**begun(1, ms=NOW_MS + 900))
+    accept(verifier(), token)
 
 
 def test_a_call_without_permit_or_without_identity_is_refused() -> None:
@@ -228,7 +274,7 @@ def test_an_endorsement_is_verified_once_and_then_known() -> None:
     at = verifier()
     assert refused(at, SENDER.mint(), None) is Reason.PERMIT_UNVERIFIABLE
     accept(at, SENDER.mint())
-    accept(at, SENDER.mint(), None)
+    accept(at, SENDER.mint(**begun(2)), None)
 
 
 def test_the_endorsement_of_another_node_does_not_help() -> None:
@@ -284,7 +330,7 @@ def test_the_permit_of_an_open_execution_is_the_parent_of_the_calls_it_makes() -
     at, token = verifier(), SENDER.mint()
     parent = accept(at, token)
     assert at.parent_of(token, PAYMENTS) is parent
-    child_id = bytes.fromhex("0198f2f3eaaa7bbb8ccc0123456789ff")
+    child_id = begun(3)["execution_id"]
     own = Node(OTHER_NODE)
     child = own.mint(caller=PAYMENTS, parent=parent, root_id=EXECUTION, execution_id=child_id, callee=LEDGER)
     claims = accept(verifier(), child, own.endorsement, incoming(PAYMENTS), audience=LEDGER).claims
@@ -314,7 +360,7 @@ def test_a_refused_call_leaves_no_parent() -> None:
 def test_open_executions_are_bounded() -> None:
     """The oldest loses its link, never its right."""
     at = verifier(max_open=3)
-    tokens = [SENDER.mint() for _ in range(5)]
+    tokens = [SENDER.mint(**begun(number)) for number in range(5)]
     for token in tokens:
         accept(at, token)
     assert [at.parent_of(token, PAYMENTS) is not None for token in tokens] == [False, False, True, True, True]

@@ -26,7 +26,14 @@ def test_the_vector_of_the_rfc() -> None:
     assert made.int & ~(1 << 75) == wanted.int & ~(1 << 75)
 
 
-def test_ids_grow_within_a_millisecond_and_when_the_clock_goes_back() -> None:
+def test_ids_follow_a_clock_that_is_set_back() -> None:
+    """The callee's sidecar refuses permits of executions that began after them: an hour of refusals otherwise."""
+    clock = iter([3_600_000, 3_599_000, 3_598_999, 5])
+    ids = ExecutionIds(now_ms=lambda: next(clock))
+    assert [int.from_bytes(ids.new()) >> 80 for _ in range(4)] == [3_600_000, 3_600_000, 3_598_999, 5]
+
+
+def test_ids_grow_within_a_millisecond_and_when_the_clock_goes_back_a_little() -> None:
     """Sorting by id is sorting by when it was drawn, in one process."""
     clock = itertools.chain([5] * 2_000, [4, 3, 0, -7], [6] * 2_000, itertools.repeat(2**50))
     ids = ExecutionIds(now_ms=lambda: next(clock))
