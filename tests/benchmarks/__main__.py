@@ -80,10 +80,10 @@ its address book, which is quicker). Goal: at most 500 ms to the last node.
 ATTESTATION = """\
 ## Attestation
 
-What it takes to be vouched for by a roster of five, per node and round (a round every 20 s with `ttl_s` 60), as the mesh grows:
-the cores for real, message by message, without network and disk. A node talks to its witnesses and to nobody else, so its
-cost does not grow; a witness's does, with the nodes that it vouches for. Then what a callee pays for a caller's
-credential, once and with every later call, and a witness's disk per node (write, fsync, rename).
+What it takes to be vouched for by a roster of five, per node and round (a round every 20 s with `ttl_s` 60), as the
+mesh grows: the cores for real, message by message, without network and disk. A node talks to its witnesses and to
+nobody else, so its cost does not grow; a witness's does, with the nodes that it vouches for. Then what a callee pays
+for a caller's credential, once and with every later call, and a witness's disk per node (write, fsync, rename).
 """
 PERMITS = """\
 ## Permits
