@@ -111,8 +111,8 @@ compose/partition.sh heal
 until_true "a is healthy again" healthy a
 until_true "a calls b again" call a b
 
-say "partition: b is cut from the control plane and the broker alone"
-compose/partition.sh cut b control-plane mosquitto
+say "partition: packets between b and everybody else are dropped"
+compose/partition.sh cut b control-plane mosquitto a c
 until_true "b seals itself" refused b c POLICY_STALE
 compose/partition.sh heal
 until_true "b is healthy again" healthy b
