@@ -161,9 +161,7 @@ class ExecutionQueries:
         """Return the chain of an execution, whichever of it is asked for; INPUT_INVALID or NOT_FOUND."""
         wanted = _checked_id(request.root_id)
         async with self._database.read() as connection:
-            sides = await executions.get(connection, wanted)
-            root = next((side.root_id for side in sides if side.root_id != wanted), wanted)
-            found, truncated = await executions.tree(connection, root)
+            root, found, truncated = await executions.trees(connection, wanted)
         if not found:
             raise _unknown()
         return record_pb2.GetTreeResponse(root_id=root, entries=map(_to_wire, found), truncated=truncated)

@@ -1,5 +1,6 @@
 """Execution records in the database: taken in ledger order, found by page, by id and by tree."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -16,6 +17,7 @@ from trust.errors import CapacityError, EvidenceError, Reason
 from trust.record import Intent, Outcome
 
 _TRACE_ROUNDS: Final = 4  # root -> traces -> roots …: chains that only a traceparent connects
+_MAX_CLAIMED_ROOTS: Final = 8  # of one execution, when nodes contradict each other
 _MAX_JOINED: Final = 64  # chains and traces that one tree is joined from, per round
 _FIND_CHUNK: Final = 400  # keys in one statement
 
@@ -117,13 +119,38 @@ def page_statement(query: Query) -> sa.Select[Any]:
     return statement.order_by(table.c.at_ms.desc(), table.c.id.desc()).limit(query.limit + 1)
 
 
+async def trees(connection: AsyncConnection, execution_id: bytes) -> tuple[bytes, list[Entry], bool]:
+    """Return the root of an execution's chain, the entries of its tree, and whether there are more.
+
+    Nodes say which chain an execution belongs to. Where they contradict each other, one of them lies: then every chain
+    that is named is there, each with its share, so that none is hidden. The root is that which most of them name.
+    """
+    sides = await get(connection, execution_id)
+    named = Counter(side.root_id for side in sides) or Counter([execution_id])
+    roots = [root for root, _ in named.most_common(_MAX_CLAIMED_ROOTS)]
+    found: dict[int, Entry] = {}
+    truncated = len(roots) < len(named)
+    for root in roots:
+        entries, more = await tree(connection, root, share=len(roots))
+        found |= {entry.row: entry for entry in entries}
+        truncated = truncated or more
+    return roots[0], list(found.values()), truncated
+
+
 async def tree(
-    connection: AsyncConnection, root_id: bytes, *, most: int = limits.MAX_TREE_ENTRIES
+    connection: AsyncConnection, root_id: bytes, *, most: int = limits.MAX_TREE_ENTRIES, share: int = 1
 ) -> tuple[list[Entry], bool]:
     """Return every entry of one chain, then those that share a trace with it; and whether there are more.
 
     What verified permits link comes first, so that unverified claims cannot crowd it out.
+
+    Args:
+        connection: to read with.
+        root_id: of the chain.
+        most: entries of one answer at most.
+        share: how many trees are in the answer.
     """
+    most //= share
     found: dict[int, Any] = {}
     roots, traces = {root_id}, set[bytes]()
     new_roots, new_traces = {root_id}, set[bytes]()
@@ -147,7 +174,7 @@ async def tree(
             new_roots = set(sorted(new_roots)[:_MAX_JOINED])
             new_traces = set(sorted(new_traces)[:_MAX_JOINED])
     rows = list(found.values())[:most]
-    shown = _within(rows, limits.MAX_TREE_BYTES)
+    shown = _within(rows, limits.MAX_TREE_BYTES // share)
     return await _with_records(connection, shown), truncated or len(shown) < len(rows)
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -24,7 +25,8 @@ from tests.support.records import (
 )
 from trust import limits
 from trust.errors import CapacityError, EvidenceError, MeshError, Reason, StateError
-from trust.record import Ending, Intent, Link, Outcome, build_record
+from trust.lineage import Seen, build_tree
+from trust.record import Ending, Intent, Link, Outcome, Side, build_record, parse_record
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 MANY = 120_000
@@ -206,6 +208,35 @@ async def test_a_tree_joins_nodes_by_root_and_by_trace(database: Database) -> No
         some, truncated = await executions.tree(connection, root.execution_id, most=3)
         assert (len(some), truncated) == (3, True)
         assert await executions.tree(connection, execution_id(77)) == ([], False)
+
+
+@pytest.mark.parametrize("lies", [1, 2])
+async def test_a_node_that_places_an_execution_in_another_chain_hides_nothing(
+    database: Database, lies: int
+) -> None:
+    """What the others recorded is still found by that id, beside the lie, whose contradiction is then shown."""
+    root = intent(1)
+    into, below = callee_side(root, "b"), child(2, root, node="b")
+    elsewhere = intent(3, node="liar")
+    false = [
+        replace(child(3 + n, elsewhere, node="liar"), execution_id=root.execution_id, side=side)
+        for n, side in enumerate((Side.INBOUND, Side.OUTBOUND)[:lies], 1)
+    ]
+    await add(database, batch(elsewhere, *false, node="liar"), batch(root), batch(into, below, node="b"))
+    async with database.read() as connection:
+        for wanted in (root.execution_id, below.execution_id):
+            named, entries, truncated = await executions.trees(connection, wanted)
+            assert {build_record(root), build_record(into), build_record(below)} <= {
+                e.intent for e in entries
+            }
+            assert not truncated
+    told = [Seen(parsed) for e in entries if isinstance(parsed := parse_record(e.intent), Intent)]
+    assert build_tree(told, named).hops[0].execution_id == root.execution_id
+    async with database.read() as connection:
+        _, entries, _ = await executions.trees(connection, root.execution_id)
+    told = [Seen(parsed) for e in entries if isinstance(parsed := parse_record(e.intent), Intent)]
+    (hop,) = [hop for hop in build_tree(told, named).hops if hop.execution_id == root.execution_id]
+    assert hop.witnesses == "CONTRADICTED"
 
 
 async def test_answers_are_bounded_in_bytes_and_pages_go_on_where_they_were_cut(
