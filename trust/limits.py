@@ -174,6 +174,10 @@ LEDGER_LINGER_MS: Final = 50  # a record that nobody waits for is on disk this m
 LEDGER_LINGER_RECORDS: Final = 1_024  # or when so many are queued
 LEDGER_GATHER_MS: Final = 3  # how long a call that waits for the disk waits for others first
 LEDGER_GATHER_CALLS: Final = 4  # and how many must be open for that
+LEDGER_SYNC_TIMEOUT_S: Final = 10.0  # a disk that takes longer counts as failed for the calls that wait
+LEDGER_OUTCOME_ROOM_RECORDS: Final = (
+    4_096  # of the queue, for outcomes alone: what was begun is written to its end
+)
 LEDGER_CHECKPOINT_RECORDS: Final = 16_384  # at most so many durable records without a checkpoint
 LEDGER_CHECKPOINT_PERIOD_S: Final = 1.0
 ARCHIVE_PERIOD_S: Final = 60.0  # between attempts of a node to archive its ledger

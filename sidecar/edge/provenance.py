@@ -30,13 +30,14 @@ from sidecar.edge.node_signer import KEY_FILE, NodeSigner
 from sidecar.edge.notary import Notary
 from sidecar.edge.permit_floor import FLOOR_FILE, PermitFloor
 from sidecar.edge.shipping import Shipper
+from trust import limits
 from trust.edge.endorsements import EndorsementFiles, PeerEndorsements
 from trust.edge.files import write_atomic
 from trust.edge.ids import ExecutionIds
 from trust.edge.ledger import Archiver, Ledger
 from trust.edge.ledger.place import below
 from trust.edge.tls import Channels
-from trust.errors import MeshError, Reason, StateError
+from trust.errors import CapacityError, MeshError, Reason, StateError
 from trust.execution import OpenExecutions
 from trust.gossip import Head
 from trust.identity import IdentitySource
@@ -64,6 +65,13 @@ class LedgerJournal:
     def append(self, record: Intent | Outcome) -> object:
         """Take one record; see `sidecar.edge.case.Journal`."""
         data = build_record(record)
+        if isinstance(record, Intent):
+            waiting = self._ledger.size - self._ledger.durable_size
+            if waiting >= limits.MAX_LEDGER_QUEUE_RECORDS - limits.LEDGER_OUTCOME_ROOM_RECORDS:
+                raise CapacityError(
+                    Reason.LIMIT_EXCEEDED,
+                    f"the ledger's disk is behind: {waiting} records wait for it; try again",
+                )
         pending = self._ledger.append(data)
         self._recent.note(pending.index, data)
         self._opened.note(pending.index, record)

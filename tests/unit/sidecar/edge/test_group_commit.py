@@ -96,3 +96,13 @@ async def test_a_cancelled_call_leaves_the_others_waiting() -> None:
     disk.ready.set()
     await other
     assert disk.synced == [2]
+
+
+@pytest.mark.parametrize("in_flight", [1, limits.LEDGER_GATHER_CALLS], ids=["alone", "together"])
+async def test_a_disk_that_hangs_refuses_those_who_wait(in_flight: int) -> None:
+    """A call without a deadline would wait for it for ever, and all that come after it."""
+    commit = GroupCommit(Disk().durable, lambda: in_flight, timeout_s=0.01)
+    calls = [asyncio.create_task(commit.durable(pending(index))) for index in (1, 2)]
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    assert [getattr(answer, "reason", None) for answer in answers] == [Reason.LEDGER_UNAVAILABLE] * 2
+    assert "has not answered" in str(answers[0])
