@@ -272,14 +272,10 @@ class Pipeline:
 
     def _withdrawn(self, permit: Permitted, now_ms: int) -> Decision | None:
         again = self.decide(permit.attempt, permit.request, now_ms=now_ms)
-        unmet = _unmet(permit.decision, again)
-        if again.allowed and not unmet and not _unbound(permit.decision, again):
+        lacks = _lacks(permit.decision, again)
+        if again.allowed and not lacks:
             return None
-        detail = f"{again.reason} under the policy now in force: {again.detail}"
-        if again.allowed:
-            detail = "the policy now in force wants permits that bind the opening message, which this stream's does not"
-        if again.allowed and unmet:
-            detail = "the policy now in force asks for what is done when a stream opens; open it again"
+        detail = lacks if again.allowed else f"{again.reason} under the policy now in force: {again.detail}"
         kept = again.reason in _NAMED_AS_THEY_ARE
         decision = Decision(
             id=again.id,
@@ -329,6 +325,21 @@ class Pipeline:
             obligations=verdict.obligations if effect.allow else (),
             method_alone=effect.allow and verdict.method_alone,
         )
+
+
+def _lacks(before: Decision, again: Decision) -> str:
+    """Say what a stream that is still allowed lacks of what is done when one opens; empty when nothing."""
+    if (
+        before.level < CRYPTOGRAPHIC <= again.level
+    ):  # no permit, no durable intent, and nobody asked who is attested
+        return (
+            "the service was raised to level 5 after this call was admitted, which has no permit; call again"
+        )
+    if _unmet(before, again):
+        return "the policy now in force asks for what is done when a stream opens; open it again"
+    if _unbound(before, again):
+        return "the policy now in force wants permits that bind the opening message, which this stream's does not"
+    return ""
 
 
 def _unmet(before: Decision, again: Decision) -> bool:

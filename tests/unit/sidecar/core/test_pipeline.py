@@ -411,11 +411,31 @@ def test_a_stream_that_bound_its_method_alone_is_cut_when_policy_wants_the_messa
     assert "opening message" in cut.detail
 
 
-@pytest.mark.parametrize(("before", "after"), [(4, 5), (5, 4), (5, 5)])
+@pytest.mark.parametrize("before", [0, 1, 3, 4])
+def test_a_stream_that_was_opened_without_a_permit_is_cut_when_the_level_is_raised_to_five(
+    before: int,
+) -> None:
+    """Who has a workload's certificate, and no node's key, would keep what it opened for as long as it likes."""
+    core, cuts = Core.new(), list[Decision]()
+    core.adopt(streaming(before))
+    permit = core.pipeline.authorize(attempt(), None, now_ms=core.clock.wall)
+    core.pipeline.opened(permit, cuts.append)
+    core.adopt(streaming(4), version=2)
+    assert core.pipeline.review(now_ms=core.clock.wall) == 0
+    core.adopt(streaming(5), version=3)
+    withdrawn = core.pipeline.withdrawn(permit, None, now_ms=core.clock.wall)  # one that waits for its record
+    assert core.pipeline.review(now_ms=core.clock.wall) == 1
+    for cut in (withdrawn, *cuts):
+        assert cut is not None
+        assert (cut.reason, cut.level) == (Reason.AUTHORIZATION_WITHDRAWN, 5)
+        assert "raised to level 5" in cut.detail
+
+
+@pytest.mark.parametrize(("before", "after"), [(5, 4), (5, 5)])
 def test_a_stream_stays_open_when_only_the_level_or_nothing_of_its_binding_changed(
     before: int, after: int
 ) -> None:
-    """A stream from before level 5 has no permit at all; one that binds its message binds enough."""
+    """One that binds its message binds enough."""
     core, cuts = Core.new(), list[Decision]()
     core.adopt(streaming(before, ALONE if before != after else ALLOW))
     permit = core.pipeline.authorize(attempt(), None, now_ms=core.clock.wall)
