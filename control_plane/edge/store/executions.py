@@ -270,6 +270,7 @@ async def _add_outcomes(
                 table.c.execution_id == sa.bindparam("e"),
                 table.c.side == sa.bindparam("s"),
                 table.c.ledger_id == sa.bindparam("l"),
+                table.c.intent_index < sa.bindparam("i"),  # a lie otherwise, and forgotten before its intent
                 table.c.outcome_index.is_(None),
             )
             .values(outcome_index=sa.bindparam("i"), outcome_bytes=sa.bindparam("b"))

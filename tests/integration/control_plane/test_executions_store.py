@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 from control_plane.core.executions import Batch, Cursor, Decided, Query
-from control_plane.edge.store import executions
+from control_plane.edge.store import executions, retention
 from control_plane.edge.store.database import Database
 from control_plane.edge.store.models import executions as table
 from tests.support.records import (
@@ -127,6 +127,17 @@ async def test_an_outcome_without_its_intent_is_kept_and_disturbs_nothing(databa
     """After a gap the intent may be archived."""
     assert await add(database, batch(outcome(intent(1)), intent(2), at=7, after_gap=True)) == 9
     assert len(await found(database, Query())) == 1
+
+
+async def test_an_outcome_before_its_intent_is_not_its_outcome(database: Database) -> None:
+    """A node that lies about the order would leave an entry whose outcome is forgotten first: no page could be read."""
+    lie = intent(1)
+    await add(database, batch(outcome(lie, wall_ms=1), lie))
+    async with database.write() as connection:
+        (ledger,) = await retention.ledgers(connection)
+        assert await retention.prune(connection, ledger, before_ms=2) == 1
+    (entry,) = await found(database, Query())
+    assert (entry.intent, entry.outcome_index) == (build_record(lie), None)
 
 
 async def test_a_node_cannot_start_ledgers_without_end(database: Database) -> None:
