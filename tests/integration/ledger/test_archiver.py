@@ -1,6 +1,7 @@
 """A running node archives by itself: what may go goes, a place that fails is shown and tried again."""
 
 import asyncio
+import threading
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,19 @@ async def test_a_place_that_is_down_is_an_error_that_heals_and_nothing_is_lost(t
     await asyncio.gather(task, return_exceptions=True)
     assert archiver.segments == 1
     assert verify(ledger, key=LOG, archives=places_of(ledger)).ok
+
+
+async def test_what_may_go_is_asked_on_the_loop_that_changes_it(tmp_path: Path) -> None:
+    """In another thread a look at what is open could meet a change of it, and end the sidecar."""
+    await fill(tmp_path / "ledger", 10)
+    asked: list[int] = []
+
+    def before() -> int:
+        asked.append(threading.get_ident())
+        return 0
+
+    await Archiver(tmp_path / "ledger", "", before=before, place=Folder(tmp_path / "to")).once()
+    assert asked == [threading.get_ident()]
 
 
 def test_a_place_that_no_node_can_use_is_refused_at_once(tmp_path: Path) -> None:

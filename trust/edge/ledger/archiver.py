@@ -31,7 +31,7 @@ class Archiver:
         Args:
             directory: the ledger's.
             where: a path, file:///PATH or s3://BUCKET/PREFIX, for this ledger alone.
-            before: asked at each attempt: only what ends below this record may go.
+            before: asked at each attempt, on the loop: only what ends below this record may go.
             period_s: between attempts.
             place: instead of the one that `where` names.
 
@@ -56,7 +56,8 @@ class Archiver:
     async def once(self) -> None:
         """Make one attempt."""
         try:
-            await asyncio.to_thread(self._archive)
+            # asked here: what it looks at changes with every call, and belongs to this loop
+            await asyncio.to_thread(self._archive, self._before())
         except (MeshError, OSError) as error:
             text = str(error)
             if text != self.last_error:
@@ -65,10 +66,9 @@ class Archiver:
         else:
             self.last_error = None
 
-    def _archive(self) -> None:
-        archive(
-            self._directory, _Stoppable(self._place, self._stopping), before=self._before(), moved=self._moved
-        )
+    def _archive(self, before: int) -> None:
+        place = _Stoppable(self._place, self._stopping)
+        archive(self._directory, place, before=before, moved=self._moved)
 
     def _moved(self, first: int) -> None:
         self.segments += 1
