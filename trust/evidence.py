@@ -22,8 +22,17 @@ from trust.record import Side
 from trust.verified import BASE_ROLE
 
 T = TypeVar("T")
-FORMAT: Final = "egm-evidence/2"
-FIRST_FORMAT: Final = "egm-evidence/1"  # without the member `endorsements`: still read, no longer written
+FORMAT: Final = "egm-evidence/3"
+FIRST_FORMAT: Final = "egm-evidence/1"
+SECOND_FORMAT: Final = "egm-evidence/2"
+# what is still read and no longer written, with the members that came later
+_EARLIER: Final = {
+    FIRST_FORMAT: frozenset({"endorsements", "credentials"}),
+    SECOND_FORMAT: frozenset({"credentials"}),
+}
+_MEMBERS: Final = frozenset(
+    {"format", "contents", "nodes", "records", "policies", "anchors", "endorsements", "credentials"}
+)
 _ID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}\Z")
 _SIDES: Final = {side.name.lower(): side for side in Side}
 _MAX_NAME_CHARS: Final = 255
@@ -84,6 +93,7 @@ class Evidence:
     policies: tuple[PolicyPart, ...]  # in the order of their base archives' metadata (`targets`)
     anchors: tuple[bytes, ...]  # CA certificates, DER
     endorsements: tuple[bytes, ...] = ()  # of keys that signed permits, besides those of `nodes`
+    credentials: tuple[bytes, ...] = ()  # trust credentials that permits name
 
 
 def build_evidence(evidence: Evidence) -> bytes:
@@ -115,8 +125,8 @@ def parse_evidence(data: bytes) -> Evidence:
         document = parse_object(data)
     except (ValueError, RecursionError):
         _refuse("the file", "it is not one ASCII JSON object; it may be cut off")
-    if document.get("format") not in (FORMAT, FIRST_FORMAT):  # a tuple: it may be anything
-        _refuse("format", f"this version reads {FIRST_FORMAT} and {FORMAT}; upgrade to read newer")
+    if document.get("format") not in (FORMAT, *_EARLIER):  # a tuple: it may be anything
+        _refuse("format", f"this version reads {', '.join((*_EARLIER, FORMAT))}; upgrade to read newer")
     evidence = _document(document)
     if _write(document) != data:
         _refuse("the file", "another encoding than the one with sorted members and no spaces")
@@ -181,28 +191,32 @@ def _to_json(evidence: Evidence) -> dict[str, Any]:
         ],
         "anchors": [_b64(anchor) for anchor in evidence.anchors],
         "endorsements": [_b64(endorsement) for endorsement in evidence.endorsements],
+        "credentials": [_b64(credential) for credential in evidence.credentials],
     }
 
 
 def _document(document: dict[str, Any]) -> Evidence:
-    later = {"endorsements"} if document["format"] == FORMAT else set()
-    _members(document, "the file", {"format", "contents", "nodes", "records", "policies", "anchors"} | later)
+    absent = _EARLIER.get(document["format"], frozenset())
+    _members(document, "the file", set(_MEMBERS - absent))
     contents = _list(document, "contents", limits.MAX_EVIDENCE_RECORDS, _content)
     nodes = _list(document, "nodes", limits.MAX_EVIDENCE_NODES, _node)
     records = _list(document, "records", limits.MAX_EVIDENCE_RECORDS, _record)
     policies = _list(document, "policies", limits.MAX_EVIDENCE_POLICIES, _policy)
     anchors = _list(document, "anchors", limits.MAX_EVIDENCE_ANCHORS, _bytes)
-    endorsements = _list(document, "endorsements", limits.MAX_EVIDENCE_ENDORSEMENTS, _bytes) if later else ()
+    document = {name: [] for name in absent} | document
+    endorsements = _list(document, "endorsements", limits.MAX_EVIDENCE_ENDORSEMENTS, _bytes)
+    credentials = _list(document, "credentials", limits.MAX_EVIDENCE_CREDENTIALS, _bytes)
     _ascending("contents", [c.order for c in contents])
     _ascending("nodes", [n.name for n in nodes])
     _ascending("records", [(r.node, r.index) for r in records])
     _ascending("policies", [p.metadata.roles[BASE_ROLE] for p in policies])
     _ascending("anchors", anchors)
     _ascending("endorsements", endorsements)
+    _ascending("credentials", credentials)
     for name, found in (("contents", contents), ("anchors", anchors)):
         if not found:
             _refuse(name, "it is empty")
-    return Evidence(contents, nodes, records, policies, anchors, endorsements)
+    return Evidence(contents, nodes, records, policies, anchors, endorsements, credentials)
 
 
 def _content(value: Any, where: str) -> Content:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from trust.checkpoint import Checkpoint
 from trust.errors import MeshError, Reason
 from trust.evidence import Evidence
-from trust.evidence_report import Approved, Finding, Permitted, Section
+from trust.evidence_report import Approved, Attested, Finding, Permitted, Section
 from trust.node_key import NodeKey
 from trust.record import Intent, Record
 from trust.verified import VerifiedPolicy
@@ -27,6 +27,8 @@ class Case:
     checkpoints: dict[str, Checkpoint] = field(default_factory=dict)
     keys: dict[str, NodeKey] = field(default_factory=dict)  # by node, vouched for
     policies: dict[bytes, tuple[str, VerifiedPolicy]] = field(default_factory=dict)  # by digest of the base
+    signers: dict[str, NodeKey] = field(default_factory=dict)  # by place of the permit that it signed
+    attested: list[Attested] = field(default_factory=list)
     believed: bytes | None = None  # CA certificates (PEM), once they are found to be usable
 
     def wrong(

@@ -149,7 +149,7 @@ def _check_signature(case: Case, one: _Found, vouchers: Mapping[str, bytes], use
         return verify_endorsement(vouchers[kid], anchors, domain, issued_ms)
 
     try:
-        authenticate(one.token, key_of=key_of, audience=one.claims.audience, now_ms=issued_ms)
+        permit = authenticate(one.token, key_of=key_of, audience=one.claims.audience, now_ms=issued_ms)
     except _AbsentError as absent:
         what = f"whether {one.claims.issuer} signed its permit: the endorsement {absent} is not in the file"
         case.open(Section.IDENTITY, one.where, what)
@@ -158,6 +158,7 @@ def _check_signature(case: Case, one: _Found, vouchers: Mapping[str, bytes], use
     except MeshError as error:
         case.wrong(Section.IDENTITY, one.where, f"its permit: {error.detail}", error.reason)
     else:
+        case.signers[one.where] = permit.key
         return True
     return False
 

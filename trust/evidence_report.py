@@ -11,6 +11,7 @@ NOT_PROVED: Final = (
     "decision: it is what the node recorded under that policy; the policy is not evaluated again",
     "namespaces: a record names the base bundle it was decided under, not the versions of the namespaces beside it",
     "certificate: a permit binds the caller's certificate by digest (cnf); the certificate is not in the file",
+    "attestation: witnesses checked what a node said of its software; without hardware that measures, it is its word",
     "request and response: the records hold digests; compare them with the bytes if you have them",
     "time: every time is from the clock of a node; no independent party saw the checkpoint",
     "completeness: a node can keep whole executions to itself; the file proves those it contains, and not what "
@@ -76,6 +77,18 @@ class Permitted:
 
 
 @dataclass(frozen=True, slots=True)
+class Attested:
+    """Who vouched for a node: those of the roster of a policy whose cosignatures in a trust credential verify."""
+
+    where: str  # the credential
+    node: str
+    sha256: str  # of the credential: `att` in permits
+    policy: str  # place of the policy whose roster it is
+    witnesses: tuple[str, ...]
+    needed: int
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """The result. All but `findings` says what the file is about, and holds as far as the findings allow."""
 
@@ -84,6 +97,7 @@ class Report:
     nodes: tuple[str, ...]  # SPIFFE IDs whose keys are vouched for
     findings: tuple[Finding, ...]
     permits: tuple[Permitted, ...] = ()
+    attested: tuple[Attested, ...] = ()
 
     def verdict(self, section: Section | None = None) -> Verdict:
         """Return what `section`, or the whole file, comes to."""

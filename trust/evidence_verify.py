@@ -7,17 +7,28 @@ certificates; everything else must lead to one of the two, or to the signed chec
 from trust.chain import verify_roots
 from trust.evidence import parse_evidence
 from trust.evidence_case import Case
+from trust.evidence_credentials import check_credentials
 from trust.evidence_identity import check_identity
 from trust.evidence_permits import check_permits
 from trust.evidence_policy import check_authority, check_policies
 from trust.evidence_records import check_contents, check_nodes, check_records
-from trust.evidence_report import NOT_PROVED, Approved, Finding, Permitted, Report, Section, Verdict
+from trust.evidence_report import (
+    NOT_PROVED,
+    Approved,
+    Attested,
+    Finding,
+    Permitted,
+    Report,
+    Section,
+    Verdict,
+)
 from trust.evidence_time import check_time
 from trust.metadata import trust_domain_of
 
 __all__ = [
     "NOT_PROVED",
     "Approved",
+    "Attested",
     "Finding",
     "Permitted",
     "Report",
@@ -50,6 +61,7 @@ def verify_evidence(data: bytes, trusted_root: bytes, anchors_pem: bytes | None 
     check_authority(case)
     check_identity(case)
     check_permits(case)
+    check_credentials(case)
     check_time(case)
     return Report(
         case.evidence.contents,
@@ -57,4 +69,5 @@ def verify_evidence(data: bytes, trusted_root: bytes, anchors_pem: bytes | None 
         tuple(str(key.node) for key in case.keys.values()),
         tuple(case.findings),
         tuple(case.permits),
+        tuple(case.attested),
     )

@@ -26,6 +26,8 @@ MIN_NAMESPACE_LIFETIME_S: Final = 7 * 24 * 3600  # when proposed: its end is the
 FETCH_TIMEOUT_S: Final = 10.0  # without a byte
 FETCH_DEADLINE_S: Final = 60.0  # for one whole file
 FETCH_MIN_BYTES_PER_S: Final = 1024
+FETCH_HEDGE_S: Final = 0.5  # of silence, until the next source is asked beside
+FETCH_SILENCE_S: Final = 3.0  # waited for a silent source when others have said that they lack the file
 
 # lease
 MIN_LEASE_TTL_S: Final = 2
@@ -197,6 +199,10 @@ MAX_EVIDENCE_ENDORSEMENTS: Final = 1_000  # of keys that signed permits, besides
 MAX_KEPT_ENDORSEMENTS: Final = (
     10_000  # endorsements of its key that a node keeps for evidence: a year of hours
 )
+MAX_EVIDENCE_CREDENTIALS: Final = 10_000  # trust credentials that the permits in one file name
+KEPT_CREDENTIALS_FILE_BYTES: Final = 8 * 1024 * 1024  # of those kept for evidence; then the next file begins
+MAX_KEPT_CREDENTIALS_BYTES: Final = 4 * 1024**3  # a node's own: most of a year of calls in every minute
+MAX_KEPT_PEER_CREDENTIALS_BYTES: Final = 1024**3  # of other nodes, which keep their own, too
 
 # attestation
 MIN_ATTESTATION_TTL_S: Final = 3

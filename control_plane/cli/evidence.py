@@ -15,6 +15,7 @@ from control_plane.edge.evidence_export import (
     Sources,
     export_evidence,
     ledgers_of,
+    missing_credentials,
     missing_policies,
     repository_in,
 )
@@ -60,7 +61,10 @@ def export(
     ] = None,
     endorsements: Annotated[
         list[Path] | None,
-        typer.Option(help="Folder 'endorsements' of a node whose ledger is not here. May be repeated."),
+        typer.Option(
+            help="Folder 'endorsements' of a node whose ledger is not here; 'credentials' beside it is read, too. "
+            "May be repeated."
+        ),
     ] = None,
     repository: Annotated[
         Path | None,
@@ -79,7 +83,10 @@ def export(
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Write records, permits, proofs, policies and certificates of executions to one file. Nodes may keep running."""
+    """Write executions to one file, with what proves them. Nodes may keep running.
+
+    Records, permits and their inclusion proofs; policies, certificates and trust credentials of then.
+    """
     ledgers = {node: Path(place) for node, place in _pairs("--ledger", ledger)}
     if mesh is not None and (not ledgers or (mesh / "nodes").is_dir()):
         ledgers = ledgers_of(mesh) | ledgers
@@ -109,6 +116,11 @@ def export(
         "verified; name the control plane's repository with --repository, or a running mesh with --mesh"
         for version, sha256 in missing_policies(evidence)
     ]
+    notes += [
+        f"the trust credential {sha256} of {node} is in no place that was looked at, so that who vouched for the node "
+        "cannot be verified; name the folder 'endorsements' of its data directory with --endorsements"
+        for node, sha256 in missing_credentials(evidence)
+    ]
     nodes = [node.name for node in evidence.nodes]
     emit(
         {
@@ -119,6 +131,7 @@ def export(
             "records": len(evidence.records),
             "nodes": nodes,
             "policies": len(evidence.policies),
+            "credentials": len(evidence.credentials),
             "notes": notes,
         },
         as_json=as_json,
@@ -255,6 +268,17 @@ def _as_json(report: Report) -> dict[str, object]:
             }
             for p in report.permits
         ],
+        "attested": [
+            {
+                "where": a.where,
+                "node": a.node,
+                "sha256": a.sha256,
+                "policy": a.policy,
+                "witnesses": list(a.witnesses),
+                "needed": a.needed,
+            }
+            for a in report.attested
+        ],
         "nodes": list(report.nodes),
         "contradictions": [
             {"section": f.section.value, "where": f.where, "reason": f.reason.value, "what": f.what}
@@ -280,6 +304,10 @@ def _as_text(report: Report) -> str:
         for a in report.approved
     ]
     lines += [f"permit     {text}" for text in dict.fromkeys(map(_permit_text, report.permits))]
+    lines += [
+        f"attested   {a.node} by {', '.join(a.witnesses) or 'nobody'}, {a.needed} needed: credential {a.sha256}"
+        for a in report.attested
+    ]
     lines += [f"node       {node}" for node in report.nodes]
     lines += [f"WRONG      {f.where}: {f.what} ({f.reason})" for f in report.findings if f.reason is not None]
     lines += [f"OPEN       {f.where}: {f.what}" for f in report.findings if f.reason is None]

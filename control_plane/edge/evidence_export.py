@@ -3,6 +3,7 @@
 NODE_DATA/ledger          the node's ledger, and the archives of its older parts
 NODE_DATA/endorsements/   what its certificates said about its key, with the CA certificates of that time; in `peers`
                           the same of other nodes, whose permits it accepted
+NODE_DATA/credentials/    trust credentials that its permits named; in `peers` those of other nodes
 NODE_DATA/tuf/            the policy that it accepted last; earlier ones come from the control plane's repository
 
 Nothing found here is believed: what is written is only worth what `trust.evidence_verify` says about it.
@@ -17,9 +18,11 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from tuf.api.metadata import Targets
 
 from control_plane.edge.evidence_find import Position, find_records
+from trust.attestation.credential import credential_sha256
 from trust.authoring import parse_metadata
 from trust.chain import sha256_of_target
 from trust.compact import from_base64url, parse_object
+from trust.edge.credential_files import find_credentials
 from trust.edge.endorsements import PEERS, find_endorsement, read_endorsements
 from trust.edge.ledger import Place, Reader, places_of
 from trust.edge.policy_cache import PolicyCache
@@ -43,7 +46,8 @@ class Sources:
     archives: Mapping[str, Sequence[Place]] = field(
         default_factory=dict
     )  # node -> besides what its ledger names
-    endorsements: Sequence[Path] = ()  # `endorsements` folders of nodes whose ledger is not here
+    # `endorsements` folders of nodes whose ledger is not here; `credentials` beside them is read, too
+    endorsements: Sequence[Path] = ()
     repository: Callable[[str], bytes | None] | None = None  # a file of the control plane's, by path
     positions: Sequence[Position] = ()  # where an index says that records are
 
@@ -137,6 +141,14 @@ def export_evidence(
     folders = [*homes, *sources.endorsements]
     # what others kept of it is asked last: the node itself has every one of its own
     _add_endorsements(found, [*folders, *(folder / PEERS for folder in folders)])
+    beside = [folder.parent / "credentials" for folder in folders]
+    credentials = find_credentials(
+        [*beside, *(folder / PEERS for folder in beside)],
+        _attested_by(found.intents),
+        newest=[
+            folder.parent / "credential.json" for folder in beside
+        ],  # a running node writes the others later
+    )
     if ca_pem is not None:
         found.anchors |= _ders(ca_pem)
     if not found.anchors:
@@ -148,6 +160,7 @@ def export_evidence(
         policies=tuple(sorted(found.policies.values(), key=lambda p: p.metadata.roles[BASE_ROLE])),
         anchors=tuple(sorted(found.anchors)),
         endorsements=tuple(sorted(found.endorsements)),
+        credentials=tuple(sorted(credentials.values())),
     )
     return build_evidence(evidence), evidence
 
@@ -158,6 +171,15 @@ def missing_policies(evidence: Evidence) -> list[tuple[int, str]]:
     records = [parse_record(part.record) for part in evidence.records]
     named = _named(record for record in records if isinstance(record, Intent))
     return sorted((version, sha256.hex()) for sha256, (version, _) in named.items() if sha256 not in held)
+
+
+def missing_credentials(evidence: Evidence) -> list[tuple[str, str]]:
+    """Return (node, SHA-256 in hex) of each trust credential that a permit names and the file does not hold."""
+    held = {credential_sha256(data) for data in evidence.credentials}
+    records = [parse_record(part.record) for part in evidence.records]
+    permits = [_permit_of(record) for record in records if isinstance(record, Intent)]
+    named = {(p[0].issuer, p[0].credential_sha256) for p in permits if p is not None}
+    return sorted((node, sha256.hex()) for node, sha256 in named if sha256 is not None and sha256 not in held)
 
 
 def _from_node(found: _Found, node: str, reader: Reader, records: Mapping[int, tuple[bytes, Record]]) -> None:
@@ -265,6 +287,15 @@ def _add_endorsements(found: _Found, folders: Sequence[Path]) -> None:
                 found.endorsements.add(endorsement)
                 found.anchors |= set() if anchors is None else _ders(anchors)
                 break
+
+
+def _attested_by(intents: Iterable[Intent]) -> dict[bytes, int]:
+    """Return digest to time (Unix ms) of the trust credentials that permits name."""
+    named: dict[bytes, int] = {}
+    for permit in map(_permit_of, intents):
+        if permit is not None and permit[0].credential_sha256 is not None:
+            named.setdefault(permit[0].credential_sha256, permit[0].issued_s * 1000)
+    return named
 
 
 def _permit_of(intent: Intent) -> tuple[PermitClaims, str] | None:

@@ -45,6 +45,7 @@ class TrustState:
         *,
         trusted: Callable[[int], int] = lambda now_ms: now_ms,
         capacity: int = limits.MAX_CREDENTIALS,
+        verified: Callable[[Credential], None] = lambda _credential: None,
     ) -> None:
         """Start unattested.
 
@@ -54,9 +55,10 @@ class TrustState:
             trusted: raises a wall time to what signed statements prove (`BundleState.trusted_now_ms`): a clock that
                 is set back lengthens no credential of a caller.
             capacity: credentials of other nodes that are kept.
+            verified: told of each credential of another node when it was verified; must return at once.
         """
         self._node, self._read_mesh, self._capacity = node, mesh, capacity
-        self._trusted = trusted
+        self._trusted, self._verified = trusted, verified
         self._mesh: MeshSettings | None = None
         self._roster: Roster | None = None
         self._own: _Own | None = None
@@ -173,7 +175,9 @@ class TrustState:
         if credential_sha256(carried) != sha256:
             raise _invalid("it is not the one that the permit names (att)")
         credential = open_credential(carried, roster)
-        return self._keep(credential, check_live(credential, roster, now_ms=now_ms))
+        until_ms = check_live(credential, roster, now_ms=now_ms)
+        self._verified(credential)
+        return self._keep(credential, until_ms)
 
     def _keep(self, credential: Credential, until_ms: int) -> tuple[Credential, int]:
         if credential.sha256 not in self._peers and len(self._peers) >= self._capacity:

@@ -2,7 +2,7 @@
 
 DIR/witness/NAME.json          what this witness saw of node NAME last (trust.attestation.memory)
 DIR/attestation-counter.json   the counter and the time of this node's last statement
-DIR/credential.json            this node's newest trust credential, for `egm evidence export`
+DIR/credential.json            this node's newest trust credential
 """
 
 from pathlib import Path

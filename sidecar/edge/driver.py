@@ -33,12 +33,13 @@ from sidecar.edge.listeners import Addresses, Listeners, Parts, own_server
 from sidecar.edge.members import make_identity, members, start_patiently
 from sidecar.edge.membership import Membership
 from sidecar.edge.policy_keeper import PolicyKeeper
-from sidecar.edge.provenance import Provenance
+from sidecar.edge.provenance import CREDENTIALS_DIRECTORY, Provenance
 from sidecar.edge.record_file import load_record
 from sidecar.edge.reports import Reporter
 from sidecar.edge.status import NodeView
 from sidecar.edge.upstream import UPSTREAM_OPTIONS
 from trust.edge.clock import SystemClock
+from trust.edge.credential_files import KeptCredentials
 from trust.edge.distribution_client import GrpcFileSource, WatchListener
 from trust.edge.mqtt import BrokerUrl, MqttListener
 from trust.edge.tls import Channels, ServerCredentials, channel_credentials, channel_options, server_options
@@ -111,10 +112,12 @@ class Sidecar:
             alarms=alarms,
             changed=self._denials_changed,
         )
+        self._kept = KeptCredentials(config.data_dir / CREDENTIALS_DIRECTORY)
         self.trust = TrustState(
             config.spiffe_id("node", config.node),
             lambda: None if state.in_force is None else state.in_force.engine.mesh,
             trusted=lambda now_ms: state.trusted_now_ms(now_ms, clock.monotonic_ms()),
+            verified=self._kept.peers.note,
         )
         self.pipeline = Pipeline(
             node=config.node,
@@ -192,6 +195,7 @@ class Sidecar:
             clock=self.clock,
             alarms=self.view.alarms,
             trust=self.trust,
+            credentials=self._kept,
         )
         attestation = self._attestation(provenance, channels)
         self.view.attestation = attestation.status

@@ -18,7 +18,7 @@ from sidecar.core.permits import carried, check_enough, presented
 from sidecar.edge.case import Case, Journal, Signing, Trust
 from sidecar.edge.metadata import Pair
 from sidecar.edge.payload_sealer import PayloadSealer
-from trust.attestation.credential import CREDENTIAL_KEY
+from trust.attestation.credential import CREDENTIAL_KEY, Credential
 from trust.errors import MeshError, Reason, StateError
 from trust.handover import HANDOVER_KEY
 from trust.permit import ENDORSEMENT_KEY, NO_MESSAGE, PERMIT_KEY, Permit, permit_sha256
@@ -50,6 +50,7 @@ class Notary:
         signing: Signing,
         alarm: Callable[[str], None],
         trust: Trust | None = None,
+        named: Callable[[Credential], None] = lambda _credential: None,
     ) -> None:
         """Take the parts.
 
@@ -65,11 +66,12 @@ class Notary:
             signing: the node's key, and those of others.
             alarm: told when a record cannot be written at a level that goes on without.
             trust: who is attested; None asks it of nobody.
+            named: told of this node's credential when a permit names it; must return at once.
         """
         self._node, self._boot_id, self._clock, self._ids = node, boot_id, clock, ids
         self._level, self._in_force, self._callee = level, in_force, callee
         self._journal, self._signing, self._alarm = journal, signing, alarm
-        self._trust, self._carriage = trust, Carriage()
+        self._trust, self._carriage, self._named = trust, Carriage(), named
         self.sealer = PayloadSealer(node, in_force, alarm)
 
     def arrived(self, attempt: Attempt, sent: Iterable[Pair], certificate_sha256: bytes) -> Case | None:
@@ -272,6 +274,7 @@ class Notary:
         if credential is None:
             return pairs
         case.named = credential.sha256
+        self._named(credential)
         case.carries = self._carriage.needed(attempt.service, credential.sha256)
         return (*pairs, (CREDENTIAL_KEY, credential.data)) if case.carries else pairs
 

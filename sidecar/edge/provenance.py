@@ -6,6 +6,7 @@ DIR/permit-floor      from when on permits count after a restart
 DIR/ledger/           the ledger (C2SP tlog-tiles), DIR/ledger.name which one it is
 DIR/ledger-head       a copy of its last checkpoint: notices a restored older ledger directory
 DIR/endorsements/     what vouched for the key over time, for evidence
+DIR/credentials/      trust credentials that permits named, for evidence: of this node, in `peers` of others
 DIR/ledger-open       the index of the oldest execution that was still open
 """
 
@@ -23,6 +24,7 @@ from sidecar.core.permits import Endorsements, Minter, Verifier
 from sidecar.core.pipeline import Pipeline
 from sidecar.core.readiness import Alarms
 from sidecar.core.replay import ReplayCache
+from sidecar.edge.attestation_files import CREDENTIAL_FILE
 from sidecar.edge.case import Journal, Signing, Trust
 from sidecar.edge.group_commit import GroupCommit
 from sidecar.edge.ledger_feed import LedgerFeed, RecentRecords
@@ -31,6 +33,8 @@ from sidecar.edge.notary import Notary
 from sidecar.edge.permit_floor import FLOOR_FILE, PermitFloor
 from sidecar.edge.shipping import Shipper
 from trust import limits
+from trust.attestation.credential import credential_sha256
+from trust.edge.credential_files import KeptCredentials
 from trust.edge.endorsements import EndorsementFiles, PeerEndorsements
 from trust.edge.files import write_atomic
 from trust.edge.ids import ExecutionIds
@@ -50,6 +54,7 @@ logger = logging.getLogger(__name__)
 
 LEDGER_DIRECTORY: Final = "ledger"
 ENDORSEMENTS_DIRECTORY: Final = "endorsements"
+CREDENTIALS_DIRECTORY: Final = "credentials"
 _OPEN_PERIOD_S: Final = 5.0
 _MAX_INDEX_DIGITS: Final = 20
 _ALARM: Final = "ledger"
@@ -110,11 +115,14 @@ class Provenance:
         *,
         vouch: Callable[[], None] = lambda: None,
         peers: PeerEndorsements | None = None,
+        now_ms: Callable[[], int] = lambda: 0,
     ) -> None:
         """Use `open`. `vouch` writes down what vouches for the key now, `peers` what vouched for those of others."""
         self.notary, self.ledger, self.shipper = notary, ledger, shipper
         self.signer: NodeSigner | None = None  # set by `open`
         self.archiver: Archiver | None = None  # set by `open`
+        self._now_ms = now_ms
+        self.credentials: KeptCredentials | None = None  # set by `open`
         self._opened, self._open_path, self._vouch, self._peers = opened, open_path, vouch, peers
 
     @classmethod
@@ -131,8 +139,9 @@ class Provenance:
         clock: Clock,
         alarms: Alarms,
         trust: Trust | None = None,
+        credentials: KeptCredentials | None = None,
     ) -> Self:
-        """Open (or create) key and ledger, and close what a crash left open.
+        """Open (or create) key and ledger, and close what a crash left open. `credentials` are kept for evidence.
 
         A ledger that cannot be used (LEDGER_CONTRADICTED, LEDGER_UNAVAILABLE) is an alarm here: what it means for a
         call depends on the level in force.
@@ -178,6 +187,7 @@ class Provenance:
             signing=_signing(config, signer, identity, node, clock, peers=peers),
             alarm=lambda text: _alarm(alarms, text),
             trust=trust,
+            named=(lambda _credential: None) if credentials is None else credentials.own.note,
         )
         kept = EndorsementFiles(config.data_dir / ENDORSEMENTS_DIRECTORY)
 
@@ -187,8 +197,11 @@ class Provenance:
             except (MeshError, OSError) as error:
                 logger.warning("the endorsement of the signing key was not kept for evidence: %s", error)
 
-        made = cls(notary, ledger, opened, open_path, shipper, vouch=vouch, peers=peers)
+        made = cls(notary, ledger, opened, open_path, shipper, vouch=vouch, peers=peers, now_ms=clock.now_ms)
         made.signer = signer
+        made.credentials = credentials
+        if credentials is not None:
+            await asyncio.to_thread(_keep_newest, credentials, config.data_dir / CREDENTIAL_FILE)
         if ledger is not None and shipper is not None:
             made.archiver = _archiver(config, ledger, opened, shipper)
         return made
@@ -232,6 +245,7 @@ class Provenance:
         """Make everything durable and sign the last checkpoint."""
         self._vouch()
         await self._keep_peers()
+        await self._keep_credentials()
         await self._note_open()
         if self.ledger is not None:
             await self.ledger.close()
@@ -240,6 +254,7 @@ class Provenance:
         while True:
             self._vouch()
             await self._keep_peers()
+            await self._keep_credentials()
             await asyncio.sleep(_OPEN_PERIOD_S)
             await self._note_open()
 
@@ -252,6 +267,20 @@ class Provenance:
                 )  # many at once after a start of the whole mesh
             except OSError as error:
                 logger.warning("endorsements of other nodes were not kept for evidence: %s", error)
+
+    async def _keep_credentials(self) -> None:
+        """Write down the credentials that permits named; what a failing disk did not take is tried again."""
+        kept = self.credentials
+        for files in () if kept is None else (kept.own, kept.peers):
+            noted = files.take()
+            if not noted:
+                continue
+            try:
+                await asyncio.to_thread(files.write, noted, self._now_ms() // 1000)
+            except OSError as error:
+                logger.warning("trust credentials were not kept for evidence, will retry: %s", error)
+                for sha256, data in noted.items():
+                    files.keep(sha256, data)
 
     async def _note_open(self) -> None:
         """Write down from where on executions are open; in a thread, because no call may wait for this disk."""
@@ -294,6 +323,16 @@ def _archiver(
         return max(0, min(ledger.durable_size - kept, oldest_open, shipper.acknowledged))
 
     return Archiver(ledger.directory, below(config.archive.to, ledger.origin), before=before)
+
+
+def _keep_newest(kept: KeptCredentials, path: Path) -> None:
+    """Keep the credential of the last run: a crash may have come between the permit that named it and the file."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return  # there was none; and what is not kept, evidence calls open
+    if len(data) <= limits.MAX_CREDENTIAL_BYTES:
+        kept.own.keep(credential_sha256(data), data)
 
 
 def _left_open(path: Path, ledger: Ledger) -> OpenExecutions:

@@ -23,7 +23,7 @@ _JSON = st.recursive(
     _LEAF, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner, max_size=4)
 )
 _FIRST = ["contents", "nodes", "records", "policies", "anchors"]  # members of the first format
-_NAMES = [*_FIRST, "endorsements"]
+_NAMES = [*_FIRST, "endorsements", "credentials"]
 _WORLD = EvidenceWorld()
 _TOKEN = _WORLD.permit()
 

@@ -1,6 +1,6 @@
 """Three real sidecars that witness each other: a (callers), b (the service), c (a third witness)."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,9 @@ NODES = ("a", "b", "c")
 class Attested:
     """A mesh with a roster. Admin ports are kept, so that a node that comes back is found."""
 
-    def __init__(self, mesh: Mesh, *, ttl_s: int = 60, **attestation: Any) -> None:
+    def __init__(
+        self, mesh: Mesh, *, ttl_s: int = 60, names: Sequence[str] = NODES, **attestation: Any
+    ) -> None:
         taken: set[int] = set()
         self.mesh = mesh
         self.admin = {name: f"127.0.0.1:{free_port(taken)}" for name in NODES}
@@ -37,7 +39,7 @@ class Attested:
                     "key": witness_key(mesh.home / name / "data", name).encode(),
                     "address": self.admin[name],
                 }
-                for name in NODES
+                for name in names
             },
             **attestation,
         }
@@ -46,10 +48,10 @@ class Attested:
         self, *, level: int = 5, files: Mapping[str, bytes] | None = None, **changes: Any
     ) -> None:
         """Sign and publish a policy with the roster."""
-        source = policy_files(level=level)
+        source = {**policy_files(level=level), **(files or {})}
         settings = {"attestation": {**self.settings, **changes}}
         bundle = source["bundle.yaml"] + yaml.safe_dump(settings).encode()
-        await self.mesh.publish(build({**source, **(files or {}), "bundle.yaml": bundle}))
+        await self.mesh.publish(build({**source, "bundle.yaml": bundle}))
 
     def config(self, name: str) -> dict[str, Any]:
         """Return the configuration of a node."""

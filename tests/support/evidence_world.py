@@ -6,23 +6,42 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import yaml
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from tests.support.control_plane import TRUST_DOMAIN
 from tests.support.permits import ALICE, NOW_MS, PAY, PAYMENTS, NodeCa, claims
 from tests.support.records import callee_side, intent, outcome
+from tests.support.sidecar_mesh import policy_files
 from tests.support.tuf_world import World
+from trust.attestation.roster import AttestationSettings
 from trust.evidence import Content, Evidence, NodePart, PolicyPart, RecordPart, build_evidence
 from trust.execution import id_text
 from trust.node_key import endorsement_digest, make_endorsement
 from trust.past_policy import find_policy
 from trust.permit import mint, permit_sha256
+from trust.policy.source import build
 from trust.record import Intent, Outcome, Record, build_record
 from trust.spiffe import SpiffeId
 from trust.x509 import load_certificate
 
 DOMAIN = "mesh.local"
-BASE = b"the base bundle"
+
+
+def bundle(settings: AttestationSettings | None = None, allow: tuple[str, ...] = ("alice",)) -> bytes:
+    """Return a base bundle at level 5 that names these witnesses."""
+    files = {
+        path: data.replace(TRUST_DOMAIN.encode(), DOMAIN.encode())
+        for path, data in policy_files(level=5, allow=allow).items()
+    }
+    if settings is not None:
+        dumped = {"attestation": settings.model_dump(mode="json", exclude_none=True)}
+        files["bundle.yaml"] += yaml.safe_dump(dumped).encode()
+    return build(files)
+
+
+BASE = bundle()
 
 
 def digest(data: bytes) -> bytes:
@@ -88,18 +107,18 @@ class Node:
 class EvidenceWorld:
     """Node a is the caller's, node b the callee's; one base policy is published."""
 
-    def __init__(self, tuf: World | None = None) -> None:
-        """Make keys and certificates, and publish."""
-        self.tuf = tuf or World(now_ms=NOW_MS - 1_000)
+    def __init__(self, tuf: World | None = None, base: bytes = BASE) -> None:
+        """Make keys and certificates, and publish `base`."""
+        self.tuf, self.base = tuf or World(now_ms=NOW_MS - 1_000), base
         if tuf is None:
-            self.tuf.release(BASE)
+            self.tuf.release(base)
         self.ca = NodeCa()
         self.a, self.b = Node("a", self.ca), Node("b", self.ca)
 
     @property
     def policy_claims(self) -> dict[str, Any]:
         """What a permit says of the policy in force."""
-        return {"policy_version": self.tuf.state.version_of("targets"), "policy_digest": digest(BASE)}
+        return {"policy_version": self.tuf.state.version_of("targets"), "policy_digest": digest(self.base)}
 
     def permit(self, **changes: Any) -> str:
         """Return a good permit of node a."""
@@ -118,7 +137,7 @@ class EvidenceWorld:
             method=PAY,
             request_sha256=said.request_sha256,
             policy_version=self.tuf.state.version_of("targets"),
-            policy_sha256=digest(BASE),
+            policy_sha256=digest(self.base),
             wall_ms=NOW_MS,
             node="a",
         )
@@ -127,10 +146,12 @@ class EvidenceWorld:
         caller = callee_side(callee, "a", side=caller_side.side)
         return {"a": [caller, outcome(caller)], "b": [callee, outcome(callee)]}
 
-    def policy(self, at_ms: int = NOW_MS, base: bytes = BASE, version: int | None = None) -> PolicyPart:
+    def policy(
+        self, at_ms: int = NOW_MS, base: bytes | None = None, version: int | None = None
+    ) -> PolicyPart:
         """Return a published policy with its chain."""
         number = self.tuf.state.version_of("targets") if version is None else version
-        part = find_policy(self.tuf.files.get, number, digest(base), at_ms)
+        part = find_policy(self.tuf.files.get, number, digest(base or self.base), at_ms)
         assert part is not None
         return part
 
@@ -139,6 +160,7 @@ class EvidenceWorld:
         records: Mapping[str, Sequence[Record]],
         *,
         endorsements: Sequence[bytes] = (),
+        credentials: Sequence[bytes] = (),
         policies: Sequence[PolicyPart] | None = None,
     ) -> bytes:
         """Return the evidence file of everything that the nodes recorded."""
@@ -169,6 +191,7 @@ class EvidenceWorld:
                 policies=tuple(sorted(chosen, key=lambda p: p.metadata.roles["targets"])),
                 anchors=(load_certificate(self.ca.pem).public_bytes(Encoding.DER),),
                 endorsements=tuple(sorted(endorsements)),
+                credentials=tuple(sorted(credentials)),
             )
         )
 

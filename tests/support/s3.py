@@ -73,6 +73,20 @@ class S3Server:
         """Remove an object."""
         self._bucket.delete(name)
 
+    def names(self, prefix: str) -> list[str]:
+        """Return the objects below a prefix."""
+        return [str(one["path"]) for page in self._bucket.list(prefix) for one in page]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a process needs to find it, as every S3 tool reads it."""
+        return {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_REGION": "us-east-1",
+            "AWS_ACCESS_KEY_ID": "key",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+        }
+
     @property
     def _bucket(self) -> S3Store:
         return S3Store(

@@ -8,6 +8,8 @@ calls open is refused here, too.
 import hashlib
 import itertools
 import json
+import tarfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,11 +21,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
 from tests.support.second_verifier_base import SKEW_MS, Refused, b64, b64url, milliseconds, need, ordered
+from tests.support.second_verifier_credentials import Presented, check_credentials, mesh_of
 from tests.support.second_verifier_tuf import Policy, policy_of
 
 __all__ = ["Refused", "check"]
 
-MEMBERS = {"format", "contents", "nodes", "records", "policies", "anchors", "endorsements"}
+MEMBERS = {"format", "contents", "nodes", "records", "policies", "anchors", "endorsements", "credentials"}
 Records = dict[tuple[str, int], dict[str, Any]]
 
 
@@ -51,6 +54,8 @@ def check(data: bytes, root_json: bytes, ca_pem: bytes) -> None:
         StopIteration,
     ) as error:
         raise Refused(f"malformed: {error!r}") from None
+    except tarfile.TarError:
+        raise Refused("a bundle cannot be read") from None
     except InvalidSignature:
         raise Refused("a signature does not verify") from None
 
@@ -59,13 +64,15 @@ def _check(data: bytes, root_json: bytes, ca_pem: bytes) -> None:
     document = json.loads(data.decode("ascii"))
     spelled = json.dumps(document, sort_keys=True, separators=(",", ":")).encode() + b"\n"
     need(spelled == data and document.keys() == MEMBERS, "encoding")
-    need(document["format"] == "egm-evidence/2", "format")
+    need(document["format"] == "egm-evidence/3", "format")
     need(all(isinstance(document[name], list) for name in MEMBERS - {"format"}), "lists")
     ordered([(c["execution"], c["node"], _side(c["side"])) for c in document["contents"]])
     ordered([n["name"] for n in document["nodes"]])
     ordered([(r["node"], r["index"]) for r in document["records"]])
     ordered([b64(a) for a in document["anchors"]])
     ordered([b64(e) for e in document["endorsements"]])
+    credentials = [b64(c) for c in document["credentials"]]
+    ordered(credentials)
     vouchers = _vouchers(document, ca_pem)
     trees = {n["name"]: _node(n, vouchers) for n in document["nodes"]}
     records = {(r["node"], r["index"]): _record(r, *trees[r["node"]]) for r in document["records"]}
@@ -85,6 +92,7 @@ def _check(data: bytes, root_json: bytes, ca_pem: bytes) -> None:
     named |= {(i["digest"], i["version"]) for i in records.values() if i["kind"] == "intent" and i["digest"]}
     signed = {(p.digest, p.version): p for p in policies}
     need(named == signed.keys() and len(policies) == len(signed), "policies are not those of the records")
+    check_credentials(credentials, list(_presented(records, vouchers, {p.digest: p for p in policies})))
     _times(document["contents"], records, signed)
 
 
@@ -323,6 +331,25 @@ def _permit(intent: dict[str, Any], vouchers: dict[bytes, Voucher]) -> tuple[byt
     need(start - SKEW_MS <= intent["wall"] < end + SKEW_MS, "time of a permit")
     need(voucher.start_ms - SKEW_MS <= start < voucher.end_ms, "permit outside of its endorsement")
     return b64url(header["kid"]), claims
+
+
+def _presented(
+    records: Records, vouchers: dict[bytes, Voucher], policies: dict[str, Policy]
+) -> Iterator[Presented]:
+    """Every permit again, with the policies whose witnesses should have vouched for its node."""
+    meshes: dict[str, dict[str, Any]] = {}
+    for intent in records.values():
+        if intent["kind"] != "intent" or not intent["permit"]:
+            continue
+        head, body, _ = intent["permit"].decode("ascii").split(".")
+        claims = json.loads(b64url(body))
+        named = [b64url(claims["bnd"]["d"]).hex()]
+        if intent["side"] == 2 and intent["allowed"] and intent["digest"]:
+            named.append(intent["digest"])
+        for digest in named:
+            meshes.setdefault(digest, mesh_of(policies[digest].base))
+        voucher = vouchers[b64url(json.loads(b64url(head))["kid"])]
+        yield Presented(claims, voucher.key, tuple(meshes[digest] for digest in dict.fromkeys(named)))
 
 
 def _uuid(text: str) -> bytes:

@@ -19,6 +19,7 @@ class Policy:
     version: int
     lease_ms: int
     expires_ms: int
+    base: bytes  # the bundle
 
 
 def policy_of(policy: dict[str, Any], root_json: bytes) -> Policy:
@@ -48,7 +49,8 @@ def policy_of(policy: dict[str, Any], root_json: bytes) -> Policy:
         files.append(file)
     digest = base["signed"]["targets"]["base.tar.gz"]["hashes"]["sha256"]
     version = int(base["signed"]["version"])
-    return Policy(str(digest), version, _expires_ms(timestamp), min(map(_expires_ms, files)))
+    archive = b64(by_role["targets"]["archive"])
+    return Policy(str(digest), version, _expires_ms(timestamp), min(map(_expires_ms, files)), archive)
 
 
 def _root(encoded: list[str], root_json: bytes) -> dict[str, Any]:

@@ -15,7 +15,9 @@ from tests.support import second_verifier
 from tests.support.cli import egm
 from tests.support.control_plane import TRUST_DOMAIN
 from tests.support.evidence import Made, executed, make
+from tests.support.s3 import BUCKET, S3Server
 from tests.support.sidecar_mesh import Mesh
+from trust.edge.ledger.archived import note_archived
 from trust.evidence_verify import Section, Verdict, verify_evidence
 from trust.execution import id_text
 from trust.record import Side
@@ -129,10 +131,47 @@ def test_archived_parts_of_a_ledger_are_read_where_they_were_moved(made: Made, t
     assert (done.code, json.loads(done.stdout)["error"]) == (2, "INPUT_INVALID")
 
 
+def test_archived_parts_of_a_ledger_are_read_from_an_s3_bucket(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Records and tiles in a real S3 server: named by hand, or written down in the ledger; gone, the export says so."""
+    home, file = tmp_path / "a", tmp_path / "case.json"
+    shutil.copytree(made.home / "a" / "data", home)
+    server = S3Server(tmp_path)
+    server.start()
+    try:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        for folder in ("records", "tile"):
+            for path in (home / "ledger" / folder).rglob("*"):
+                if path.is_file():
+                    server.put(f"old/a/{path.relative_to(home / 'ledger')}", path.read_bytes())
+            shutil.rmtree(home / "ledger" / folder)
+        common = ("evidence", "export", *map(id_text, made.executions), "-o", file, "--json")
+        common += ("--ledger", f"a={home / 'ledger'}", "--ledger", f"b={made.ledgers['b']}")
+        common += ("--repository", made.repository)
+        assert egm(*common).code == 2
+        done = egm(*common, "--archive", f"a=s3://{BUCKET}/old/a")
+        assert done.code == 0, done.stdout
+        assert file.read_bytes() == made.data
+        note_archived(home / "ledger", 0, f"s3://{BUCKET}/old/a")  # as the archiver does
+        file.unlink()
+        done = egm(*common)
+        assert done.code == 0, done.stdout
+        assert file.read_bytes() == made.data
+        server.put(next(iter(server.names("old/a/records"))), b"not a segment")
+        file.unlink()
+        assert egm(*common).code != 0
+        assert not file.exists()
+    finally:
+        server.stop()
+
+
 def test_the_callee_alone_proves_that_it_was_permitted(made: Made) -> None:
     """It kept what vouched for the permits that it accepted; the caller's ledger belongs to somebody else."""
     data, evidence = export_evidence(made.executions, {"b": made.ledgers["b"]}, sources=made.sources)
     assert len(evidence.endorsements) == 2  # the caller's sidecar was started again in between
+    assert evidence.credentials
     report = verify_evidence(data, made.root, made.ca)
     assert report.verdict() is Verdict.ESTABLISHED
     second_verifier.check(data, made.root, made.ca)
@@ -143,6 +182,7 @@ def test_endorsements_can_be_brought_from_elsewhere(made: Made, tmp_path: Path) 
     home = tmp_path / "b"
     shutil.copytree(made.home / "b" / "data", home)
     shutil.rmtree(home / "endorsements" / "peers")
+    shutil.rmtree(home / "credentials" / "peers")
     file, root, ca = (tmp_path / name for name in ("case.json", "root.json", "ca.pem"))
     root.write_bytes(made.root)
     ca.write_bytes(made.ca)
@@ -152,9 +192,11 @@ def test_endorsements_can_be_brought_from_elsewhere(made: Made, tmp_path: Path) 
     check = ("evidence", "verify", file, "--root", root, "--ca", ca)
     told = egm(*check)
     assert told.code == 3
-    assert "is not in the file" in told.stdout
+    assert "the endorsement" in told.stdout
+    assert "the trust credential" in told.stdout
     assert egm(*common, "--endorsements", made.home / "a" / "data" / "endorsements").code == 0
     told = egm(*check)
     assert told.code == 0, told.stdout
     assert told.stdout.count("signed by its node") == 2
+    assert f"attested   spiffe://{TRUST_DOMAIN}/node/a by a, b, 2 needed" in told.stdout
     second_verifier.check(file.read_bytes(), made.root, made.ca)

@@ -9,7 +9,7 @@ import pytest
 from securesystemslib.signer import CryptoSigner
 
 from tests.support import second_verifier
-from tests.support.evidence_world import BASE, EvidenceWorld
+from tests.support.evidence_world import BASE, EvidenceWorld, bundle
 from tests.support.permits import NOW_MS
 from tests.support.records import execution_id
 from tests.support.second_verifier_base import verify_tuf
@@ -23,7 +23,7 @@ from trust.record import Intent, Record
 from trust.repository import Holders
 from trust.superseded import superseded_path
 
-LATER = b"the next base bundle"
+LATER = bundle(allow=("alice", "bob"))
 START_MS = NOW_MS - 1_000
 
 

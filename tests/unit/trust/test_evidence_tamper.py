@@ -171,18 +171,20 @@ def test_the_untouched_file_is_established_by_both_verifiers(made: Made) -> None
         Section, Verdict.ESTABLISHED
     )
     assert report.approved[0].approvers == ("approver-1", "approver-2")
+    assert {one.witnesses for one in report.attested} == {("a", "b")}
     assert len({content.execution for content in report.contents}) == 2
     assert second(made, made.data)
 
 
 # What may be left out of a file; then nothing contradicts, and the part it would prove is open.
-_OPTIONAL = {"endorsement", "endorsements", "policies", "outcome"}
+_OPTIONAL = {"credentials", "endorsement", "endorsements", "policies", "outcome"}
 
 
 # The members of a file and how many tamperings each has at least: one test a member, so that workers share them.
 _MEMBERS = {
     "anchors": 30,
     "contents": 250,
+    "credentials": 50,
     "endorsements": 30,
     "format": 10,
     "nodes": 150,
