@@ -4,7 +4,7 @@ Nothing that arrives here is trusted; the TUF client verifies it, so it does not
 """
 
 import asyncio
-import logging
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any, Final, Protocol
 
@@ -14,6 +14,7 @@ from tuf.api.metadata import Root, Snapshot, Targets
 
 from egm.v1 import distribution_pb2 as pb
 from egm.v1 import distribution_pb2_grpc as rpc
+from sidecar.edge.first_answer import Place, first_answer
 from trust import limits
 from trust.authoring import parse_metadata
 from trust.chain import Stored, sha256_of_target
@@ -28,12 +29,9 @@ from trust.ports import FileSource
 from trust.repository import TIMESTAMP_PATH, metadata_path, target_file_path
 from trust.spiffe import SpiffeId
 
-logger = logging.getLogger(__name__)
-
 Context = grpc.aio.ServicerContext[Any, Any]
 _TRIED_PEERS: Final = 3  # for one file; the next refresh tries others
 _PEER_LIMITS: Final = FetchLimits(timeout_s=3.0, max_resumes=1)
-_AWAY: Final = frozenset({Reason.SOURCE_UNAVAILABLE, Reason.DOWNLOAD_TOO_SLOW})
 
 
 class PeerFiles:
@@ -156,65 +154,61 @@ class AnySource:
             me: this node.
             peers: NAME -> HOST:PORT, in the order in which to ask.
         """
-        self._control_plane, self._identity, self._me, self._peers = control_plane, identity, me, peers
-        self._sources: dict[tuple[str, str], GrpcFileSource] = {}
+        self._identity, self._me, self._peers = identity, me, peers
+        self._first = Place("the control plane", control_plane, authority=True)
+        self._last_peer = ""
+        self._lock = threading.Lock()
+        self._closed = False
+        self._sources: list[RotatingSource] = [control_plane]
+        self._known: dict[tuple[str, str], Place] = {}
 
     def fetch(self, path: str) -> Iterator[bytes]:
         """Yield the file in chunks; see `trust.ports.FileSource`.
 
-        A peer that does not have the file proves nothing: then another is asked, and only when all that answer lack
-        it, it is said not to exist.
+        The control plane is asked first; when it is silent, peers are asked beside it, and first once it is known to be
+        silent. A peer that does not have the file proves nothing: then another is asked, and only when all that answer
+        lack it, it is said not to exist.
         """
-        started = False
-        try:
-            for chunk in self._control_plane.fetch(path):
-                started = True
-                yield chunk
-            return
-        except StateError as error:
-            if started or error.reason not in _AWAY:
-                raise
-            away = error
-        yield from self._from_peers(path, away)
+        place, chunks = first_answer(path, self._places(path))
+        if place is not self._first:
+            self._last_peer = place.name
+        yield from chunks
 
     def rotate(self) -> None:
         """Use new certificates from now on."""
-        self._control_plane.rotate()
-        for source in self._sources.values():
+        with self._lock:
+            sources = tuple(self._sources)
+        for source in sources:
             source.rotate()
 
     def close(self) -> None:
-        """Close every channel."""
-        self._control_plane.close()
-        for source in self._sources.values():
+        """Close every channel; transfers under way fail, and their threads have ended."""
+        with self._lock:
+            self._closed = True
+            sources = tuple(self._sources)
+        for source in sources:
             source.close()
-        self._sources.clear()
+        for place in (self._first, *self._known.values()):
+            place.join()
 
-    def _from_peers(self, path: str, away: StateError) -> Iterator[bytes]:
-        missing = False
-        for name, address in list(self._peers().items())[:_TRIED_PEERS]:
-            started = False
-            try:
-                for chunk in self._source(name, address).fetch(path):
-                    started = True
-                    yield chunk
-            except FileNotFoundError:
-                missing = True
-            except MeshError as error:
-                if started:
-                    raise
-                logger.debug("%s from peer %s: %s", path, name, error)
-            else:
-                return
-        if missing:
-            raise FileNotFoundError(path)
-        raise away
+    def _places(self, path: str) -> list[Place]:
+        peers = list(self._peers().items())
+        if path != TIMESTAMP_PATH:
+            # Who had the newest lease has the files that go with it. The lease itself is asked of anybody: one that
+            # has fallen behind must not be asked for ever.
+            peers.sort(key=lambda peer: peer[0] != self._last_peer)
+        return [self._first, *(self._peer(name, address) for name, address in peers[:_TRIED_PEERS])]
 
-    def _source(self, name: str, address: str) -> GrpcFileSource:
-        known = self._sources.get((name, address))
+    def _peer(self, name: str, address: str) -> Place:
+        known = self._known.get((name, address))
         if known is None:
             server = SpiffeId.of(self._me.trust_domain, "node", name)
-            known = self._sources[name, address] = peer_source(self._identity, self._me, server, address)
+            source = peer_source(self._identity, self._me, server, address)
+            with self._lock:
+                if self._closed:
+                    raise StateError(Reason.SOURCE_UNAVAILABLE, "the sources of policy files are closed")
+                self._sources.append(source)
+                known = self._known[name, address] = Place(name, source)
         return known
 
 

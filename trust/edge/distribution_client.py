@@ -93,6 +93,10 @@ class GrpcFileSource:
             index = (first + attempt) % len(self._addresses)
             try:
                 yield from transfer.run(self._channel(self._addresses[index]))
+            except FileNotFoundError:  # an answer, too
+                with self._lock:
+                    self._preferred = index
+                raise
             except _BrokenStreamError as broken:
                 transfer.failure = f"{self._addresses[index]}: {broken}"
                 _log.debug("fetching %s from %s", path, transfer.failure)
@@ -144,15 +148,18 @@ class _Transfer:
     slow: bool = False
     failure: str = "not attempted"
     started: float = field(default_factory=time.monotonic)
+    since: float = 0.0  # when the stream that is read now was opened
+    had: int = 0  # bytes before it
 
     def run(self, channel: grpc.Channel) -> Iterator[bytes]:
-        """Yield what is missing from one stream.
+        """Yield what is missing from one stream. Its pace is its own: what another cost is not held against it.
 
         Raises:
             _BrokenStreamError: the stream ended before the file did.
             FileNotFoundError: the server has no such file.
         """
         self.slow = False
+        self.since, self.had = time.monotonic(), self.received
         request = pb.GetFileRequest(path=self.path, offset=self.received)
         try:
             call: Any = rpc.DistributionStub(channel).GetFile(request, timeout=max(self._left_s(), 0.001))
@@ -224,10 +231,10 @@ class _Transfer:
             raise StateError(Reason.SOURCE_UNAVAILABLE, f"{self.path}: more bytes than the server announced")
 
     def _check_rate(self, now: float) -> None:
-        elapsed = now - self.started
-        if elapsed > self.bounds.timeout_s and self.received < elapsed * self.bounds.min_bytes_per_s:
+        elapsed, received = now - self.since, self.received - self.had
+        if elapsed > self.bounds.timeout_s and received < elapsed * self.bounds.min_bytes_per_s:
             self.slow = True
-            raise _BrokenStreamError(f"{self.received} bytes in {elapsed:.1f} s")
+            raise _BrokenStreamError(f"{received} bytes in {elapsed:.1f} s")
 
     def _left_s(self) -> float:
         return self.started + self.bounds.deadline_s - time.monotonic()

@@ -264,11 +264,15 @@ class _Fetcher(FetcherInterface):
 
     def _chunks(self, path: str) -> Iterator[bytes]:
         started_ms = self._clock.monotonic_ms()
+        first_ms: int | None = None
         received = 0
         try:
             for chunk in self._source.fetch(path):
+                now_ms = self._clock.monotonic_ms()
+                # The pace is that of whoever delivers: a source that was silent before it is not held against it.
+                first_ms = now_ms if first_ms is None else first_ms
                 received += len(chunk)
-                self._check_pace(path, received, self._clock.monotonic_ms() - started_ms)
+                self._check_pace(path, received, now_ms - first_ms, now_ms - started_ms)
                 yield chunk
         except FileNotFoundError:
             if path == _TIMESTAMP_PATH:
@@ -281,10 +285,10 @@ class _Fetcher(FetcherInterface):
             raise StateError(Reason.SOURCE_UNAVAILABLE, f"{path}: {error.strerror or error}") from error
 
     @staticmethod
-    def _check_pace(path: str, received: int, elapsed_ms: int) -> None:
+    def _check_pace(path: str, received: int, flowing_ms: int, elapsed_ms: int) -> None:
         too_long = elapsed_ms > limits.FETCH_DEADLINE_S * 1000
-        settled = elapsed_ms > limits.FETCH_TIMEOUT_S * 1000
-        if too_long or (settled and received * 1000 < limits.FETCH_MIN_BYTES_PER_S * elapsed_ms):
+        settled = flowing_ms > limits.FETCH_TIMEOUT_S * 1000
+        if too_long or (settled and received * 1000 < limits.FETCH_MIN_BYTES_PER_S * flowing_ms):
             raise StateError(
                 Reason.DOWNLOAD_TOO_SLOW, f"{path}: {received} bytes in {elapsed_ms / 1000:.1f} s; gave up"
             )

@@ -2,14 +2,13 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
 
 import pytest
 
+from sidecar.edge.first_answer import Place
 from sidecar.edge.peer_files import AnySource, PeerFiles
 from tests.support.pki import Authority, StaticIdentity
 from tests.support.tuf_world import DictSource, World
-from trust.edge.distribution_client import GrpcFileSource
 from trust.edge.tuf_client import PolicyClient
 from trust.errors import Reason, StateError
 from trust.spiffe import SpiffeId
@@ -46,7 +45,7 @@ def any_source(control_plane: Fake, **peers: Fake) -> AnySource:
         control_plane, StaticIdentity(Authority()), me, lambda: dict.fromkeys(peers, "127.0.0.1:1")
     )
     for name, fake in peers.items():
-        source._sources[name, "127.0.0.1:1"] = cast(GrpcFileSource, fake)
+        source._known[name, "127.0.0.1:1"] = Place(name, fake)
     return source
 
 
