@@ -171,8 +171,9 @@ async def test_bad_bundle_does_not_keep_the_old_policy_alive_beyond_its_lease(
         world.renew()
     assert node.state.remaining_ms(now_ms, mono_ms) == before, "a timestamp of the new version is no renewal"
     after_grace_ms = before[1]
-    assert node.state.lease(now_ms, mono_ms + after_grace_ms - 1) is Lease.STALE
-    assert node.state.lease(now_ms, mono_ms + after_grace_ms) is Lease.SEALED
+    # Both clocks move: the lease ends with the first of them, and they were read a moment apart.
+    assert node.state.lease(now_ms + after_grace_ms - 1, mono_ms + after_grace_ms - 1) is Lease.STALE
+    assert node.state.lease(now_ms + after_grace_ms, mono_ms + after_grace_ms) is Lease.SEALED
     assert any("until its lease and grace are over" in text for text in node.alarms.texts())
 
 
