@@ -31,11 +31,20 @@ def list_nodes(mesh: MeshOption = None, as_json: JsonFlag = False) -> None:
 
     def text() -> None:
         rows: list[tuple[object, ...]] = [
-            (n.name, n.state, n.policy_version, n.lease, _word(out.get(n.name)), n.admin, n.version)
+            (
+                n.name,
+                n.state,
+                n.policy_version,
+                n.lease,
+                _attested(n),
+                _word(out.get(n.name)),
+                n.admin,
+                n.version,
+            )
             for n in view.nodes
         ]
-        rows += [(name, "-", "-", "-", _word(out[name]), "-", "-") for name in silent]
-        table(("node", "state", "policy", "lease", "denied", "admin", "version"), rows)
+        rows += [(name, "-", "-", "-", "-", _word(out[name]), "-", "-") for name in silent]
+        table(("node", "state", "policy", "lease", "attested", "denied", "admin", "version"), rows)
 
     nodes = [{**node, "denied": out.get(str(node["name"]), "")} for node in _nodes(view)]
     emit(
@@ -176,19 +185,31 @@ def _attestation(node: NodeView) -> list[tuple[str, str]]:
             [("attestation", "the policy names no witnesses")] if node.attestation == "NO_WITNESSES" else []
         )
     by = ", ".join(node.vouched) or "nobody"
-    rows = [
-        (
-            "attestation",
-            f"{node.attestation}, {node.attestation_remaining_s:.0f} s left; {node.quorum} of "
-            f"{len(node.witnesses)} witnesses are needed, vouched by {by}",
-        )
-    ]
+    needed = f"{node.quorum} of {len(node.witnesses)} witnesses are needed"
+    left = f"{node.attestation_remaining_s:.0f} s left"
+    if node.attested:
+        rows = [
+            ("attestation", f"attested, verified by the control plane, {left}; {needed}, vouched by {by}")
+        ]
+    else:
+        rows = [("attestation", f"says {node.attestation}, {left}; {needed}, it says vouched by {by}")]
+        if node.attested_problem:
+            rows.append(("  not verified", node.attested_problem))
     rows += [(f"  not by {name}", why) for name, why in sorted(node.not_vouched.items())]
     if node.credential:
         rows.append(("  credential", node.credential))
     if node.is_witness:
         rows.append(("  witness", "vouches for others"))
     return rows
+
+
+def _attested(node: NodeView) -> str:
+    """Return whether the control plane verified it; what is only the node's word is called that."""
+    if node.attested:
+        return "yes"
+    if node.attestation == "ATTESTED":
+        return "says so"
+    return "no" if node.attestation == "NOT_ATTESTED" else "-"
 
 
 def _time(at_ms: int) -> str:

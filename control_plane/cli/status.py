@@ -59,6 +59,8 @@ def _left(node: NodeView) -> str:
 
 
 def _attested(node: NodeView) -> str:
-    if node.attestation == "ATTESTED":
+    if node.attested:
         return f"by {len(node.vouched)}, {node.attestation_remaining_s:.0f} s"
+    if node.attestation == "ATTESTED":
+        return "says so"
     return "no" if node.attestation == "NOT_ATTESTED" else "-"

@@ -33,11 +33,16 @@ class NodeView:
     seen_s_ago: float
     admin: str
     version: str
-    attestation: str  # ATTESTED, NOT_ATTESTED, NO_WITNESSES, NO_POLICY; empty when the node never said
+    # what the node says of itself: ATTESTED, NOT_ATTESTED, NO_WITNESSES, NO_POLICY; empty when it never said
+    attestation: str
+    attested: bool  # the control plane verified its trust credential, which is alive
+    attested_problem: str  # why it could not
     attestation_remaining_s: float
     witnesses: Sequence[str]
     quorum: int
-    vouched: Sequence[str]  # witnesses whose cosignatures the node holds
+    vouched: Sequence[
+        str
+    ]  # witnesses whose cosignatures were verified; if not `attested`, those that the node says
     not_vouched: Mapping[str, str]  # witness -> why, in the last round
     credential: str  # hex SHA-256
     is_witness: bool
@@ -100,6 +105,7 @@ def missing_of(nodes: Sequence[NodeView]) -> tuple[str, ...]:
 
 def _node(record: operator_pb2.NodeRecord, now_ms: int) -> NodeView:
     said = record.status
+    attested_ms = record.attested_until_ms - now_ms
     age_s = max(0.0, (now_ms - record.last_seen_ms) / 1000)
     return NodeView(
         name=record.node,
@@ -117,10 +123,12 @@ def _node(record: operator_pb2.NodeRecord, now_ms: int) -> NodeView:
         admin=said.admin_address,
         version=said.egm_version,
         attestation=said.attestation.standing,
-        attestation_remaining_s=said.attestation.remaining_ms / 1000,
+        attested=attested_ms > 0,
+        attested_problem=record.attested_problem,
+        attestation_remaining_s=(attested_ms if attested_ms > 0 else said.attestation.remaining_ms) / 1000,
         witnesses=tuple(said.attestation.witnesses),
         quorum=said.attestation.quorum,
-        vouched=tuple(said.attestation.vouched),
+        vouched=tuple(record.attested_by if attested_ms > 0 else said.attestation.vouched),
         not_vouched=dict(said.attestation.not_vouched),
         credential=said.attestation.credential_sha256,
         is_witness=said.attestation.is_witness,

@@ -24,6 +24,7 @@ from control_plane.core.proposals import (
     signed_metadata,
     standing,
 )
+from control_plane.edge.attested_nodes import AttestedNodes
 from control_plane.edge.callers import current_caller
 from control_plane.edge.fleet import NodeReports
 from control_plane.edge.join import create_token
@@ -83,6 +84,7 @@ class OperatorServicer(operator_pb2_grpc.OperatorServicer):
         self._status, self._reports, self._tokens = status, reports, tokens
         self._database, self._publisher, self._clock = status.database, status.publisher, status.clock
         self._executions = ExecutionQueries(status.database)
+        self._attested = AttestedNodes(lambda: status.publisher.settings)
         self._uploads = 0
 
     async def Propose(
@@ -213,18 +215,20 @@ class OperatorServicer(operator_pb2_grpc.OperatorServicer):
     async def ListNodes(
         self, request: operator_pb2.ListNodesRequest, context: Context
     ) -> operator_pb2.ListNodesResponse:
-        """List every node with what it last said of itself."""
-        return operator_pb2.ListNodesResponse(
-            nodes=[
-                operator_pb2.NodeRecord(
-                    node=record.node,
-                    last_seen_ms=record.last_seen_ms,
-                    status=operator_pb2.NodeStatus.FromString(record.status),
-                    certificate_not_after_ms=record.certificate_not_after_ms,
-                )
-                for record in await self._reports.records()
-            ]
-        )
+        """List every node with what it last said of itself, and whether it is attested as far as can be verified."""
+        records = [
+            operator_pb2.NodeRecord(
+                node=record.node,
+                last_seen_ms=record.last_seen_ms,
+                status=operator_pb2.NodeStatus.FromString(record.status),
+                certificate_not_after_ms=record.certificate_not_after_ms,
+            )
+            for record in await self._reports.records()
+        ]
+        await self._attested.judge(records, now_ms=self._clock.now_ms())
+        for record in records:
+            record.status.ClearField("credential")  # verified here; nobody needs it for that again
+        return operator_pb2.ListNodesResponse(nodes=records)
 
     async def ForgetNode(
         self, request: operator_pb2.ForgetNodeRequest, context: Context

@@ -99,6 +99,11 @@ class Publisher:
         return self._state
 
     @property
+    def settings(self) -> MeshSettings | None:
+        """The signed settings in force; None before the first policy."""
+        return self._settings
+
+    @property
     def lease_ttl_s(self) -> int:
         """How long a lease lasts, as the signed settings say; the default before the first policy."""
         settings = self._settings

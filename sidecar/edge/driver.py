@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import grpc.aio
 
-from egm.v1 import node_pb2_grpc
+from egm.v1 import node_pb2_grpc, operator_pb2
 from sidecar.config import SidecarConfig
 from sidecar.core.bundle_state import BundleState
 from sidecar.core.pipeline import Pipeline
@@ -38,6 +38,7 @@ from sidecar.edge.record_file import load_record
 from sidecar.edge.reports import Reporter
 from sidecar.edge.status import NodeView
 from sidecar.edge.upstream import UPSTREAM_OPTIONS
+from trust import limits
 from trust.edge.clock import SystemClock
 from trust.edge.credential_files import KeptCredentials
 from trust.edge.distribution_client import GrpcFileSource, WatchListener
@@ -342,10 +343,17 @@ class Sidecar:
             channels,
             self.config.control_plane.addresses,
             node=self.config.spiffe_id("node", self.config.node),
-            status=self.view.status,
+            status=self._reported,
             period_s=self.config.limits.report_period_s,
             peers=self.membership.named,
         )
+
+    def _reported(self) -> operator_pb2.NodeStatus:
+        """Return the status with what the control plane can verify of it."""
+        status, own = self.view.status(), self.trust.own()
+        if own is not None and status.ByteSize() + len(own.data) < limits.MAX_NODE_STATUS_BYTES - 64:
+            status.credential = own.data
+        return status
 
     def _signed_workload(self, service: str) -> str | None:
         """Return who may serve `service` by the signed policy; None when it does not speak of the service."""

@@ -520,11 +520,24 @@ class NodeRecord(_message.Message):
     LAST_SEEN_MS_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
     CERTIFICATE_NOT_AFTER_MS_FIELD_NUMBER: _builtins.int
+    ATTESTED_UNTIL_MS_FIELD_NUMBER: _builtins.int
+    ATTESTED_BY_FIELD_NUMBER: _builtins.int
+    ATTESTED_PROBLEM_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     last_seen_ms: _builtins.int
     certificate_not_after_ms: _builtins.int
+    attested_until_ms: _builtins.int
+    """set by the control plane, which verified status.credential under the roster of the published policy
+    0: not verified
+    """
+    attested_problem: _builtins.str
+    """why it could not; empty when it did, or no witnesses are named"""
     @_builtins.property
     def status(self) -> Global___NodeStatus: ...
+    @_builtins.property
+    def attested_by(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """witnesses whose cosignatures it verified"""
+
     def __init__(
         self,
         *,
@@ -532,10 +545,13 @@ class NodeRecord(_message.Message):
         last_seen_ms: _builtins.int = ...,
         status: Global___NodeStatus | None = ...,
         certificate_not_after_ms: _builtins.int = ...,
+        attested_until_ms: _builtins.int = ...,
+        attested_by: _abc.Iterable[_builtins.str] | None = ...,
+        attested_problem: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_not_after_ms", b"certificate_not_after_ms", "last_seen_ms", b"last_seen_ms", "node", b"node", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attested_by", b"attested_by", "attested_problem", b"attested_problem", "attested_until_ms", b"attested_until_ms", "certificate_not_after_ms", b"certificate_not_after_ms", "last_seen_ms", b"last_seen_ms", "node", b"node", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -622,6 +638,7 @@ class NodeStatus(_message.Message):
     ALARMS_FIELD_NUMBER: _builtins.int
     ADMIN_ADDRESS_FIELD_NUMBER: _builtins.int
     ATTESTATION_FIELD_NUMBER: _builtins.int
+    CREDENTIAL_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     state: _builtins.str
     """STARTING, READY, NOT_READY, DRAINING"""
@@ -636,6 +653,8 @@ class NodeStatus(_message.Message):
     boot_id: _builtins.str
     started_ms: _builtins.int
     admin_address: _builtins.str
+    credential: _builtins.bytes
+    """its trust credential; in reports to the control plane alone"""
     @_builtins.property
     def not_ready(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """reasons; empty when ready"""
@@ -674,10 +693,11 @@ class NodeStatus(_message.Message):
         alarms: _abc.Iterable[_builtins.str] | None = ...,
         admin_address: _builtins.str = ...,
         attestation: Global___Attestation | None = ...,
+        credential: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["attestation", b"attestation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["admin_address", b"admin_address", "alarms", b"alarms", "attestation", b"attestation", "boot_id", b"boot_id", "decisions", b"decisions", "egm_version", b"egm_version", "grace_remaining_ms", b"grace_remaining_ms", "lease", b"lease", "lease_remaining_ms", b"lease_remaining_ms", "levels", b"levels", "namespace_versions", b"namespace_versions", "node", b"node", "not_ready", b"not_ready", "policy_digest", b"policy_digest", "policy_version", b"policy_version", "started_ms", b"started_ms", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admin_address", b"admin_address", "alarms", b"alarms", "attestation", b"attestation", "boot_id", b"boot_id", "credential", b"credential", "decisions", b"decisions", "egm_version", b"egm_version", "grace_remaining_ms", b"grace_remaining_ms", "lease", b"lease", "lease_remaining_ms", b"lease_remaining_ms", "levels", b"levels", "namespace_versions", b"namespace_versions", "node", b"node", "not_ready", b"not_ready", "policy_digest", b"policy_digest", "policy_version", b"policy_version", "started_ms", b"started_ms", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from control_plane.cli import node
+from control_plane.cli import node, status
 from control_plane.edge.fleet_view import fleet_view
 from egm.v1 import operator_pb2
 
@@ -20,3 +20,29 @@ def test_a_node_is_shown_with_the_time_of_its_last_report(
     (view,) = fleet_view(operator_pb2.ControlPlaneStatus(now_ms=now_ms), [record]).nodes
     node._print(view)
     assert f"last seen               {words}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verified", [True, False])
+def test_a_nodes_own_word_is_not_shown_as_a_fact(verified: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    """Attested means that the control plane verified it; else the node says so."""
+    now_ms = 1_800_000_000_000
+    said = operator_pb2.Attestation(
+        standing="ATTESTED", remaining_ms=42_000, quorum=2, witnesses=["a", "b", "c"], vouched=["a", "b"]
+    )
+    record = operator_pb2.NodeRecord(
+        node="a", last_seen_ms=now_ms, status=operator_pb2.NodeStatus(node="a", attestation=said)
+    )
+    if verified:
+        record.attested_until_ms = now_ms + 30_000
+        record.attested_by.extend(["b", "c"])
+    else:
+        record.attested_problem = "the reason"
+    (view,) = fleet_view(operator_pb2.ControlPlaneStatus(now_ms=now_ms), [record]).nodes
+    node._print(view)
+    shown = capsys.readouterr().out
+    assert ("verified by the control plane, 30 s left" in shown) is verified
+    assert ("vouched by b, c" in shown) is verified
+    assert ("says ATTESTED" in shown and "the reason" in shown) is not verified
+    assert (node._attested(view), status._attested(view)) == (
+        ("yes", "by 2, 30 s") if verified else ("says so", "says so")
+    )

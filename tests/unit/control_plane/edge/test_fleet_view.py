@@ -61,3 +61,19 @@ def test_who_vouches_for_a_node_is_shown() -> None:
     node = fleet_view(status(), [record(attestation=said)]).nodes[0]
     assert (node.attestation, node.attestation_remaining_s, node.quorum) == ("ATTESTED", 42, 2)
     assert (list(node.vouched), node.not_vouched) == (["a", "b"], {"c": "no answer"})
+
+
+def test_a_node_is_attested_only_by_what_the_control_plane_verified() -> None:
+    """A node's own word stays its word; what ended stays ended."""
+    said = Attestation(standing="ATTESTED", remaining_ms=42_000, quorum=2, vouched=["x", "y"])
+    claimed = record(attestation=said)
+    claimed.attested_problem = "refused"
+    node = fleet_view(status(), [claimed]).nodes[0]
+    assert (node.attested, node.attested_problem) == (False, "refused")
+    verified = record(attestation=said)
+    verified.attested_until_ms = NOW_MS + 9_000
+    verified.attested_by.extend(["a", "b"])
+    node = fleet_view(status(), [verified]).nodes[0]
+    assert (node.attested, list(node.vouched), node.attestation_remaining_s) == (True, ["a", "b"], 9)
+    verified.attested_until_ms = NOW_MS
+    assert not fleet_view(status(), [verified]).nodes[0].attested
