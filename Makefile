@@ -7,7 +7,7 @@ SOURCES := sidecar control_plane trust tests
 SIM_SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench gen sim compose-smoke clean setup
+.PHONY: help demo test lab check format bench gen sim compose-smoke clean setup
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -24,8 +24,11 @@ setup: $(STAMP) ## create .venv with everything development needs
 demo: $(STAMP) ## the tour: refusal, quorum signature, governed call, partition
 	$(BIN)/egm demo
 
-test: $(STAMP) ## every test (under 10 minutes on 2 cores)
-	$(BIN)/python -m pytest -n 4 --dist loadgroup
+test: $(STAMP) ## every test but the long ones of `lab` (under 10 minutes on 2 cores)
+	$(BIN)/python -m pytest -n 4 --dist loadgroup -m "not lab"
+
+lab: $(STAMP) ## the long scenarios of the lab, on real processes, which `test` leaves out (minutes)
+	$(BIN)/python -m pytest -n 2 -m lab
 
 check: $(STAMP) ## format, lint, types, import contracts, generated code is current
 	$(BIN)/ruff format --check .

@@ -11,6 +11,11 @@ from tests.support.cli import egm
 
 TIMEOUT_S = 280.0
 pytestmark = pytest.mark.timeout(300)  # seconds on a quiet machine; the limits of the steps themselves decide
+# What every change must keep; `make lab` runs the others.
+ALWAYS = frozenset({"minority-seals", "equivocation", "crash-under-load"})
+SCENARIOS = [
+    pytest.param(name, marks=() if name in ALWAYS else pytest.mark.lab) for name in shipped_scenarios()
+]
 
 
 def left_running(directory: Path) -> list[str]:
@@ -23,7 +28,7 @@ def left_running(directory: Path) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("name", shipped_scenarios())
+@pytest.mark.parametrize("name", SCENARIOS)
 def test_a_shipped_scenario_holds_and_leaves_nothing_behind(name: str, tmp_path: Path) -> None:
     """Exit 0, every step ok, and no process of the mesh survives."""
     outcome = egm("lab", "run", name, "--dir", tmp_path / "mesh", "--json", timeout_s=TIMEOUT_S)
@@ -32,6 +37,11 @@ def test_a_shipped_scenario_holds_and_leaves_nothing_behind(name: str, tmp_path:
     assert all(step["ok"] for step in steps)
     assert steps[0]["step"] == "mesh"
     assert left_running(tmp_path) == []
+
+
+def test_the_scenarios_that_always_run_are_shipped() -> None:
+    """One that is renamed must not fall out of `make test`."""
+    assert set(shipped_scenarios()) >= ALWAYS
 
 
 def test_an_expectation_that_does_not_hold_ends_the_run_and_says_where(tmp_path: Path) -> None:
