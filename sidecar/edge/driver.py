@@ -113,7 +113,7 @@ class Sidecar:
             alarms=alarms,
             changed=self._denials_changed,
         )
-        self._kept = KeptCredentials(config.data_dir / CREDENTIALS_DIRECTORY)
+        self._kept = KeptCredentials(config.data_dir / CREDENTIALS_DIRECTORY, clock.now_ms)
         self.trust = TrustState(
             config.spiffe_id("node", config.node),
             lambda: None if state.in_force is None else state.in_force.engine.mesh,
@@ -301,6 +301,7 @@ class Sidecar:
                 addresses=self.membership.peers.addresses,
                 gained=lambda credential: self.membership.gained(credential.data),
                 accused=self.membership.contradicted,
+                witnessed=self.membership.witnessed,
                 quarantined=self.membership.denials.denied_nodes,
             )
         )

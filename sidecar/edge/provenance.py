@@ -33,7 +33,6 @@ from sidecar.edge.notary import Notary
 from sidecar.edge.permit_floor import FLOOR_FILE, PermitFloor
 from sidecar.edge.shipping import Shipper
 from trust import limits
-from trust.attestation.credential import credential_sha256
 from trust.edge.credential_files import KeptCredentials
 from trust.edge.endorsements import EndorsementFiles, PeerEndorsements
 from trust.edge.files import write_atomic
@@ -115,13 +114,11 @@ class Provenance:
         *,
         vouch: Callable[[], None] = lambda: None,
         peers: PeerEndorsements | None = None,
-        now_ms: Callable[[], int] = lambda: 0,
     ) -> None:
         """Use `open`. `vouch` writes down what vouches for the key now, `peers` what vouched for those of others."""
         self.notary, self.ledger, self.shipper = notary, ledger, shipper
         self.signer: NodeSigner | None = None  # set by `open`
         self.archiver: Archiver | None = None  # set by `open`
-        self._now_ms = now_ms
         self.credentials: KeptCredentials | None = None  # set by `open`
         self._opened, self._open_path, self._vouch, self._peers = opened, open_path, vouch, peers
 
@@ -197,11 +194,11 @@ class Provenance:
             except (MeshError, OSError) as error:
                 logger.warning("the endorsement of the signing key was not kept for evidence: %s", error)
 
-        made = cls(notary, ledger, opened, open_path, shipper, vouch=vouch, peers=peers, now_ms=clock.now_ms)
+        made = cls(notary, ledger, opened, open_path, shipper, vouch=vouch, peers=peers)
         made.signer = signer
         made.credentials = credentials
         if credentials is not None:
-            await asyncio.to_thread(_keep_newest, credentials, config.data_dir / CREDENTIAL_FILE)
+            await asyncio.to_thread(credentials.restore, config.data_dir / CREDENTIAL_FILE)
         if ledger is not None and shipper is not None:
             made.archiver = _archiver(config, ledger, opened, shipper)
         return made
@@ -213,6 +210,8 @@ class Provenance:
                 group.create_task(self.shipper.run(), name="shipping")
             if self.archiver is not None:
                 group.create_task(self.archiver.run(), name="archiving")
+            if self.credentials is not None:
+                group.create_task(self.credentials.run(), name="credentials for evidence")
             group.create_task(self._remember(), name="open executions")
 
     def head(self) -> Head | None:
@@ -245,7 +244,8 @@ class Provenance:
         """Make everything durable and sign the last checkpoint."""
         self._vouch()
         await self._keep_peers()
-        await self._keep_credentials()
+        if self.credentials is not None:
+            await self.credentials.flush()
         await self._note_open()
         if self.ledger is not None:
             await self.ledger.close()
@@ -254,7 +254,6 @@ class Provenance:
         while True:
             self._vouch()
             await self._keep_peers()
-            await self._keep_credentials()
             await asyncio.sleep(_OPEN_PERIOD_S)
             await self._note_open()
 
@@ -267,20 +266,6 @@ class Provenance:
                 )  # many at once after a start of the whole mesh
             except OSError as error:
                 logger.warning("endorsements of other nodes were not kept for evidence: %s", error)
-
-    async def _keep_credentials(self) -> None:
-        """Write down the credentials that permits named; what a failing disk did not take is tried again."""
-        kept = self.credentials
-        for files in () if kept is None else (kept.own, kept.peers):
-            noted = files.take()
-            if not noted:
-                continue
-            try:
-                await asyncio.to_thread(files.write, noted, self._now_ms() // 1000)
-            except OSError as error:
-                logger.warning("trust credentials were not kept for evidence, will retry: %s", error)
-                for sha256, data in noted.items():
-                    files.keep(sha256, data)
 
     async def _note_open(self) -> None:
         """Write down from where on executions are open; in a thread, because no call may wait for this disk."""
@@ -323,16 +308,6 @@ def _archiver(
         return max(0, min(ledger.durable_size - kept, oldest_open, shipper.acknowledged))
 
     return Archiver(ledger.directory, below(config.archive.to, ledger.origin), before=before)
-
-
-def _keep_newest(kept: KeptCredentials, path: Path) -> None:
-    """Keep the credential of the last run: a crash may have come between the permit that named it and the file."""
-    try:
-        data = path.read_bytes()
-    except OSError:
-        return  # there was none; and what is not kept, evidence calls open
-    if len(data) <= limits.MAX_CREDENTIAL_BYTES:
-        kept.own.keep(credential_sha256(data), data)
 
 
 def _left_open(path: Path, ledger: Ledger) -> OpenExecutions:

@@ -6,18 +6,25 @@ DIR/peers/          the same of other nodes, whose permits were accepted here
 A credential is found by the SHA-256 of its line: a line that a crash cut off is nobody's.
 """
 
+import asyncio
+import contextlib
 import hashlib
 import itertools
+import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from trust import limits
-from trust.attestation.credential import Credential
+from trust.attestation.credential import Credential, credential_sha256
 from trust.edge.files import sync_directory
 
+logger = logging.getLogger(__name__)
+
 PEERS: Final = "peers"
+_SPACING_S: Final = 0.3  # between two writes: many callers come at once after a start of the whole mesh
+_RETRY_S: Final = 5.0
 # a credential is written seconds after it was first named, and named no longer than it lives
 _AROUND_S: Final = limits.MAX_ATTESTATION_TTL_S + 600
 
@@ -25,9 +32,15 @@ _AROUND_S: Final = limits.MAX_ATTESTATION_TTL_S + 600
 class CredentialFiles:
     """One folder. `note` and `take` belong to the event loop; `write` may run in a thread, one at a time."""
 
-    def __init__(self, directory: Path, *, max_bytes: int) -> None:
-        """Use `directory`; it is made when it is first needed. Beyond `max_bytes` the oldest file goes."""
-        self._directory, self._max_bytes = directory, max_bytes
+    def __init__(self, directory: Path, *, max_bytes: int, noted: Callable[[], None] = lambda: None) -> None:
+        """Use `directory`; it is made when it is first needed.
+
+        Args:
+            directory: of nothing else but `peers`.
+            max_bytes: beyond them the oldest file goes.
+            noted: told when there is something to write.
+        """
+        self._directory, self._max_bytes, self._tell = directory, max_bytes, noted
         self._seen: dict[bytes, None] = {}  # digests that were noted, the newest last
         self._noted: dict[bytes, bytes] = {}
 
@@ -35,6 +48,7 @@ class CredentialFiles:
         """Remember a verified credential that a permit names, until `take`. Touches no disk."""
         if credential.sha256 not in self._seen:
             self.keep(credential.sha256, credential.data)
+            self._tell()
 
     def keep(self, sha256: bytes, data: bytes) -> None:
         """Remember a credential by its digest, until `take`; beyond MAX_CREDENTIALS the oldest leaves."""
@@ -90,10 +104,52 @@ class CredentialFiles:
 class KeptCredentials:
     """What one node keeps: its own credentials, and those of other nodes, which cannot crowd out its own."""
 
-    def __init__(self, directory: Path) -> None:
-        """Use `directory` and `peers` in it."""
-        self.own = CredentialFiles(directory, max_bytes=limits.MAX_KEPT_CREDENTIALS_BYTES)
-        self.peers = CredentialFiles(directory / PEERS, max_bytes=limits.MAX_KEPT_PEER_CREDENTIALS_BYTES)
+    def __init__(self, directory: Path, now_ms: Callable[[], int]) -> None:
+        """Use `directory` and `peers` in it; `now_ms` is the wall clock, Unix ms."""
+        self._noted, self._now_ms, self._failed = asyncio.Event(), now_ms, False
+        self.own = CredentialFiles(
+            directory, max_bytes=limits.MAX_KEPT_CREDENTIALS_BYTES, noted=self._noted.set
+        )
+        self.peers = CredentialFiles(
+            directory / PEERS, max_bytes=limits.MAX_KEPT_PEER_CREDENTIALS_BYTES, noted=self._noted.set
+        )
+
+    def restore(self, path: Path) -> None:
+        """Keep the credential of the last run, if `path` has it: a crash may have come before it was written."""
+        try:
+            data = path.read_bytes() if path.is_file() else b""
+        except OSError as error:
+            logger.warning("%s is not kept for evidence: %s", path, error)
+            return
+        if 0 < len(data) <= limits.MAX_CREDENTIAL_BYTES:
+            self.own.keep(credential_sha256(data), data)
+
+    async def run(self) -> None:
+        """Write what is noted soon after it is, before its record can be exported; until cancelled."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_RETRY_S):
+                    await self._noted.wait()
+            self._noted.clear()
+            await self.flush()
+            await asyncio.sleep(_SPACING_S)
+
+    async def flush(self) -> None:
+        """Write what was noted, in a thread; what a failing disk does not take is tried again."""
+        for files in (self.own, self.peers):
+            noted = files.take()
+            if not noted:
+                continue
+            try:
+                await asyncio.to_thread(files.write, noted, self._now_ms() // 1000)
+            except OSError as error:
+                if not self._failed:
+                    logger.warning("trust credentials are not kept for evidence, will retry: %s", error)
+                self._failed = True
+                for sha256, data in noted.items():
+                    files.keep(sha256, data)
+            else:
+                self._failed = False
 
 
 def find_credentials(

@@ -1,10 +1,12 @@
 """What nodes keep of trust credentials: found again by digest, bounded, whatever a crash left."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
 
 from tests.support.attestation import AttestedNode, credential_of, holders, roster_of
+from tests.support.eventually import eventually
 from trust import limits
 from trust.attestation.credential import Credential, credential_sha256, open_credential
 from trust.edge.credential_files import CredentialFiles, KeptCredentials, find_credentials
@@ -79,7 +81,7 @@ def test_files_are_bounded_and_the_oldest_goes_first(tmp_path: Path, monkeypatch
 
 def test_credentials_of_others_do_not_crowd_out_a_nodes_own(tmp_path: Path) -> None:
     """Whoever calls often fills the folder of the others alone."""
-    kept = KeptCredentials(tmp_path)
+    kept = KeptCredentials(tmp_path, lambda: NOW_S * 1000)
     kept.own.write(lines("own"), NOW_S)
     kept.peers.write(lines("other"), NOW_S)
     assert find_credentials([tmp_path], wanted("own", "other")) == lines("own")
@@ -113,3 +115,29 @@ def test_memory_is_bounded_while_the_disk_is_away() -> None:
     taken = files.take()
     assert len(taken) == limits.MAX_CREDENTIALS
     assert (0).to_bytes(4, "big") not in taken
+
+
+async def test_what_is_noted_is_written_soon_and_a_failing_disk_is_tried_again(tmp_path: Path) -> None:
+    """An export that finds the record finds the credential; nothing noted is lost while the process runs."""
+    (tmp_path / "c").write_bytes(b"in the way")
+    kept, one = KeptCredentials(tmp_path / "c", lambda: NOW_S * 1000), credential()
+    kept.own.note(one)
+    await kept.flush()
+    (tmp_path / "c").unlink()
+    task = asyncio.create_task(kept.run())
+    try:
+        await eventually(
+            lambda: find_credentials([tmp_path / "c"], {one.sha256: NOW_S * 1000}), "it is written"
+        )
+    finally:
+        task.cancel()
+
+
+async def test_the_credential_of_the_last_run_is_kept_after_a_crash(tmp_path: Path) -> None:
+    """It may have been named a moment before."""
+    kept = KeptCredentials(tmp_path / "c", lambda: NOW_S * 1000)
+    kept.restore(tmp_path / "credential.json")
+    (tmp_path / "credential.json").write_bytes(b"newest")
+    kept.restore(tmp_path / "credential.json")
+    await kept.flush()
+    assert find_credentials([tmp_path / "c"], wanted("newest")) == lines("newest")
