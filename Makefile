@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml
 
 setup: $(STAMP) ## create .venv with everything development needs
 
-demo: $(STAMP) ## the tour: refusal, quorum signature, governed call, partition
+demo: $(STAMP) ## the tour, under a minute: quorum, governed calls, attestation, partition, a lying node
 	$(BIN)/egm demo
 
 test: $(STAMP) ## every test but the long ones of `lab` (under 10 minutes on 2 cores)

@@ -20,24 +20,31 @@ app = typer.Typer(add_completion=False)
 def demo(
     directory: Annotated[
         Path | None,
-        typer.Option("--dir", help="Keep everything here (default: a directory that is removed)."),
+        typer.Option("--dir", help="Keep everything in this new directory (default: one that is removed)."),
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Show every promise on real processes: refusal, quorum, governed call, stream cut, partition.
+    """Show every promise on real processes: refusal, quorum, governed call, partition, a lying node. Under a minute.
 
-    Exit 0 only if every check held. With --json one object per step: step, ok, detail, seconds.
+    Exit 0 only if every check held. With --json one object per step: part, step, ok, detail, seconds.
     """
 
+    part = ""
+
     def report(step: Step) -> None:
+        nonlocal part
         if as_json:
             sys.stdout.write(json.dumps(asdict(step)) + "\n")
             sys.stdout.flush()
             return
+        if step.part != part:
+            part = step.part
+            console.print(f"\n{part}", style="bold")
         mark, style = ("ok  ", "green") if step.ok else ("FAIL", "bold red")
         console.print(mark, style=style, end=" ")
         console.print(f"{step.step}  ({step.seconds:.1f} s)", markup=False)
-        console.print(f"       {step.detail}", markup=False, style="dim", soft_wrap=True)
+        for line in step.detail.splitlines():
+            console.print(f"       {line}", markup=False, style="dim", soft_wrap=True)
 
     def say(line: str) -> None:
         if not as_json:

@@ -83,13 +83,23 @@ class EmergencyClient:
         errors: list[str] = []
         for member in self._members:
             try:
-                async with self._channel(member) as channel:
-                    stub = gossip_pb2_grpc.EmergencyStub(channel)
-                    request = gossip_pb2.ListDenialsRequest()
-                    return member, await stub.ListDenials(request, timeout=CALL_TIMEOUT_S)
-            except grpc.aio.AioRpcError as error:
-                errors.append(f"{member}: {error_from_rpc(error).detail}")
+                return member, await self.denials_at(member)
+            except MeshError as error:
+                errors.append(f"{member}: {error.detail}")
         raise StateError(Reason.SOURCE_UNAVAILABLE, "; ".join(errors))
+
+    async def denials_at(self, member: str) -> gossip_pb2.ListDenialsResponse:
+        """Return what is denied at one member: CONTROL_PLANE or the name of a node.
+
+        Raises:
+            MeshError: what it answered, or SOURCE_UNAVAILABLE when it did not.
+        """
+        try:
+            async with self._channel(member) as channel:
+                stub = gossip_pb2_grpc.EmergencyStub(channel)
+                return await stub.ListDenials(gossip_pb2.ListDenialsRequest(), timeout=CALL_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            raise error_from_rpc(error) from None
 
     async def _everybody(
         self, hand: Callable[["gossip_pb2_grpc.EmergencyAsyncStub", str], Awaitable[Answer]]

@@ -72,8 +72,8 @@ def base_of_folder(policy: Path, level: int | None) -> tuple[bytes, str]:
     return archive, f"{name}, from {policy.name}"
 
 
-def deny_all(trust_domain: str, services: Sequence[str], level: int) -> bytes:
-    """Return a bundle that names the services and allows nothing."""
+def deny_all_source(trust_domain: str, services: Sequence[str], level: int) -> dict[str, bytes]:
+    """Return the policy folder that names the services and allows nothing."""
     source = {
         "name": "deny-all",
         "description": DENY_ALL,
@@ -81,7 +81,12 @@ def deny_all(trust_domain: str, services: Sequence[str], level: int) -> bytes:
         "level": level,
         "services": {service: {} for service in services},
     }
-    return build({"bundle.yaml": yaml.safe_dump(source).encode()})
+    return {"bundle.yaml": yaml.safe_dump(source).encode()}
+
+
+def deny_all(trust_domain: str, services: Sequence[str], level: int) -> bytes:
+    """Return a bundle that names the services and allows nothing."""
+    return build(deny_all_source(trust_domain, services, level))
 
 
 async def publish(mesh: DevelopmentMesh, archive: bytes, *, role: str = BASE_ROLE, title: str) -> int:
