@@ -57,6 +57,7 @@ from trust.edge.grpc_errors import error_from_rpc
 from trust.edge.ledger import Ledger, Reader
 from trust.edge.tls import Channels
 from trust.errors import EvidenceError, MeshError, Reason, StateError
+from trust.gossip import Head
 from trust.identity import IdentitySource
 from trust.note import read_unverified
 from trust.policy.engine import Engine
@@ -93,6 +94,9 @@ class Parts:
     addresses: Callable[[], Mapping[str, str]]  # of other nodes' admin listeners: NAME -> HOST:PORT
     gained: Callable[[Credential], None] = lambda _credential: None
     accused: Callable[[ContradictionError], bool] = lambda _error: False
+    witnessed: Callable[[Head], None] = lambda _head: (
+        None
+    )  # told of tree heads of others that are vouched for here
     quarantined: Callable[[], AbstractSet[str]] = frozenset
     measurer: Measurer | None = None
 
@@ -128,6 +132,7 @@ class Attestation:
             clock=parts.clock,
             endorsements=endorsements,
             accused=parts.accused,
+            witnessed=parts.witnessed,
         )
 
     def add_to(self, server: grpc.aio.Server) -> None:

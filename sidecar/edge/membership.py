@@ -167,6 +167,10 @@ class Membership:
             return False
         return True
 
+    def witnessed(self, head: Head) -> None:
+        """Show others the tree head that this node, as a witness, was shown: they may have been shown another."""
+        self._saw(head)
+
     # life cycle
 
     def add_to(self, server: grpc.aio.Server) -> None:

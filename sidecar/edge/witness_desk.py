@@ -28,6 +28,7 @@ from trust.attestation.witness import (
 from trust.edge.grpc_errors import abort
 from trust.edge.tls import peer_of
 from trust.errors import EvidenceError, MeshError, Reason, StateError
+from trust.gossip import Head
 from trust.node_key import endorsement_digest
 from trust.note import KeyKind, Verifier, cosign
 from trust.ports import Clock
@@ -55,6 +56,7 @@ class WitnessDesk:
         clock: Clock,
         endorsements: Endorsements,
         accused: Callable[[ContradictionError], bool],
+        witnessed: Callable[[Head], None] = lambda _head: None,
     ) -> None:
         """Take the parts.
 
@@ -68,9 +70,12 @@ class WitnessDesk:
             clock: monotonic time.
             endorsements: node keys that were verified before.
             accused: told of two statements that cannot both be honest; returns whether they prove it.
+            witnessed: told of every tree head that a node shows as evidence: one that shows each witness another
+                history contradicts itself only where these meet.
         """
         self._signer, self._store, self._view = sign, store, view
         self._now_ms, self._clock, self._accused = now_ms, clock, accused
+        self._witnessed = witnessed
         self._name, self._endorsements = node.name, endorsements
         self.key = Verifier(
             witness_key_name(node.trust_domain, node.name),
@@ -110,9 +115,11 @@ class WitnessDesk:
         )
         monotonic_ms = self._clock.monotonic_ms()
         self._challenges.answer(evidence.statement, monotonic_ms=monotonic_ms)
+        self._witnessed(Head(evidence.statement.checkpoint, submission.endorsement))
         node = evidence.statement.node.name
         async with self._locks.setdefault(node, asyncio.Lock()):
             memory = await asyncio.to_thread(self._store.read, node)
+            view = self._listed()  # who is locked out by now
             try:
                 answer = judge(
                     memory, submission, evidence, view, now_ms=self._now_ms(), monotonic_ms=monotonic_ms

@@ -1,0 +1,229 @@
+"""The guards that the simulation is held against: each is removed in turn, and the simulation must notice.
+
+Guards are removed here, by patching; the product has no switch for any of them.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from sidecar.core import permits
+from sidecar.core.bundle_state import BundleState, Lease
+from sidecar.core.feed_state import FeedState
+from sidecar.core.pipeline import Pipeline
+from sidecar.core.replay import ReplayCache
+from sidecar.core.trust_state import TrustState
+from sidecar.edge.attestation_files import WitnessStore
+from sidecar.edge.notary import Notary
+from trust import chain, denials, limits
+from trust.attestation import credential, witness
+from trust.attestation.memory import Memory
+from trust.attestation.witness import Challenges
+from trust.denials import Denials
+from trust.edge import denial_keeper
+from trust.edge.denial_keeper import DenialKeeper
+from trust.gossip import Sequences
+from trust.misbehaviour import Finding, proof_id, read_proof
+from trust.quorum import quorum_of
+from trust.revocation import SignedDirective, read_directive
+
+Patch = pytest.MonkeyPatch
+
+
+@dataclasses.dataclass(frozen=True)
+class Mutant:
+    """One guard that is gone. `fells`: what the violation must say, a regular expression."""
+
+    name: str
+    remove: Callable[[Patch], None]
+    fells: str
+    extra: tuple[tuple[int, str, int], ...] = ()  # steps that bring about what the guard is against
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    """Check nothing."""
+
+
+def _no_nonce(patch: Patch) -> None:
+    patch.setattr(Challenges, "answer", _nothing)
+
+
+def _no_counter(patch: Patch) -> None:
+    patch.setattr(witness, "_check_history", _nothing)
+
+
+def _no_consistency(patch: Patch) -> None:
+    def unseen(memory: Memory, now: Any, evidence: Any) -> Any:
+        return witness._own_checkpoint(evidence).checkpoint
+
+    patch.setattr(witness, "_check_ledger", unseen)
+
+
+def _no_quarantine(patch: Patch) -> None:
+    real = witness.judge
+
+    def judge(memory: Any, submission: Any, evidence: Any, view: Any, **when: Any) -> Any:
+        return real(memory, submission, evidence, dataclasses.replace(view, quarantined=frozenset()), **when)
+
+    patch.setattr("sidecar.edge.witness_desk.judge", judge)
+
+
+def _answers_before_it_persists(patch: Patch) -> None:
+    """The memory is in a cache that a crash empties."""
+    read = WitnessStore.read
+
+    def swap(self: Any, node: str, before: Any, after: Any) -> None:
+        vars(self).setdefault("cache", {})[node] = after
+
+    def cached(self: Any, node: str) -> Any:
+        return vars(self).get("cache", {}).get(node) or read(self, node)
+
+    patch.setattr(WitnessStore, "swap", swap)
+    patch.setattr(WitnessStore, "read", cached)
+
+
+def _no_lag(patch: Patch) -> None:
+    patch.setattr(witness, "_check_policy", _nothing)
+
+
+def _one_cosignature(patch: Patch) -> None:
+    real = credential._ends
+
+    def ends(times: Any, known: Any, needed: int, ttl_ms: int, now_ms: int) -> int:
+        return real(times, known, min(needed, 1), ttl_ms, now_ms)
+
+    patch.setattr(credential, "_ends", ends)
+
+
+def _endless_credential(patch: Patch) -> None:
+    real = credential._ends
+
+    def ends(times: Any, known: Any, needed: int, ttl_ms: int, now_ms: int) -> int:
+        return real(times, known, needed, ttl_ms * 1_000, now_ms)
+
+    patch.setattr(credential, "_ends", ends)
+
+
+def _own_standing(patch: Patch) -> None:
+    patch.setattr(TrustState, "attested", lambda *_: True)
+
+
+def _peer_standing(patch: Patch) -> None:
+    patch.setattr(Notary, "_check_attested", _nothing)
+
+
+def _no_sequence(patch: Patch) -> None:
+    patch.setattr(Sequences, "is_new", lambda *_: True)
+
+
+def _no_directive_signature(patch: Patch) -> None:
+    def opened(data: bytes, *_: Any, **__: Any) -> SignedDirective:
+        return SignedDirective(read_directive(data), "emergency-1", data)
+
+    patch.setattr(denials, "open_directive", opened)
+
+
+def _no_proof_check(patch: Patch) -> None:
+    def believed(data: bytes, _anchors: Any) -> Finding:
+        proof = read_proof(data)
+        return Finding(proof_id(data), proof.kind, proof.accused, proof.accused, "believed")
+
+    patch.setattr(denial_keeper, "verify_proof", believed)
+
+
+def _no_bound(patch: Patch) -> None:
+    patch.setattr(limits, "MAX_GOSSIP_HEADS", 10**6)
+
+
+def _endless_directive(patch: Patch) -> None:
+    patch.setattr(Denials, "tick", lambda *_, **__: [])
+
+
+def _directive_not_kept(patch: Patch) -> None:
+    patch.setattr(DenialKeeper, "_persist", _nothing)
+
+
+def _directive_not_asked(patch: Patch) -> None:
+    patch.setattr(Pipeline, "_denial", lambda *_: None)
+
+
+def _not_spent(patch: Patch) -> None:
+    patch.setattr(ReplayCache, "spend", _nothing)
+
+
+def _spent_forgotten_at_restart(patch: Patch) -> None:
+    real = ReplayCache.__init__
+
+    def born(self: Any, *, boot_ms: int, **rest: Any) -> None:
+        real(self, boot_ms=0, **rest)
+
+    patch.setattr(ReplayCache, "__init__", born)
+
+
+def _no_request_check(patch: Patch) -> None:
+    patch.setattr(permits, "check_request", _nothing)
+
+
+def _endless_lease(patch: Patch) -> None:
+    patch.setattr(BundleState, "lease", lambda self, *_: Lease.FRESH if self.in_force else Lease.NONE)
+
+
+def _no_floor(patch: Patch) -> None:
+    patch.setattr(BundleState, "check", lambda *_, **__: True)
+
+
+def _no_quorum(patch: Patch) -> None:
+    def signed_or_not(delegator: Any, role: str, metadata: Any, **_: Any) -> Any:
+        return quorum_of(delegator, role, metadata)
+
+    patch.setattr(chain, "require_quorum", signed_or_not)
+
+
+def _not_durable(patch: Patch) -> None:
+    patch.setattr(Notary, "_must_be_durable", lambda *_: False)
+
+
+def _never_looks(patch: Patch) -> None:
+    patch.setattr(FeedState, "tick", _nothing)
+    patch.setattr(FeedState, "announced", _nothing)
+
+
+_FORK = tuple((at, "fork", at) for at in (2_500,))
+_ALL_RESTART = ((3_000, "revoke", 8), (3_400, "crash_all", 1), (5_000, "revoke", 8), (5_200, "crash_all", 2))
+_RESTARTS = tuple((at, "crash", at) for at in range(2_500, 7_000, 400))
+_KEPT_BACK = ((2_500, "intercept", 1),)
+
+MUTANTS = (
+    Mutant("witness: nonce", _no_nonce, "invariant 2.*did not ask for"),
+    Mutant("witness: counter", _no_counter, "invariant 3.*vouches"),
+    Mutant("witness: ledger consistency", _no_consistency, "invariant (3|6)", _FORK),
+    Mutant("witness: quarantine", _no_quarantine, "invariant 4.*quarantined"),
+    Mutant("witness: persist before answer", _answers_before_it_persists, "invariant 3.*vouches"),
+    Mutant("witness: policy lag and rollback", _no_lag, "invariant 3.*behind"),
+    Mutant("credential: k distinct", _one_cosignature, "invariant 2.*cosignatures"),
+    Mutant("credential: time to live", _endless_credential, "invariant 2.*cosignatures"),
+    Mutant("trust state: own", _own_standing, "invariant 2"),
+    Mutant("trust state: peer", _peer_standing, "invariant 2"),
+    Mutant("gossip: sequence", _no_sequence, "gossip:.*second time"),
+    Mutant("gossip: bound", _no_bound, "gossip:.*bounds"),
+    Mutant("gossip: proof verified", _no_proof_check, "invariant 4.*never lied"),
+    Mutant("revocation: signature", _no_directive_signature, "invariant 4.*no emergency key"),
+    Mutant("revocation: expiry", _endless_directive, "invariant 4.*still denies"),
+    Mutant("revocation: persisted", _directive_not_kept, "invariant 4.*revoked there", _ALL_RESTART),
+    Mutant("revocation: asked for every call", _directive_not_asked, "invariant 4.*(revoked|quarantined)"),
+    Mutant("replay cache", _not_spent, "invariant 7.*second time"),
+    Mutant(
+        "replay cache: floor across restarts",
+        _spent_forgotten_at_restart,
+        "invariant 7.*second time",
+        _RESTARTS,
+    ),
+    Mutant("permit: request bytes", _no_request_check, "invariant 7", _KEPT_BACK),
+    Mutant("lease", _endless_lease, "invariant 2"),
+    Mutant("version floor", _no_floor, "invariant 3"),
+    Mutant("quorum of approvers", _no_quorum, "invariant 1"),
+    Mutant("intent durable before forward", _not_durable, "invariant 5"),
+    Mutant("feed: looks by itself", _never_looks, "invariant 8"),
+)

@@ -1,0 +1,135 @@
+"""The whole mesh in simulated time: DESIGN's invariants under bad luck, attackers, and as many liars as tolerated."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.sim.kernel import Violation
+from tests.sim.mesh import FORKS, Mesh, schedule_of
+from tests.sim.mutants import MUTANTS, Mutant
+from tests.sim.runs import SHORT_MS, live, run_seed, shrink
+from trust.attestation.roster import Roster
+
+SEEDS = 200
+_BATCH = 10
+_MUTANT_SEEDS = 40
+
+
+@pytest.mark.parametrize("first", range(0, SEEDS, _BATCH))
+def test_no_invariant_falls_in_a_whole_mesh(first: int) -> None:
+    """Seeds are fixed, so that a failure is the change's and not the dice's; `make sim` looks further."""
+    for seed in range(first, first + _BATCH):
+        run_seed(seed, trouble_ms=SHORT_MS)
+
+
+def test_a_mesh_replays_exactly_under_another_hash_seed() -> None:
+    """Nothing depends on the order of sets, on addresses of objects, or on a key drawn anew."""
+    script = (
+        "from tests.sim.runs import run_seed\n"
+        "for seed in (3, 5):\n"
+        "    m = run_seed(seed, trouble_ms=4000)\n"
+        "    print(m.events, m.now_ms, sorted(m.observer.refusals.items()), sorted(m.observer.vouches))\n"
+    )
+    seen = {
+        subprocess.run(
+            [sys.executable, "-c", script],
+            env={**os.environ, "PYTHONHASHSEED": str(hash_seed), "PYTHONPATH": "."},
+            cwd=Path(__file__).parents[2],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for hash_seed in (1, 2)
+    }
+    assert len(seen) == 1
+
+
+def test_the_mesh_lives_and_suffers() -> None:
+    """A simulation in which nothing is executed, or nothing goes wrong, would prove nothing."""
+    meshes = [run_seed(seed) for seed in range(6)]
+    seen = [mesh.observer for mesh in meshes]
+    assert sum(one.executions for one in seen) > 20 * len(meshes)
+    assert sum(node.boots - 1 for mesh in meshes for node in mesh.nodes.values()) > 2 * len(meshes)
+    assert {"PERMIT_REPLAYED", "PERMIT_MISMATCH", "NODE_NOT_ATTESTED", "POLICY_STALE"} <= {
+        reason for one in seen for reason in one.refusals
+    }
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_removing_a_guard_of_the_mesh_is_noticed(monkeypatch: pytest.MonkeyPatch, mutant: Mutant) -> None:
+    """Each guard is there for an invariant; without it the simulation finds the fall."""
+    mutant.remove(monkeypatch)
+    fell: list[str] = []
+    for seed in range(_MUTANT_SEEDS):
+        schedule = sorted([*schedule_of(seed, SHORT_MS), *mutant.extra])
+        error = live(seed, schedule, SHORT_MS)[1]
+        if error is not None:
+            fell.append(str(error))
+            if re.search(mutant.fells, fell[-1]):
+                return
+    pytest.fail(f"nothing noticed; what fell instead: {fell or 'nothing'}")
+
+
+def test_an_equivocating_node_that_shows_each_witness_always_the_same_history_is_proven() -> None:
+    """Every witness sees one history alone; where their tree heads meet is the contradiction (seeds that found it)."""
+    for seed in (2, 4, 6):
+        schedule = [step for step in schedule_of(seed) if step[1] not in {"lie", "restore"}]
+        mesh, error = live(seed, [*schedule, (2_500, "fork", seed)])
+        assert error is None, error
+        (liar,) = (node for node in mesh.nodes.values() if node.lies)
+        assert liar.hides and mesh.equivocated(liar)
+
+
+def test_with_one_liar_more_than_tolerated_two_histories_gather_a_quorum() -> None:
+    """The bound is exact: with two lying witnesses of four invariant 6 falls, and it is that one which falls."""
+    roster = _roster()
+    assert (len(roster.witnesses), roster.needed, roster.tolerates_lying) == (4, 3, 1)
+    fell = []
+    for seed in range(30):
+        mesh = Mesh(seed, liars={"n3": FORKS, "n2": "cosigns anything"})
+        mesh.nodes["n3"].fork_at = 0
+        try:
+            mesh.run([], SHORT_MS)
+        except Violation as error:
+            fell.append(str(error))
+            if "invariant 6: two histories" in fell[-1]:
+                return
+    pytest.fail(f"two liars of four did no harm: {fell}")
+
+
+def test_a_failure_says_seed_few_steps_and_how_to_replay_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever sees it must be able to look at it at once."""
+    by_name = {mutant.name: mutant for mutant in MUTANTS}
+    by_name["version floor"].remove(monkeypatch)
+    with pytest.raises(Violation) as raised:
+        for seed in range(_MUTANT_SEEDS):
+            run_seed(seed, trouble_ms=SHORT_MS)
+    text = str(raised.value)
+    assert re.search(r"invariant 3.*\nseed \d+, event \d+", text)
+    assert re.search(r"python -m tests\.sim --seed \d+ --trouble-ms 7000 --keep [\d,-]+", text)
+
+
+def test_shrinking_keeps_only_what_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A schedule of many steps shrinks to those without which the invariant holds."""
+    by_name = {mutant.name: mutant for mutant in MUTANTS}
+    by_name["quorum of approvers"].remove(monkeypatch)
+    for seed in range(_MUTANT_SEEDS):
+        schedule = schedule_of(seed, SHORT_MS)
+        error = live(seed, schedule, SHORT_MS)[1]
+        if error is not None and "invariant 1" in str(error):
+            small = shrink(seed, schedule, SHORT_MS, error)
+            assert [what for _, what, _ in small] == ["no_quorum"]
+            return
+    pytest.fail("no seed published without a quorum")
+
+
+def _roster() -> Roster:
+    from tests.sim.realm import Settings, engine_of
+
+    roster = engine_of(Settings(may_pay=True).archive()).mesh.roster()
+    assert roster is not None
+    return roster
