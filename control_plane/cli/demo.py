@@ -53,5 +53,14 @@ def demo(
     with tempfile.TemporaryDirectory(prefix="egm-demo-") as scratch:
         held = run(Tour((directory or Path(scratch)).resolve(), report, say).run())
     if not as_json:
-        console.print("\nevery check held" if held else "\na check did not hold", style="bold")
+        console.print(f"\n{_end(held, directory)}", style="bold", soft_wrap=True)
     raise typer.Exit(Exit.YES if held else Exit.NO)
+
+
+def _end(held: bool, directory: Path | None) -> str:
+    if held:
+        return "every check held"
+    where = (
+        f"logs are in {directory / 'logs'}" if directory else "egm demo --dir NEW keeps keys, disks and logs"
+    )
+    return f"a check did not hold; the steps after it were not taken; {where}"
