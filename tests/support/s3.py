@@ -1,5 +1,6 @@
 """A real S3 server process (moto's) on a port of its own, with one bucket; killed and started again at will."""
 
+import os
 import re
 import subprocess
 import sys
@@ -43,6 +44,8 @@ class S3Server:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                # moto needs boto3, which other processes of tests do without
+                env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
             )
         for _ in range(3000):
             if found := re.search(r"http://127\.0\.0\.1:(\d+)", self._log.read_text()):
