@@ -40,7 +40,7 @@ async def settled(address: str) -> bytes | Reason:
     """Call as alice. In the first second of a callee its permits cannot be told from those of an earlier run."""
     for _ in range(30):
         answer = await sidecars.unary(address, UNARY, ask(size=1))
-        if answer is not Reason.PERMIT_UNVERIFIABLE:
+        if answer not in {Reason.PERMIT_UNVERIFIABLE, Reason.UPSTREAM_UNAVAILABLE}:  # not connected yet
             break
         await asyncio.sleep(0.1)
     return answer
