@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -126,15 +127,25 @@ async def test_node_that_hears_of_it_tells_the_others_without_control_plane_and_
             assert await sidecars.unary(a.outbound, UNARY, ask(size=1)) is Reason.REVOKED
 
 
-async def test_node_cut_off_from_control_plane_and_broker_gets_policy_from_a_peer(mesh: Mesh) -> None:
-    """Everything is verified, so it does not matter who sends it."""
+@pytest.mark.parametrize("swallows", [False, True], ids=["refuses", "swallows packets"])
+async def test_node_cut_off_from_control_plane_and_broker_gets_policy_from_a_peer(
+    mesh: Mesh, swallows: bool
+) -> None:
+    """Everything is verified, so it does not matter who sends it; silence costs one short wait."""
     await mesh.publish(emergency_policy())
     async with contextlib.AsyncExitStack() as stack:
+        hole = stack.enter_context(contextlib.closing(socket.socket()))
+        hole.bind(("127.0.0.1", 0))
+        if swallows:
+            hole.listen()  # connections are taken by the kernel, and nobody ever answers on them
         b = await stack.enter_async_context(sidecars.running(mesh.callee()))
         await b.enforces(1)
         async with sidecars.running(mesh.caller(b.inbound["echo"])) as a:
             await a.enforces(1)
-        nobody = {"addresses": ["127.0.0.1:1"], "join_addresses": [mesh.cp.join_listen]}
+        nobody = {
+            "addresses": [f"127.0.0.1:{hole.getsockname()[1]}"],
+            "join_addresses": [mesh.cp.join_listen],
+        }
         alone = mesh.caller(b.inbound["echo"], control_plane=nobody, peers={"b": b.admin})
         a = await stack.enter_async_context(sidecars.running(alone))
         await a.enforces(1)
