@@ -145,5 +145,7 @@ def _print(mesh: DevelopmentMesh) -> None:
     else:
         console.print("no caller has an address yet: name one with --workload NAME", markup=False)
     console.print(
-        f"\nOther terminals: export EGM_MESH={mesh.directory}   Ctrl-C stops the mesh.", markup=False
+        f"\nOther terminals: export EGM_MESH={mesh.directory}, then egm status, egm doctor.   Ctrl-C stops the mesh.",
+        markup=False,
+        soft_wrap=True,
     )

@@ -57,8 +57,9 @@ async def caught(world: World) -> str:
 
     found, refused = await asyncio.to_thread(judge)
     expect(found.node == ACCUSED, f"a proof against {ACCUSED}, got {found.node}")
+    expect(first in roster.witnesses, f"that a witness caught it, got {first}")
     return lines(
-        f"first held by {first}: {found.summary}",
+        f"first held by witness {first}: {found.summary}",
         f"proof {found.id[:16]}… ({found.kind}, {len(proof)} bytes) verified offline:",
         "with root.json, ca.pem and the witness roster that the approvers signed, no mesh",
         f"the same proof with the name of node payments in it is refused: {refused}",
@@ -106,7 +107,7 @@ async def _first_proof(world: World) -> tuple[str, bytes]:
         for name in others:
             answer = await client.denials_at(name)
             if answer.proofs:
-                return f"node {name}", answer.proofs[0]
+                return name, answer.proofs[0]
         await asyncio.sleep(POLL_S)
     raise CheckError(f"expected a proof against {ACCUSED}, and nobody has one")
 
