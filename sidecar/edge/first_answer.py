@@ -144,8 +144,11 @@ class _Race:
 class _Search:
     """One file, asked for at several places."""
 
-    def __init__(self, path: str, places: Sequence[Place], hedge_s: float, silence_s: float) -> None:
-        self._path, self._hedge_s, self._silence_s = path, hedge_s, silence_s
+    def __init__(
+        self, path: str, places: Sequence[Place], must_exist: bool, hedge_s: float, silence_s: float
+    ) -> None:
+        self._path, self._must_exist = path, must_exist
+        self._hedge_s, self._silence_s = hedge_s, silence_s
         # Those known to be silent come last, and those that still owe an answer after them.
         self._line = deque(sorted(places, key=lambda place: (place.busy, place.silent)))
         self._race = _Race()
@@ -172,7 +175,8 @@ class _Search:
         while self._waiting or self._start_next():
             answer = self._race.next(self._patience_s())
             if answer is None:
-                if not self._start_next() and self._missing:
+                # Another look: a silent one may have answered another question meanwhile.
+                if not self._start_next() and self._missing and self._patience_s() == 0:
                     break
                 continue
             del self._waiting[answer.place]
@@ -198,10 +202,14 @@ class _Search:
 
     def _start_next(self) -> bool:
         """Ask the next in line; False when there is none, or when another that owes an answer is not worth it."""
-        if not self._line or (self._missing and self._line[0].busy):
+        if not self._more():
             return False
         self._start(self._line.popleft())
         return True
+
+    def _more(self) -> bool:
+        pointless = self._missing and not self._must_exist
+        return bool(self._line) and not (pointless and self._line[0].busy)
 
     def _start(self, place: Place) -> None:
         self._waiting[place] = time.monotonic()
@@ -209,14 +217,17 @@ class _Search:
 
     def _patience_s(self) -> float | None:
         """Return how long to wait for an answer; None: as long as the sources themselves."""
-        if self._line and not (self._missing and self._line[0].busy):
+        if self._more():
             return self._hedge_s
         if not self._missing:
             return None
-        # Others answered that they lack it, so the file most likely does not exist: no long wait for the silent.
+        # Others answered that they lack it. Most likely nobody has it, if it may be missing: no long wait then.
+        # Else an authority that is merely slow must get its time, or a busy one would never be heard.
+        if self._must_exist and any(place.authority and not place.silent for place in self._waiting):
+            return None
+        known_s = self._silence_s if self._must_exist else self._hedge_s
         until = max(
-            since + (self._hedge_s if place.silent else self._silence_s)
-            for place, since in self._waiting.items()
+            since + (known_s if place.silent else self._silence_s) for place, since in self._waiting.items()
         )
         return max(until - time.monotonic(), 0.0)
 
@@ -225,6 +236,7 @@ def first_answer(
     path: str,
     places: Sequence[Place],
     *,
+    must_exist: bool = False,
     hedge_s: float = limits.FETCH_HEDGE_S,
     silence_s: float = limits.FETCH_SILENCE_S,
 ) -> tuple[Place, Iterator[bytes]]:
@@ -235,6 +247,7 @@ def first_answer(
     Args:
         path: of a policy file.
         places: in the order in which to ask; the next is asked when one fails, or is silent for `hedge_s`.
+        must_exist: whether the file is known to exist, so that an authority that answers at all is waited for.
         hedge_s: seconds after which the next is asked beside.
         silence_s: seconds that a silent place is waited for when another has said that it lacks the file.
 
@@ -243,7 +256,7 @@ def first_answer(
         StateError: SOURCE_UNAVAILABLE or DOWNLOAD_TOO_SLOW when nobody answers (the authority's, if it has one).
         MeshError: any other that the authority raises.
     """
-    answer = _Search(path, places, hedge_s, silence_s).run()
+    answer = _Search(path, places, must_exist, hedge_s, silence_s).run()
     return answer.place, answer.chunks()
 
 

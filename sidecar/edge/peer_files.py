@@ -30,6 +30,7 @@ from trust.repository import TIMESTAMP_PATH, metadata_path, target_file_path
 from trust.spiffe import SpiffeId
 
 Context = grpc.aio.ServicerContext[Any, Any]
+_ROOT_FILE: Final = ".root.json"
 _TRIED_PEERS: Final = 3  # for one file; the next refresh tries others
 _PEER_LIMITS: Final = FetchLimits(timeout_s=3.0, max_resumes=1)
 
@@ -169,7 +170,13 @@ class AnySource:
         silent. A peer that does not have the file proves nothing: then another is asked, and only when all that answer
         lack it, it is said not to exist.
         """
-        place, chunks = first_answer(path, self._places(path))
+        place, chunks = first_answer(
+            path,
+            self._places(path),
+            must_exist=not path.endswith(
+                _ROOT_FILE
+            ),  # the walk over root versions ends at one that is missing
+        )
         if place is not self._first:
             self._last_peer = place.name
         yield from chunks

@@ -89,6 +89,32 @@ def test_authority_that_is_merely_slow_is_waited_for_when_peers_lack_the_file() 
     assert ask(authority(slow), Place("a", Answers(MISSING)), silence_s=60) == b"new root"
 
 
+def test_authority_that_is_always_slower_than_that_is_heard_all_the_same() -> None:
+    """When many nodes start at once none has a policy yet, and an overloaded control plane must not starve them."""
+    slow = Silent(b"lease")
+    plane, peer = authority(slow), Place("a", Answers(MISSING))
+    with pytest.raises(FileNotFoundError):
+        ask(plane, peer)
+    timer = threading.Timer(0.05, slow.let.set)
+    timer.start()
+    _, chunks = first_answer("x", [plane, peer], must_exist=True, hedge_s=0.01, silence_s=60)
+    assert b"".join(chunks) == b"lease"
+    assert slow.asked == 2
+
+
+def test_file_that_must_exist_is_not_waited_for_long_where_the_authority_is_known_to_be_silent() -> None:
+    """The next refresh asks other peers."""
+    dark = Silent()
+    plane = authority(dark)
+    plane.silent = True
+    with pytest.raises(FileNotFoundError):
+        first_answer(
+            "x", [plane, Place("a", Answers(MISSING))], must_exist=True, hedge_s=0.01, silence_s=0.02
+        )
+    dark.let.set()
+    plane.join()
+
+
 def test_authority_that_is_back_is_noticed_and_asked_first_again() -> None:
     """Else a node would live on what its peers know for ever."""
     dark, peer = Silent(b"file"), Answers(b"file")
