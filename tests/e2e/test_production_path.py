@@ -18,7 +18,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from tests.support.cli import Outcome, egm
 
-pytestmark = pytest.mark.xdist_group("production")
+# Some forty commands, one after the other: seconds each on a busy machine.
+pytestmark = [pytest.mark.xdist_group("production"), pytest.mark.timeout(400)]
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 CHECK = "grpc.health.v1.Health/Check"
