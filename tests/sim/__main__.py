@@ -8,16 +8,7 @@ from collections.abc import Iterator
 
 from tests.sim.kernel import Violation
 from tests.sim.mesh import TROUBLE_MS
-from tests.sim.runs import run_seed
-
-
-def _one(work: tuple[int, int]) -> tuple[int, int, str]:
-    """Run a seed; return it, its events, and what fell."""
-    seed, trouble_ms = work
-    try:
-        return seed, run_seed(seed, trouble_ms=trouble_ms).events, ""
-    except Violation as error:
-        return seed, 0, str(error)
+from tests.sim.runs import one_seed, run_seed
 
 
 def _until(first: int, deadline: float, trouble_ms: int) -> Iterator[tuple[int, int]]:
@@ -34,7 +25,7 @@ def _many(options: argparse.Namespace) -> int:
     with multiprocessing.get_context("spawn").Pool(options.processes) as pool:
         pending: list[multiprocessing.pool.AsyncResult[tuple[int, int, str]]] = []
         for one in work:
-            pending.append(pool.apply_async(_one, (one,)))
+            pending.append(pool.apply_async(one_seed, (one,)))
             while len(pending) >= 2 * options.processes:
                 _, count, fell = pending.pop(0).get()
                 seeds, events = seeds + 1, events + count

@@ -501,6 +501,16 @@ class Mesh(Kernel):
             node.hides = dice.random() < 0.5
             self.begin_lie(node, FORKS)
 
+    def _do_boast(self, dice: random.Random) -> None:
+        """One caller shows whatever credential it has, for ever."""
+        if not self.restored and not any(node.lies for node in self.nodes.values()):
+            self.begin_lie(self.nodes[dice.choice(CALLERS)], "boasts")
+
+    def _do_alone(self, dice: random.Random) -> None:
+        """Two witnesses are lost to the others, the callees are not."""
+        self.cut |= {(a, b) for a in CALLERS for b in (*CALLERS, "n2") if a != b}
+        self.cut |= {(b, a) for a, b in self.cut}
+
     def begin_lie(self, node: Node, lie: str) -> None:
         """Have a node lie from now on."""
         node.lies |= set(lie.split(","))

@@ -17,6 +17,8 @@ from sidecar.core.replay import ReplayCache
 from sidecar.core.trust_state import TrustState
 from sidecar.edge.attestation_files import WitnessStore
 from sidecar.edge.notary import Notary
+from tests.sim.mesh import TROUBLE_MS
+from tests.sim.runs import SHORT_MS
 from trust import chain, denials, limits
 from trust.attestation import credential, witness
 from trust.attestation.memory import Memory
@@ -40,6 +42,7 @@ class Mutant:
     remove: Callable[[Patch], None]
     fells: str
     extra: tuple[tuple[int, str, int], ...] = ()  # steps that bring about what the guard is against
+    trouble_ms: int = SHORT_MS
 
 
 def _nothing(*_: Any, **__: Any) -> None:
@@ -191,19 +194,41 @@ def _never_looks(patch: Patch) -> None:
 
 
 _FORK = tuple((at, "fork", at) for at in (2_500,))
-_ALL_RESTART = ((3_000, "revoke", 8), (3_400, "crash_all", 1), (5_000, "revoke", 8), (5_200, "crash_all", 2))
+_OLD_DISK = ((2_800, "backup", 1), *((at, "restore", at) for at in range(3_500, 6_800, 300)))
+_ALL_RESTART = tuple(
+    step
+    for at in range(2_000, 6_500, 1_500)
+    for step in (
+        (at, "revoke", at),
+        (at + 300, "partition", at),
+        (at + 350, "crash_all", 1),
+        (at + 1_000, "heal", 1),
+    )
+)
 _RESTARTS = tuple((at, "crash", at) for at in range(2_500, 7_000, 400))
+_BOAST = ((500, "boast", 1), (2_500, "alone", 1), (6_000, "alone", 1))
+_FROZEN = tuple(
+    step
+    for at in (1_500, 2_000, 2_500)
+    for step in ((at, "publish", at), (at + 100, "freeze", at), (at + 200, "publish", at))
+)
+_NO_LEASE = ((1_500, "control_plane", 1),)
+_NEWER = tuple((at, "publish", at) for at in range(1_500, 6_500, 400))
 _KEPT_BACK = ((2_500, "intercept", 1),)
 
 MUTANTS = (
     Mutant("witness: nonce", _no_nonce, "invariant 2.*did not ask for"),
-    Mutant("witness: counter", _no_counter, "invariant 3.*vouches"),
-    Mutant("witness: ledger consistency", _no_consistency, "invariant (3|6)", _FORK),
+    Mutant("witness: counter", _no_counter, "invariant 3.*vouches", _OLD_DISK),
     Mutant("witness: quarantine", _no_quarantine, "invariant 4.*quarantined"),
-    Mutant("witness: persist before answer", _answers_before_it_persists, "invariant 3.*vouches"),
-    Mutant("witness: policy lag and rollback", _no_lag, "invariant 3.*behind"),
-    Mutant("credential: k distinct", _one_cosignature, "invariant 2.*cosignatures"),
-    Mutant("credential: time to live", _endless_credential, "invariant 2.*cosignatures"),
+    Mutant(
+        "witness: persist before answer",
+        _answers_before_it_persists,
+        "invariant 3.*vouches",
+        _OLD_DISK + _RESTARTS,
+    ),
+    Mutant("witness: policy lag and rollback", _no_lag, "invariant 3.*behind", _FROZEN, TROUBLE_MS),
+    Mutant("credential: k distinct", _one_cosignature, "invariant 2.*cosignatures", _BOAST, TROUBLE_MS),
+    Mutant("credential: time to live", _endless_credential, "invariant 2.*cosignatures", _BOAST, TROUBLE_MS),
     Mutant("trust state: own", _own_standing, "invariant 2"),
     Mutant("trust state: peer", _peer_standing, "invariant 2"),
     Mutant("gossip: sequence", _no_sequence, "gossip:.*second time"),
@@ -221,9 +246,12 @@ MUTANTS = (
         _RESTARTS,
     ),
     Mutant("permit: request bytes", _no_request_check, "invariant 7", _KEPT_BACK),
-    Mutant("lease", _endless_lease, "invariant 2"),
-    Mutant("version floor", _no_floor, "invariant 3"),
+    Mutant("lease", _endless_lease, "invariant 2", _NO_LEASE, TROUBLE_MS),
+    Mutant("version floor", _no_floor, "invariant 3", _NEWER),
     Mutant("quorum of approvers", _no_quorum, "invariant 1"),
     Mutant("intent durable before forward", _not_durable, "invariant 5"),
     Mutant("feed: looks by itself", _never_looks, "invariant 8"),
 )
+
+# Removed alone nothing notices yet: the histories meet in gossip first, and the node is in quarantine (docs/simulation.md).
+UNNOTICED = (Mutant("witness: ledger consistency", _no_consistency, "invariant (3|6)", _FORK, TROUBLE_MS),)

@@ -381,6 +381,8 @@ class Node:
             self.schedule.failed(roster, monotonic_ms=self.monotonic_ms(), jitter=jitter)
         else:
             self.schedule.succeeded(roster, monotonic_ms=self.monotonic_ms(), jitter=jitter)
+            if "equivocates" in self.lies:  # it hurries, before the histories meet
+                self.schedule.failed(roster, monotonic_ms=self.monotonic_ms(), jitter=jitter)
         self.busy = False
 
     async def _round(self, roster: Roster) -> None:

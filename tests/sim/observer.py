@@ -42,6 +42,7 @@ class Observer:
         self.stated_ms: dict[bytes, int] = {}
         self.memory: dict[tuple[str, str], tuple[int, int]] = {}  # (witness, node) -> counter, size
         self.branch: dict[tuple[str, int, bytes], bool] = {}  # head -> whether it is of the other history
+        self.faces: dict[tuple[str, str], bool] = {}  # (witness, node) -> which of two histories it cosigned
         self.cosigned: dict[tuple[str, int, bytes], set[str]] = {}
         self.heard: dict[tuple[str, str], int] = {}  # (node, directive) -> its end, true time
         self.genuine: set[str] = set()  # directives that the emergency key signed
@@ -98,6 +99,10 @@ class Observer:
                     f"{witness.name} vouches for {name} at {said.counter}/{checkpoint.size} after {counter}/{size}",
                 )
             self.memory[witness.name, name] = (said.counter, checkpoint.size)
+        face = self.branch.get((name, checkpoint.size, checkpoint.root))
+        known = face if face is None else self.faces.setdefault((witness.name, name), face)
+        if known is not face and witness.name not in self.world.restored:
+            self._fell(6, f"{witness.name} itself cosigned two histories of the ledger of {name}")
         if witness.keeper.denials.of_node(str(said.node)) is not None:
             self._fell(4, f"{witness.name} vouches for {name}, which it knows to be quarantined or revoked")
         held = witness.state.in_force

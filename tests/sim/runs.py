@@ -50,6 +50,15 @@ def run_seed(seed: int, *, trouble_ms: int = TROUBLE_MS, keep: Sequence[int] | N
     ) from error
 
 
+def one_seed(work: tuple[int, int]) -> tuple[int, int, str]:
+    """Run a seed; return it, its events, and what fell."""
+    seed, trouble_ms = work
+    try:
+        return seed, run_seed(seed, trouble_ms=trouble_ms).events, ""
+    except Violation as error:
+        return seed, 0, str(error)
+
+
 def shrink(seed: int, schedule: Sequence[Step], trouble_ms: int, error: BaseException) -> list[Step]:
     """Leave out what is not needed for the same invariant to fall; halves first, then single steps."""
     wanted, kept, tries = _kind(error), list(schedule), 0
