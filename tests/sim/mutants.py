@@ -253,5 +253,5 @@ MUTANTS = (
     Mutant("feed: looks by itself", _never_looks, "invariant 8"),
 )
 
-# Removed alone nothing notices yet: the histories meet in gossip first, and the node is in quarantine (docs/simulation.md).
+# Removed alone nothing notices yet: the histories meet in gossip first (docs/simulation.md).
 UNNOTICED = (Mutant("witness: ledger consistency", _no_consistency, "invariant (3|6)", _FORK, TROUBLE_MS),)
