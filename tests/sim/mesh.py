@@ -338,7 +338,7 @@ class Mesh(Kernel):
         if what <= 1 and self._captured_calls:
             target, pairs, body = self.random.choice(self._captured_calls)
             # Each sidecar of a service remembers what it spent itself; at another one the permit fits only the
-            # certificate of its caller, which the attacker does not have (docs/limits.md).
+            # certificate of its caller, which the attacker does not have (docs/threat-model.md).
             node = self.nodes[self.random.choice(CALLEES)]
             mine = CERTIFICATE if node.name == target else b"\x66" * 32
             if node.up:
