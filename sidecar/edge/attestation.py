@@ -30,8 +30,8 @@ from sidecar.core.attester import (
     statement_of,
 )
 from sidecar.core.bundle_state import BundleState, InForce
+from sidecar.core.endorsements import Endorsements
 from sidecar.core.levels import CRYPTOGRAPHIC, level_in_force
-from sidecar.core.permits import Endorsements
 from sidecar.core.readiness import Alarms
 from sidecar.core.trust_state import Standing, TrustState
 from sidecar.edge.attestation_files import (

@@ -20,7 +20,8 @@ from typing import Final, Self
 
 from sidecar.config import SidecarConfig
 from sidecar.core.bundle_state import BundleState
-from sidecar.core.permits import Endorsements, Minter, Verifier
+from sidecar.core.endorsements import Endorsements
+from sidecar.core.permits import Minter, Verifier
 from sidecar.core.pipeline import Pipeline
 from sidecar.core.readiness import Alarms
 from sidecar.core.replay import ReplayCache

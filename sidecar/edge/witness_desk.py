@@ -11,7 +11,7 @@ import grpc.aio
 from egm.v1 import attestation_pb2 as pb
 from egm.v1 import attestation_pb2_grpc as rpc
 from sidecar.core.attester import Challenge
-from sidecar.core.permits import Endorsements
+from sidecar.core.endorsements import Endorsements
 from sidecar.edge.attestation_files import WitnessStore
 from trust.attestation.cosignature import cosign_attestation
 from trust.attestation.roster import witness_key_name

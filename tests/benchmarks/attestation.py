@@ -14,12 +14,13 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from egm.v1 import attestation_pb2 as pb
 from sidecar.core.attester import Challenge, check_clock, check_reached, check_vouched
-from sidecar.core.permits import Endorsements
+from sidecar.core.endorsements import Endorsements
 from sidecar.core.trust_state import TrustState
 from sidecar.edge.attestation_files import WitnessStore
 from tests.support.attestation import (
@@ -127,7 +128,7 @@ class World:
         lines: dict[str, tuple[bytes, bytes]] = {}
         for name, witness in self.witnesses.items():
             sent = node.submission(evidence, since=asked[name].size)
-            lines[name] = self.witness.of(lambda witness=witness, sent=sent: witness.attest(sent))  # type: ignore[misc]
+            lines[name] = self.witness.of(partial(witness.attest, sent))
             if name != node.name:
                 self._sent(
                     pb.ChallengeRequest(),
@@ -197,13 +198,13 @@ def relying() -> list[dict[str, Any]]:
     caller = world.nodes[-1]
     data = world.round(caller)
     first, later = Costs(), Costs()
+    now_ms = NOW_S * 1000
     public = caller.private.public_key().public_bytes_raw()
     for _ in range(300):
         state = TrustState(world.nodes[0].id, lambda: world.mesh)
         sha256 = open_credential(data, world.roster).sha256
-        ask = {"node": caller.id, "public_key": public, "now_ms": NOW_S * 1000}
-        first.of(lambda state=state, sha256=sha256, ask=ask: state.check_peer(sha256, data, **ask))  # type: ignore[misc]
-        later.of(lambda state=state, sha256=sha256, ask=ask: state.check_peer(sha256, None, **ask))  # type: ignore[misc]
+        first.of(partial(state.check_peer, sha256, data, node=caller.id, public_key=public, now_ms=now_ms))
+        later.of(partial(state.check_peer, sha256, None, node=caller.id, public_key=public, now_ms=now_ms))
     waits = []
     with tempfile.TemporaryDirectory() as folder:
         store, memory = WitnessStore(Path(folder)), Memory()

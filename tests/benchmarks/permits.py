@@ -16,7 +16,8 @@ from collections.abc import Callable
 from typing import Any
 
 from sidecar.core.call import Attempt, Direction
-from sidecar.core.permits import Endorsements, Verifier
+from sidecar.core.endorsements import Endorsements
+from sidecar.core.permits import Verifier
 from sidecar.core.replay import ReplayCache
 from tests.support.permits import ALICE, CERTIFICATE, NOW_MS, PAY, PAYMENTS, REQUEST, Signing, claims, token
 from trust.edge.ids import ExecutionIds

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidecar.core.call import Attempt, Decision, Direction
-from sidecar.core.permits import Endorsements, Verifier, check_enough
+from sidecar.core.endorsements import Endorsements
+from sidecar.core.permits import Verifier, check_enough
 from sidecar.core.replay import ReplayCache
 from sidecar.interceptors.opening import checking_first, open_requests
 from tests.support.permits import ALICE, CERTIFICATE, NOW_MS, NOW_S, PAY, PAYMENTS, Signing, claims, token

@@ -24,9 +24,10 @@ from sidecar.core.attester import (
 )
 from sidecar.core.bundle_state import BundleState, Effect, Persist, Record, Swap
 from sidecar.core.call import Attempt, Direction, RefusedError
+from sidecar.core.endorsements import Endorsements
 from sidecar.core.feed_state import FeedState, Refresh, poll_interval_ms
 from sidecar.core.gossip import Rounds, Talk
-from sidecar.core.permits import Endorsements, Minter, Verifier
+from sidecar.core.permits import Minter, Verifier
 from sidecar.core.pipeline import Pipeline
 from sidecar.core.replay import ReplayCache
 from sidecar.core.trust_state import TrustState

@@ -17,7 +17,8 @@ from google.protobuf import descriptor_pb2
 
 from sidecar.core.bundle_state import BundleState, Record
 from sidecar.core.call import Direction
-from sidecar.core.permits import Endorsements, Minter, Verifier
+from sidecar.core.endorsements import Endorsements
+from sidecar.core.permits import Minter, Verifier
 from sidecar.core.pipeline import Pipeline
 from sidecar.core.replay import ReplayCache
 from sidecar.edge import upstream

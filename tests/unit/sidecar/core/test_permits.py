@@ -9,7 +9,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from sidecar.core.call import Attempt, Decision, Direction
-from sidecar.core.permits import Endorsements, Minter, Verifier, check_enough, presented
+from sidecar.core.endorsements import Endorsements
+from sidecar.core.permits import Minter, Verifier, check_enough, presented
 from sidecar.core.replay import ReplayCache
 from tests.support.permits import (
     ALICE,

@@ -8,7 +8,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from sidecar.core.bundle_state import InForce
 from sidecar.core.call import Attempt, Decision, Direction
-from sidecar.core.permits import Endorsements, Minter, Verifier
+from sidecar.core.endorsements import Endorsements
+from sidecar.core.permits import Minter, Verifier
 from sidecar.core.replay import ReplayCache
 from sidecar.edge.case import Signing
 from sidecar.edge.notary import Notary
