@@ -1,8 +1,9 @@
 """What is denied now, by whom and until when: emergency directives, the quorum's revocations, quarantined nodes.
 
-Everything here only denies. A directive counts while the policy in force knows its key; it ends by itself, or when
-the quorum ends it (`ended_revocations`) or makes it permanent (`revocations`). A quarantine ends when the quorum
-settles its proofs (`released_proofs`).
+Everything here only denies, or restricts: asks more of the calls of a workload than policy does (`Subject.restricts`).
+A directive counts while the policy in force knows its key; it ends by itself, or when the quorum ends it
+(`ended_revocations`) or makes it permanent (`revocations`). A quarantine ends when the quorum settles its proofs
+(`released_proofs`).
 """
 
 import enum
@@ -137,6 +138,8 @@ class Denials:
         self._held: dict[tuple[str, Subject], _Held] = {}  # (key name, subject): the one that lasts longest
         self._proofs: dict[str, tuple[Proven, int]] = {}
         self._active: dict[tuple[Kind, str], Denial] = {}
+        self._denying = False  # whether any of them denies, and does not only restrict
+        self._restrictions: dict[str, tuple[tuple[str, str], ...]] = {}  # SPIFFE ID -> obligations
         self._next_end_mono_ms = _FOREVER_MS
         self.revision = 0  # goes up with every change of what is held
 
@@ -145,11 +148,11 @@ class Denials:
     @property
     def any(self) -> bool:
         """Whether anything is denied at all."""
-        return bool(self._active)
+        return self._denying
 
     @property
     def active(self) -> tuple[Denial, ...]:
-        """Everything that is denied now, in a stable order."""
+        """Everything that is denied or restricted now, in a stable order."""
         return tuple(self._active[key] for key in sorted(self._active))
 
     @property
@@ -166,6 +169,18 @@ class Denials:
     def proven(self) -> tuple[Proven, ...]:
         """The proofs that are not settled."""
         return tuple(proven for proven, _ in self._proofs.values())
+
+    def restrictions(self, principal: str, now_ms: int) -> tuple[tuple[str, str], ...]:
+        """Return what calls by `principal` (SPIFFE ID) must meet beyond what policy asks: obligations, ascending.
+
+        For example (("rate", "10/m"), ("require_approval", "1 of ops")). Called for every call.
+
+        Args:
+            principal: who calls.
+            now_ms: when, Unix ms. It ends nothing: a directive ends by the monotonic clock (`tick`), so that a wall
+                clock that is set forward frees nobody.
+        """
+        return self._restrictions.get(principal, ())
 
     def of_node(self, spiffe_id: str) -> Denial | None:
         """Return why a node (SPIFFE ID) is denied; None when it is not."""
@@ -187,7 +202,7 @@ class Denials:
             method: "package.Service/Method".
         """
         active = self._active
-        if not active:
+        if not self._denying:
             return None
         for one in workloads:
             if found := active.get((Kind.WORKLOAD, one)):
@@ -312,7 +327,8 @@ class Denials:
         released = self._rules.released
         self._proofs = {name: one for name, one in self._proofs.items() if name not in released}
         for permanent in self._rules.permanent:
-            why = f"the approvers' quorum has revoked {permanent.subject}: {permanent.reason}"
+            verb = "restricted" if permanent.subject.restricts else "revoked"
+            why = f"the approvers' quorum has {verb} {permanent.subject}: {permanent.reason}"
             self._deny(Denial(permanent.subject, By.QUORUM, Reason.REVOKED, why))
         for proven, since_ms in self._proofs.values():
             if proven.node:
@@ -323,7 +339,8 @@ class Denials:
                 )
         for (name, subject), held in self._held.items():
             directive = held.signed.directive
-            why = f"{subject} is revoked: {directive.reason}"
+            verb = "in effect" if subject.restricts else "revoked"
+            why = f"{subject} is {verb}: {directive.reason}"
             self._deny(
                 Denial(
                     subject,
@@ -337,6 +354,13 @@ class Denials:
                 )
             )
         self._next_end_mono_ms = min((one.ends_mono_ms for one in self._held.values()), default=_FOREVER_MS)
+        restricted: dict[str, set[tuple[str, str]]] = {}
+        for one in self._active.values():
+            if one.subject.restricts:
+                principal = one.subject.spiffe_id(self._rules.trust_domain)
+                restricted.setdefault(principal, set()).add(one.subject.obligation)
+        self._restrictions = {principal: tuple(sorted(asked)) for principal, asked in restricted.items()}
+        self._denying = any(not one.subject.restricts for one in self._active.values())
         gained = tuple(self._active[key] for key in self._active.keys() - before.keys())
         lost = tuple(before[key] for key in before.keys() - self._active.keys())
         return [Changed(gained, lost)] if gained or lost else []

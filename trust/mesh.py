@@ -46,7 +46,7 @@ class ServiceSettings(_Strict):
 class PermanentRevocation(_Strict):
     """What the quorum denies until it says otherwise; as an emergency directive, without an end."""
 
-    kind: Literal["workload", "node", "key", "method"]
+    kind: Literal["workload", "node", "key", "method", "throttle", "approval"]
     value: str
     reason: str = Field(min_length=1, max_length=limits.MAX_REVOCATION_REASON_CHARS)
 

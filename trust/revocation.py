@@ -1,4 +1,6 @@
-"""What one emergency key may take away at once: a signed directive that denies, for a bounded time, and never allows.
+"""What one emergency key may take away at once: a signed directive that denies or restricts, for a bounded time.
+
+It never allows.
 
 A directive is a signed note (C2SP) with exactly one signature. Its text has seven lines:
 
@@ -6,6 +8,7 @@ A directive is a signed note (C2SP) with exactly one signature. Its text has sev
     TRUST DOMAIN
     SEQUENCE            of its key, 1..2^53-1: a later directive has a greater one
     KIND VALUE          workload NAME | node NAME | key SHA256 | method package.Service/Method (or /* for all)
+                        throttle NAME COUNT/UNIT | approval NAME K of GROUP
     ISSUED              Unix seconds
     UNTIL               Unix seconds
     REASON              1..200 printable characters
@@ -32,6 +35,8 @@ _LINES: Final = 7
 _MAX_TIME_S: Final = 2**40 - 1
 _DECIMAL: Final = re.compile(r"(?:0|[1-9][0-9]{0,15})\Z", re.ASCII)
 _SHA256: Final = re.compile(r"[0-9a-f]{64}\Z")
+_RATE: Final = re.compile(r"[1-9][0-9]{0,8}/[smhd]\Z", re.ASCII)
+_APPROVAL: Final = re.compile(r"([1-9][0-9]?) of (\S+)\Z", re.ASCII)
 _METHOD: Final = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*/(?:[A-Za-z_]\w*|\*)\Z", re.ASCII)
 
 
@@ -43,6 +48,13 @@ class Kind(enum.StrEnum):
     NODE = "node"  # permits that it minted, its part in the mesh, and everything that it decides itself
     KEY = "key"  # SHA-256 (hex) of a public key's DER SubjectPublicKeyInfo: of a certificate, or of a node
     METHOD = "method"  # one method, or every method of a gRPC service
+    # these do not deny: they restrict what the calls of a workload must meet
+    THROTTLE = "throttle"  # "NAME RATE": at most so many calls, for example "alice 10/m"
+    APPROVAL = "approval"  # "NAME K of GROUP": each call needs approvers, for example "alice 1 of ops"
+
+
+RESTRICTIONS: Final = frozenset({Kind.THROTTLE, Kind.APPROVAL})
+_OBLIGATION: Final[Mapping[Kind, str]] = {Kind.THROTTLE: "rate", Kind.APPROVAL: "require_approval"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +77,23 @@ class Subject:
         """As a person reads it."""
         return f"{self.kind} {self.value}"
 
+    @property
+    def restricts(self) -> bool:
+        """Whether it only restricts calls, and denies none by itself."""
+        return self.kind in RESTRICTIONS
+
+    @property
+    def obligation(self) -> tuple[str, str]:
+        """What the calls of a restricted workload must meet, as a policy's annotation would say it.
+
+        ("rate", "10/m") or ("require_approval", "1 of ops"); only where `restricts`.
+        """
+        return _OBLIGATION[self.kind], self.value.partition(" ")[2]
+
     def spiffe_id(self, trust_domain: str) -> str:
-        """Return the SPIFFE ID of a workload or node."""
+        """Return the SPIFFE ID of a workload (also a restricted one) or node."""
+        if self.restricts:
+            return str(SpiffeId.of(trust_domain, Kind.WORKLOAD, self.value.partition(" ")[0]))
         return str(SpiffeId.of(trust_domain, self.kind, self.value))
 
 
@@ -248,6 +275,9 @@ def subject_of(kind: str, value: str, trust_domain: str) -> Subject:
             value = value.removeprefix("sha256:").replace(":", "").lower()
         elif known is Kind.METHOD:
             value = value.removeprefix("/")
+        elif known in RESTRICTIONS:
+            name, _, rest = value.partition(" ")
+            value = f"{subject_of(Kind.WORKLOAD, name, trust_domain).value} {rest}"
         return Subject(known, value)
     except MeshError as error:
         raise InputError(Reason.INPUT_INVALID, error.detail) from None
@@ -258,6 +288,8 @@ _EXAMPLE: Final[Mapping[Kind, str]] = {
     Kind.NODE: "its name, for example node-a",
     Kind.KEY: "the SHA-256 of its public key (DER SubjectPublicKeyInfo) as 64 hexadecimal digits",
     Kind.METHOD: "package.Service/Method, or package.Service/* for all of them",
+    Kind.THROTTLE: "a workload's name and a rate (per s, m, h or d), for example alice 10/m",
+    Kind.APPROVAL: "a workload's name, how many and a group of approvers, for example alice 1 of ops",
 }
 
 
@@ -266,8 +298,18 @@ def _is_value(kind: Kind, value: str) -> bool:
         return _SHA256.match(value) is not None
     if kind is Kind.METHOD:
         return len(value) <= limits.MAX_REVOCATION_VALUE_CHARS and _METHOD.match(value) is not None
+    names = [value]
+    if kind in RESTRICTIONS:
+        name, _, rest = value.partition(" ")
+        approval = _APPROVAL.match(rest)
+        if kind is Kind.THROTTLE and not _RATE.match(rest):
+            return False
+        if kind is Kind.APPROVAL and approval is None:
+            return False
+        names = [name] if approval is None else [name, approval[2]]
     try:
-        check_name(value)
+        for name in names:
+            check_name(name)
     except EvidenceError:
         return False
     return True

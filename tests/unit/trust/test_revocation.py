@@ -136,6 +136,9 @@ def test_oversized_directive_is_refused_before_it_is_read() -> None:
         ("key", ":".join(["ab"] * 32), "ab" * 32),
         ("method", "/shop.Payments/Pay", "shop.Payments/Pay"),
         ("method", "shop.Payments/*", "shop.Payments/*"),
+        ("throttle", "alice 10/m", "alice 10/m"),
+        ("throttle", f"spiffe://{TD}/workload/alice 1/s", "alice 1/s"),
+        ("approval", "alice 2 of ops", "alice 2 of ops"),
     ],
 )
 def test_subject_may_be_written_as_people_have_it(kind: str, given: str, value: str) -> None:
@@ -152,12 +155,50 @@ def test_subject_may_be_written_as_people_have_it(kind: str, given: str, value: 
         ("method", "Pay"),
         ("method", "*/*"),
         ("method", "shop.Payments/P*"),
+        ("throttle", "alice"),
+        ("throttle", "alice 0/m"),
+        ("throttle", "alice 010/m"),
+        ("throttle", "alice 10/m "),
+        ("throttle", "alice  10/m"),
+        ("throttle", "alice 10/year"),
+        ("throttle", "Alice! 10/m"),
+        ("throttle", f"spiffe://{TD}/node/a 10/m"),
+        ("approval", "alice 0 of ops"),
+        ("approval", "alice 100 of ops"),
+        ("approval", "alice 1 of O p s"),
+        ("approval", "alice 1 of ops\n"),
+        ("approval", "alice"),
     ],
 )
 def test_subject_that_cannot_be_is_named_with_how_to_write_it(kind: str, given: str) -> None:
     """A revocation that matches nothing would look like one that works."""
     with pytest.raises(InputError):
         subject_of(kind, given, TD)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "obligation"),
+    [
+        (Kind.THROTTLE, "alice 10/m", ("rate", "10/m")),
+        (Kind.APPROVAL, "alice 2 of ops", ("require_approval", "2 of ops")),
+    ],
+)
+def test_restriction_is_an_obligation_of_a_workload(
+    kind: Kind, value: str, obligation: tuple[str, str]
+) -> None:
+    """What enforces annotations of policies enforces restrictions, too."""
+    subject = Subject(kind, value)
+    assert subject.restricts
+    assert subject.obligation == obligation
+    assert subject.spiffe_id(TD) == f"spiffe://{TD}/workload/alice"
+
+
+@pytest.mark.parametrize("value", ["alice 10/m", "alice 1 of ops"])
+def test_restriction_survives_the_way_through_its_note(value: str) -> None:
+    """Its value holds blanks, as no other does."""
+    kind = Kind.THROTTLE if "/" in value else Kind.APPROVAL
+    data = FIRST.revoke(kind, value, now_ms=1_795_400_000_000)
+    assert opened(data).subject == Subject(kind, value)
 
 
 def test_note_key_of_an_emergency_key_is_published_with_its_purpose() -> None:
