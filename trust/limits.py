@@ -204,6 +204,9 @@ KEPT_CREDENTIALS_FILE_BYTES: Final = 8 * 1024 * 1024  # of those kept for eviden
 MAX_KEPT_CREDENTIALS_BYTES: Final = 4 * 1024**3  # a node's own: most of a year of calls in every minute
 MAX_KEPT_PEER_CREDENTIALS_BYTES: Final = 1024**3  # of other nodes, which keep their own, too
 
+# assessment
+MAX_PROBE_NONCE_BYTES: Final = 256  # that the reserved method sends back
+
 # attestation
 MIN_ATTESTATION_TTL_S: Final = 3
 MAX_ATTESTATION_TTL_S: Final = 3600
