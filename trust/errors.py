@@ -107,6 +107,7 @@ class Reason(enum.StrEnum):
     NODE_QUARANTINED = "NODE_QUARANTINED"  # a misbehaviour proof accuses the node
     REVOCATION_INVALID = "REVOCATION_INVALID"  # a directive does not verify, or has ended
     MISBEHAVIOUR_UNPROVEN = "MISBEHAVIOUR_UNPROVEN"  # a proof does not prove what it claims
+    SHADOW_ORDER_INVALID = "SHADOW_ORDER_INVALID"  # an order to try a proposed bundle is malformed, or has ended
     # capacity
     LIMIT_EXCEEDED = "LIMIT_EXCEEDED"
 

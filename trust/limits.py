@@ -138,6 +138,12 @@ MAX_AUDIT_PAGE: Final = 1_000
 
 # execution records and lineage
 MAX_RECORD_BYTES: Final = 128 * 1024
+# shadow runs
+MAX_SHADOW_RUN_S: Final = 7 * 24 * 3600
+MAX_SHADOW_ORDER_BYTES: Final = 16 * 1024  # signed, as it travels
+MAX_SHADOW_DIFFERENCES: Final = 1_000  # kinds of differing calls that one node counts apart
+SHADOW_REPORT_PERIOD_S: Final = 5.0
+
 MAX_RECORD_NAME_BYTES: Final = 2048  # a SPIFFE ID
 MAX_RECORD_TEXT_BYTES: Final = 512  # method, service, traceparent and other text
 MAX_RECORD_POLICIES: Final = 64  # determining policies listed in one record

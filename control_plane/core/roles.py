@@ -52,6 +52,11 @@ ALLOWED: Final[Mapping[str, frozenset[Kind]]] = {
     "/egm.v1.Emergency/Revoke": _READERS,
     "/egm.v1.Emergency/Accuse": _READERS,
     "/egm.v1.Emergency/ListDenials": _READERS,
+    "/egm.v1.Shadow/Report": _NODES,
+    "/egm.v1.Shadow/Fetch": _NODES,
+    "/egm.v1.ShadowRuns/Start": _PEOPLE,
+    "/egm.v1.ShadowRuns/Stop": _PEOPLE,
+    "/egm.v1.ShadowRuns/Get": _PEOPLE,
     # Enrolment has a listener of its own, where a token and no certificate proves the right.
     "/egm.v1.Join/Enrol": NOBODY,
     "/grpc.health.v1.Health/Check": _READERS,

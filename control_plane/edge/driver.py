@@ -32,6 +32,7 @@ from control_plane.edge.publisher import Publisher
 from control_plane.edge.records import RecordsServicer
 from control_plane.edge.repository_files import RepositoryFiles
 from control_plane.edge.retention import Retention
+from control_plane.edge.shadow import ShadowDesk
 from control_plane.edge.signing import OnlineKeyring
 from control_plane.edge.status import StatusSource
 from control_plane.edge.store.database import Database
@@ -114,6 +115,7 @@ class _Plane:
         operators = OperatorServicer(status, reports=self._reports, tokens=tokens)
         distribution = DistributionServicer(self._files, self._announcements)
         fleet = FleetServicer(self._reports, self._announcements, clock)
+        shadow = ShadowDesk(status.database, status.publisher, clock, trust_domain=self._config.trust_domain)
 
         def add_all(server: grpc.aio.Server) -> None:
             operator_pb2_grpc.add_OperatorServicer_to_server(operators, server)
@@ -122,6 +124,7 @@ class _Plane:
             record_pb2_grpc.add_RecordsServicer_to_server(self._records, server)
             join_pb2_grpc.add_JoinServicer_to_server(joining, server)
             self._denials.add_to(server)
+            shadow.add_to(server)
             health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
 
         def add_join(server: grpc.aio.Server) -> None:

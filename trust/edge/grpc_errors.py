@@ -110,6 +110,7 @@ STATUS_OF: Final[Mapping[Reason, grpc.StatusCode]] = MappingProxyType(
         Reason.NODE_QUARANTINED: _Code.PERMISSION_DENIED,
         Reason.REVOCATION_INVALID: _Code.INVALID_ARGUMENT,
         Reason.MISBEHAVIOUR_UNPROVEN: _Code.INVALID_ARGUMENT,
+        Reason.SHADOW_ORDER_INVALID: _Code.INVALID_ARGUMENT,
         Reason.LIMIT_EXCEEDED: _Code.RESOURCE_EXHAUSTED,
     }
 )

@@ -161,3 +161,93 @@ executions: Final = sa.Table(
     sa.Index("executions_reason", "reason", "at_ms", "id"),
     sa.Index("executions_node", "node", "at_ms", "id"),
 )
+
+# Proposed bundles that nodes try beside the one in force.
+shadow_runs: Final = sa.Table(
+    "shadow_runs",
+    metadata,
+    sa.Column("id", sa.String(16), primary_key=True),
+    sa.Column("proposal_id", sa.String(16), sa.ForeignKey("proposals.id"), nullable=False),
+    sa.Column("signed_order", sa.LargeBinary, nullable=False),  # trust.shadow
+    sa.Column("role", sa.String(64), nullable=False),
+    sa.Column("bundle_path", sa.String(512), nullable=False),
+    sa.Column("started_by", sa.Text, nullable=False),
+    sa.Column("approver", sa.Text, nullable=False),
+    sa.Column("started_ms", sa.BigInteger, nullable=False, index=True),
+    sa.Column("until_ms", sa.BigInteger, nullable=False),
+    sa.Column("stopped_ms", sa.BigInteger, nullable=False),
+)
+
+# The newest report of each start of each node: what it counts begins with the start.
+shadow_reports: Final = sa.Table(
+    "shadow_reports",
+    metadata,
+    sa.Column("run_id", sa.String(16), sa.ForeignKey("shadow_runs.id"), primary_key=True),
+    sa.Column("node", sa.String(63), primary_key=True),
+    sa.Column("boot_id", sa.String(64), primary_key=True),
+    sa.Column("at_ms", sa.BigInteger, nullable=False),
+    sa.Column("report", sa.LargeBinary, nullable=False),  # egm.v1.ShadowReport
+)
+
+# Analytics: who calls what, by node and side. A key is found by the SHA-256 of its parts.
+analytics_keys: Final = sa.Table(
+    "analytics_keys",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("digest", sa.LargeBinary(32), nullable=False, unique=True),
+    sa.Column("node", sa.String(63), nullable=False, index=True),
+    sa.Column("side", sa.SmallInteger, nullable=False),
+    sa.Column("caller", sa.String(2048), nullable=False),
+    sa.Column("service", sa.String(512), nullable=False),
+    sa.Column("method", sa.String(512), nullable=False),
+)
+
+# Sums per key and time bucket; in the order in which queries read them.
+analytics_counts: Final = sa.Table(
+    "analytics_counts",
+    metadata,
+    sa.Column("resolution_s", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("bucket_s", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("key_id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("measure", sa.SmallInteger, primary_key=True, autoincrement=False),
+    sa.Column("label", sa.String(64), primary_key=True),
+    sa.Column("count", sa.BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+# One row per rule and subject, whatever its state; a change of state raises the revision.
+alerts: Final = sa.Table(
+    "alerts",
+    metadata,
+    sa.Column("id", sa.String(16), primary_key=True),
+    sa.Column("rule", sa.String(128), nullable=False),
+    sa.Column("subject", sa.String(512), nullable=False),
+    sa.Column("severity", sa.String(16), nullable=False),
+    sa.Column("state", sa.String(16), nullable=False, index=True),
+    sa.Column("value", sa.Float, nullable=False),
+    sa.Column("detail", sa.Text, nullable=False),
+    sa.Column("since_ms", sa.BigInteger, nullable=False),
+    sa.Column("fired_ms", sa.BigInteger, nullable=False),
+    sa.Column("ended_ms", sa.BigInteger, nullable=False),
+    sa.Column("seen_ms", sa.BigInteger, nullable=False),
+    sa.Column("notified_ms", sa.BigInteger, nullable=False),
+    sa.Column("told", sa.String(16), nullable=False),
+    sa.Column("acked_by", sa.Text, nullable=False),
+    sa.Column("acked_ms", sa.BigInteger, nullable=False),
+    sa.Column("revision", sa.BigInteger, nullable=False),
+)
+
+# Messages about alerts that are to be delivered, or were.
+alert_deliveries: Final = sa.Table(
+    "alert_deliveries",
+    metadata,
+    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
+    sa.Column("alert_id", sa.String(16), nullable=False, index=True),
+    sa.Column("channel", sa.String(128), nullable=False),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+    sa.Column("created_ms", sa.BigInteger, nullable=False),
+    sa.Column("next_ms", sa.BigInteger, nullable=False, index=True),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("error", sa.Text, nullable=False),
+)
