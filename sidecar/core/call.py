@@ -63,6 +63,7 @@ class Decision:
     would_deny: Reason | None = None  # allowed here, but level 4 would have refused for this reason
     detail: str = ""
     obligations: tuple[tuple[str, str], ...] = ()  # of an allowed call: what the determining permits ask for
+    restrictions: tuple[tuple[str, str], ...] = ()  # those of `obligations` that incident response asks for
     method_alone: bool = False  # allowed by policies that let a stream's permit bind the method alone
 
 

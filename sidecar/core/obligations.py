@@ -43,12 +43,25 @@ def asks_payload(obligations: Obligations) -> bool:
     return AUDIT_PAYLOAD in obligations
 
 
-def recorded(obligations: Obligations, payload: Kept) -> Obligations:
-    """Return the obligations as a record lists them: each value, "=", and what was done about it."""
-    return tuple(
-        (name, f"{value}={payload.value if (name, value) == AUDIT_PAYLOAD else UNSUPPORTED}")
-        for name, value in obligations
-    )
+def noted(done: Obligations, asked: tuple[str, str], what: str) -> Obligations:
+    """Return `done` with one more obligation as a record lists it: its value, "=", and what was done about it.
+
+    Args:
+        done: what was noted so far.
+        asked: the obligation, (name, value).
+        what: was done; at most some hundred printable characters.
+    """
+    name, value = asked
+    return (*done, (name, f"{value}={what}"))
+
+
+def completed(asked: Obligations, done: Obligations) -> Obligations:
+    """Return `done` with every obligation of `asked` that nothing was noted about, in the order of `asked`."""
+    whole: list[tuple[str, str]] = []
+    for name, value in asked:
+        mine = [pair for pair in done if pair[0] == name and pair[1].startswith(f"{value}=")]
+        whole += mine or noted((), (name, value), UNSUPPORTED)
+    return tuple(whole)
 
 
 def why_unsealable(size: int | None, auditors: int, *, ended: bool = False) -> Kept | None:

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from sidecar.core.call import Attempt
 from sidecar.core.permits import Minter, Verifier
+from sidecar.edge.metadata import Pair
 from trust.attestation.credential import Credential
 from trust.errors import MeshError, Reason
 from trust.permit import Permit
@@ -67,6 +68,8 @@ class Case:
     obligations: tuple[tuple[str, str], ...] = ()  # as recorded: with what was done about each
     sealed_request: bytes = b""
     sealed_response: bytes = b""
+    extra: tuple[Pair, ...] = ()  # metadata that a duty adds to the call
+    would_deny: Reason | None = None  # why a duty would have refused, at a level that blocks nothing
     cut: Reason | None = None
 
 

@@ -5,14 +5,13 @@ Order of stop: health says NOT_SERVING, listeners drain, the rest ends.
 """
 
 import asyncio
-import contextlib
 import functools
 import logging
 import secrets
 import signal
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import grpc.aio
 
@@ -20,19 +19,21 @@ from egm.v1 import node_pb2_grpc, operator_pb2
 from sidecar.config import SidecarConfig
 from sidecar.core.bundle_state import BundleState
 from sidecar.core.pipeline import Pipeline
-from sidecar.core.readiness import Alarms, NodeState
+from sidecar.core.readiness import Alarms
 from sidecar.core.trust_state import TrustState
 from sidecar.edge import telemetry
 from sidecar.edge.admin import NodeServicer
+from sidecar.edge.announcer import Announcer, Ready
 from sidecar.edge.attestation import Attestation
 from sidecar.edge.attestation import Parts as AttestationParts
-from sidecar.edge.feeds import Listener, ListenerFactory, PolicyFeed
+from sidecar.edge.callees import Callees
 from sidecar.edge.health import Health
 from sidecar.edge.journal import LogJournal
-from sidecar.edge.listeners import Addresses, Listeners, Parts, own_server
+from sidecar.edge.listeners import Listeners, Parts, own_server
 from sidecar.edge.members import make_identity, members, start_patiently
 from sidecar.edge.membership import Membership
 from sidecar.edge.policy_keeper import PolicyKeeper
+from sidecar.edge.policy_sources import control_plane_files, policy_feed
 from sidecar.edge.provenance import CREDENTIALS_DIRECTORY, Provenance
 from sidecar.edge.record_file import load_record
 from sidecar.edge.reports import Reporter
@@ -41,19 +42,13 @@ from sidecar.edge.upstream import UPSTREAM_OPTIONS
 from trust import limits
 from trust.edge.clock import SystemClock
 from trust.edge.credential_files import KeptCredentials
-from trust.edge.distribution_client import GrpcFileSource, WatchListener
-from trust.edge.mqtt import BrokerUrl, MqttListener
-from trust.edge.tls import Channels, ServerCredentials, channel_credentials, channel_options, server_options
+from trust.edge.mqtt import BrokerUrl
+from trust.edge.tls import Channels, ServerCredentials, server_options
 from trust.edge.tuf_client import PolicyClient
 from trust.errors import InputError, Reason
 from trust.ports import Clock
-from trust.x509 import control_plane_dns
 
 logger = logging.getLogger(__name__)
-
-Ready = Callable[[Mapping[str, object]], None]
-
-READINESS_PERIOD_S: Final = 0.2
 
 
 async def run(
@@ -92,7 +87,7 @@ class Sidecar:
 
     def __init__(self, config: SidecarConfig, *, ready: Ready, stop: asyncio.Event, clock: Clock) -> None:
         """Make what needs neither network nor identity; reads the root and the lease record."""
-        self.config, self.stop, self.clock, self._ready = config, stop, clock, ready
+        self.config, self.stop, self.clock = config, stop, clock
         self.broker = BrokerUrl.parse(config.broker)
         self._record_path = config.data_dir / "policy-state.json"
         self._changed, doubtful = asyncio.Event(), asyncio.Event()
@@ -145,7 +140,8 @@ class Sidecar:
             started_ms=clock.now_ms(),
         )
         self.health = Health()
-        self.source = self.membership.source(self._file_source())
+        self.announcer = Announcer(self.view, self.health, ready, self._changed)
+        self.source = self.membership.source(control_plane_files(config, self.identity))
         self.keeper = PolicyKeeper(
             client=self.client,
             source=self.source,
@@ -161,7 +157,7 @@ class Sidecar:
             swapped=self.membership.swapped,
         )
         self.provenance: Provenance | None = None
-        self._workload_ids: dict[str, str] = {}  # by name; names come from signed policy and configuration
+        self.callees = Callees(config, lambda: state.in_force)
         self._own_servers: list[grpc.aio.Server] = []
 
     async def run(self) -> None:
@@ -170,7 +166,7 @@ class Sidecar:
         watch = telemetry.start(self.view, self.config.trust_domain)
         try:
             await self._serve_health()
-            background.append(asyncio.create_task(self._mirror_readiness(), name="readiness"))
+            background.append(asyncio.create_task(self.announcer.mirror(), name="readiness"))
             if not await self._identity_or_stop():
                 return
             background.append(asyncio.create_task(self.identity.run(), name="identity"))
@@ -191,7 +187,7 @@ class Sidecar:
             channels=channels,
             pipeline=self.pipeline,
             state=self.view.state,
-            callee=self._callee,
+            callee=self.callees.callee,
             boot_id=self.view.boot_id,
             clock=self.clock,
             alarms=self.view.alarms,
@@ -207,7 +203,7 @@ class Sidecar:
                 self.identity,
                 channels,
                 self.clock,
-                self._signed_workload,
+                self.callees.signed_workload,
                 watch,
                 provenance.notary,
                 self.jwt,
@@ -217,10 +213,10 @@ class Sidecar:
             addresses = await listeners.start()
             await self._serve_admin(attestation)
             self.view.listening = True
-            self._ready(self._event("listening", addresses))
+            self.announcer.listening(addresses)
             await self.keeper.resume()
             reporter = self._reporter(channels)
-            feed = self._feed()
+            feed = policy_feed(self.config, self.identity, self.keeper, self.broker, self.clock)
             self.membership.announced, self.membership.head = feed.offer, provenance.head
             loops: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
                 "policy": self.keeper.run,
@@ -228,20 +224,20 @@ class Sidecar:
                 "reports": reporter.run,
                 "provenance": provenance.run,
                 "attestation": attestation.run,
-                "changes": functools.partial(self._announce, addresses, reporter),
+                "changes": functools.partial(self.announcer.run, addresses, reporter),
                 **self.membership.start(channels, self.broker),
             }
             background += [asyncio.create_task(part(), name=name) for name, part in loops.items()]
             self.view.archiving = provenance.archiving
             self.view.notes = lambda: (
                 *feed.notes(),
-                *self._workload_notes(),
+                *self.callees.notes(),
                 *provenance.notes(),
                 *self.membership.notes(),
             )
             await self._until_stopped(background)
             self.view.draining = True
-            await self._show_readiness()
+            await self.announcer.show()
             logger.info("draining for at most %s s", self.config.limits.drain_grace_s)
             await asyncio.gather(listeners.stop(self.config.limits.drain_grace_s), reporter.report())
         finally:
@@ -309,36 +305,6 @@ class Sidecar:
     def _denials_changed(self) -> None:
         self.pipeline.governance_changed()
 
-    def _file_source(self) -> GrpcFileSource:
-        node = self.config.spiffe_id("node", self.config.node)
-        return GrpcFileSource(
-            self.config.control_plane.addresses,
-            lambda: channel_credentials(self.identity, node),
-            channel_options(control_plane_dns(self.config.trust_domain)),
-        )
-
-    def _feed(self) -> PolicyFeed:
-        node = self.config.spiffe_id("node", self.config.node)
-
-        def watch(take: Callable[[bytes], None]) -> Listener:
-            return WatchListener(
-                self.config.control_plane.addresses,
-                lambda: channel_credentials(self.identity, node),
-                take,
-                channel_options(control_plane_dns(self.config.trust_domain)),
-            )
-
-        factories: dict[str, ListenerFactory] = {"watch": watch}
-        if self.broker.enabled:
-            factories["mqtt"] = lambda take: MqttListener(self.broker, self.config.trust_domain, take)
-        return PolicyFeed(
-            factories,
-            self.keeper.refresh,
-            held_version=self.keeper.held_version,
-            poll_ms=self.keeper.poll_ms,
-            clock=self.clock,
-        )
-
     def _reporter(self, channels: Channels) -> Reporter:
         return Reporter(
             channels,
@@ -356,33 +322,8 @@ class Sidecar:
             status.credential = own.data
         return status
 
-    def _signed_workload(self, service: str) -> str | None:
-        """Return who may serve `service` by the signed policy; None when it does not speak of the service."""
-        held = self.view.state.in_force
-        if held is None or service not in held.engine.mesh.services:
-            return None
-        return held.engine.mesh.workload_of(service)
-
-    def _callee(self, service: str) -> str:
-        """Return who serves `service`, a SPIFFE ID: by the signed policy or, without a word there, as configured."""
-        name = self._signed_workload(service) or self.config.workload_of(service)
-        known = self._workload_ids.get(name)
-        if known is None:
-            known = self._workload_ids[name] = str(self.config.spiffe_id("workload", name))
-        return known
-
-    def _workload_notes(self) -> tuple[str, ...]:
-        """Return which services we serve under a name that the signed policy, and so every caller, refuses."""
-        return tuple(
-            f"service {one.service} is served as workload {ours}, but the signed policy says {signed}: callers "
-            f"refuse it; set services.{one.service}.workload"
-            for one in self.config.inbound
-            if (signed := self._signed_workload(one.service)) is not None
-            and signed != (ours := self.config.workload_of(one.service))
-        )
-
     async def _serve_health(self) -> None:
-        await self._show_readiness()
+        await self.announcer.show()
         if self.config.health is None:
             return
         server, address = own_server(self.health.add_to, self.config.health.listen)
@@ -404,47 +345,6 @@ class Sidecar:
         self._own_servers.append(server)
         await server.start()
         self.view.admin_address = self.config.admin.told(address)
-
-    # telling others
-
-    def _event(self, event: str, addresses: Addresses) -> dict[str, object]:
-        return {
-            "event": event,
-            "node": self.config.node,
-            "inbound": addresses.inbound,
-            "outbound": list(addresses.outbound),
-            "admin": self.view.admin_address,
-        }
-
-    async def _announce(self, addresses: Addresses, reporter: Reporter) -> None:
-        """Report every change of policy, lease or readiness; tell `ready` once."""
-        shown: tuple[str, ...] | None = None
-        told = False
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(READINESS_PERIOD_S):
-                    await self._changed.wait()
-            changed = self._changed.is_set()
-            self._changed.clear()
-            readiness = self.view.readiness()
-            if not told and readiness.state is NodeState.READY:
-                told = True
-                await self._show_readiness()
-                self._ready(self._event("ready-to-serve", addresses))
-            now = (readiness.state, *readiness.not_ready)
-            if now != shown:
-                logger.info("%s %s", readiness.state, "; ".join(readiness.not_ready))
-            if changed or now != shown:
-                shown = now
-                reporter.changed()
-
-    async def _mirror_readiness(self) -> None:
-        while True:
-            await self._show_readiness()
-            await asyncio.sleep(READINESS_PERIOD_S)
-
-    async def _show_readiness(self) -> None:
-        await self.health.show(self.view.readiness(), self.view.services)
 
 
 def read_root(path: Path) -> bytes:

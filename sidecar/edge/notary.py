@@ -16,6 +16,7 @@ from sidecar.core.carriage import Carriage
 from sidecar.core.levels import CRYPTOGRAPHIC, GOVERNED, OBSERVABLE
 from sidecar.core.permits import carried, check_enough, presented
 from sidecar.edge.case import Case, Journal, Signing, Trust
+from sidecar.edge.duties import Duties
 from sidecar.edge.metadata import Pair
 from sidecar.edge.payload_sealer import PayloadSealer
 from trust.attestation.credential import CREDENTIAL_KEY, Credential
@@ -73,6 +74,7 @@ class Notary:
         self._journal, self._signing, self._alarm = journal, signing, alarm
         self._trust, self._carriage, self._named = trust, Carriage(), named
         self.sealer = PayloadSealer(node, in_force, alarm)
+        self.duties = Duties(self.sealer)
 
     def arrived(self, attempt: Attempt, sent: Iterable[Pair], certificate_sha256: bytes) -> Case | None:
         """Start following a call; None at level 0, which decides and records nothing.
@@ -217,21 +219,21 @@ class Notary:
 
         Raises:
             StateError: LEDGER_UNAVAILABLE at level 5, or the node's key is not endorsed, or OBLIGATION_UNMET: nothing
-                may be forwarded.
+                may be forwarded. Also what a duty raises.
             EvidenceError: PERMIT_INVALID, the call fits into no token; PERMIT_MISMATCH, its permit binds the method
                 alone, and that is not enough here.
         """
         if case.level >= CRYPTOGRAPHIC and case.permit is not None:
             check_enough(case.permit, decision)
         if decision.obligations:
-            await self.sealer.request(case, decision)
+            await self.duties.meet(case, decision, now_ms=now_ms)
         case.request = None  # a stream may stay open for long
-        extra: tuple[Pair, ...] = ()
+        extra: tuple[Pair, ...] = case.extra
         if case.level >= CRYPTOGRAPHIC and case.attempt.direction is Direction.OUTBOUND:
-            extra = self._mint(case, decision, now_ms)
+            extra += self._mint(case, decision, now_ms)
         elif case.permit is not None and case.token is not None:
             # The service carries its permit on by copying this one key to the calls that it makes.
-            extra = ((PERMIT_KEY, case.token),)
+            extra += ((PERMIT_KEY, case.token),)
         if case.hand_over:
             extra += ((HANDOVER_KEY, self._hand_over(case, now_ms)),)
         pending = self._write(case, self._intent(case, decision))
@@ -353,7 +355,7 @@ class Notary:
             policies=decision.policies,
             allowed=decision.allowed,
             reason=decision.reason.value,
-            would_deny="" if decision.would_deny is None else decision.would_deny.value,
+            would_deny=str(decision.would_deny or case.would_deny or ""),
             level=decision.level,
             permit_sha256=case.permit_sha256,
             permit=case.permit_token,

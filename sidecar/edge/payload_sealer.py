@@ -16,13 +16,14 @@ from joserfc.jwk import OKPKey
 from sidecar.core.bundle_state import InForce
 from sidecar.core.call import Attempt, Decision, Direction
 from sidecar.core.levels import GOVERNED
-from sidecar.core.obligations import MET, Kept, Obligations, asks_payload, explain, recorded, why_unsealable
+from sidecar.core.obligations import MET, Kept, Obligations, asks_payload, explain, noted, why_unsealable
 from trust import limits
 from trust.auditor import AuditorKey
 from trust.errors import Reason, StateError
 from trust.mesh import MeshSettings
 from trust.payload import Binding, Part, registry, write_sealed
 from trust.permit_claims import NO_MESSAGE
+from trust.policy.rules import AUDIT_PAYLOAD
 from trust.record import Side
 
 logger = logging.getLogger(__name__)
@@ -70,18 +71,17 @@ class PayloadSealer:
         self._node, self._in_force, self._alarm = node, in_force, alarm
         self._known: _Recipients | None = None
 
-    async def request(self, case: Audited, decision: Decision) -> None:
-        """Keep the request of an allowed call if a determining permit asks for it; notes every obligation.
+    async def meet(self, case: Audited, decision: Decision, *, now_ms: int) -> None:
+        """Keep the request of an allowed call if a determining permit asks for it; a `sidecar.edge.duties.Duty`.
 
         Raises:
             StateError: OBLIGATION_UNMET, from level 4 on: nothing may be forwarded.
         """
         if not asks_payload(decision.obligations):
-            case.obligations = recorded(decision.obligations, Kept.NOTHING)
             return
         case.audited = True
         kept, sealed = await self._keep(case, Part.REQUEST, case.request)
-        case.sealed_request, case.obligations = sealed, recorded(decision.obligations, kept)
+        case.sealed_request, case.obligations = sealed, noted(case.obligations, AUDIT_PAYLOAD, kept.value)
         self._answer_for(case, kept, Part.REQUEST, case.request or b"")
 
     async def response(self, case: Audited, response: bytes) -> None:

@@ -8,9 +8,10 @@ from sidecar.core.obligations import (
     Kept,
     asks_payload,
     beyond_us,
+    completed,
     explain,
     newly_asked,
-    recorded,
+    noted,
     why_unsealable,
 )
 from trust import limits
@@ -44,9 +45,11 @@ def test_only_what_this_version_can_do_counts_as_allowed(
 
 def test_a_record_lists_each_obligation_with_what_was_done() -> None:
     """So that an auditor sees what should be there."""
-    both = (PAYLOAD, ("rate", "1/s"))
+    both = (PAYLOAD, ("lease", "30s"))
     assert asks_payload(both) and not asks_payload(both[1:])
-    assert recorded(both, Kept.SEALED) == (("audit", "payload=sealed"), ("rate", "1/s=unsupported"))
+    done = noted((), PAYLOAD, Kept.SEALED.value)
+    assert completed(both, done) == (("audit", "payload=sealed"), ("lease", "30s=unsupported"))
+    assert completed((), done) == ()
 
 
 @pytest.mark.parametrize(
