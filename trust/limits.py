@@ -144,6 +144,37 @@ MAX_SHADOW_ORDER_BYTES: Final = 16 * 1024  # signed, as it travels
 MAX_SHADOW_DIFFERENCES: Final = 1_000  # kinds of differing calls that one node counts apart
 SHADOW_REPORT_PERIOD_S: Final = 5.0
 
+# execution analytics and alerts
+ANALYTICS_MINUTES_KEPT_S: Final = 3 * 24 * 3600  # sums per minute
+ANALYTICS_HOURS_KEPT_S: Final = 92 * 24 * 3600
+ANALYTICS_DAYS_KEPT_S: Final = 800 * 24 * 3600
+ANALYTICS_FINE_S: Final = 6 * 3600  # a longer time is summed up in whole hours
+MAX_ANALYTICS_KEYS_PER_NODE: Final = (
+    4_096  # callers, services and methods of one node; more count as "(other)"
+)
+MAX_ANALYTICS_ROWS: Final = 1_000  # groups in one answer
+MAX_ALERT_RULES: Final = 200
+MAX_ALERT_CHANNELS: Final = 8  # that one rule names
+MIN_ALERT_WINDOW_S: Final = 60
+MAX_ALERT_WINDOW_S: Final = 24 * 3600
+ALERT_PERIOD_S: Final = 5.0  # between looks at every rule
+ALERT_REPEAT_S: Final = 3600  # a firing alert that nobody acknowledged is told again
+ALERT_QUIET_S: Final = 60  # an alert is told of at most this often, however it flaps
+ALERT_EVENT_HOLD_S: Final = 3600  # an event fires until it was not heard of for so long
+ALERTS_KEPT_S: Final = 30 * 24 * 3600  # resolved ones, and what was delivered
+MAX_ALERTS: Final = 10_000  # in the store
+MAX_ALERT_EVENTS: Final = 1_000  # waiting to be written down
+MAX_ALERT_DETAIL_CHARS: Final = 1_000
+MAX_WEBHOOKS: Final = 32
+WEBHOOK_TIMEOUT_S: Final = 10.0  # for one attempt
+WEBHOOK_ATTEMPTS: Final = 8  # with growing pauses, about half an hour in all; then it counts as failed
+WEBHOOKS_AT_ONCE: Final = 4
+ALERT_SIGNATURE_AGE_S: Final = 300  # a receiver refuses an older signature
+MIN_RECOMMEND_CALLS: Final = 100  # observed before 'egm policy recommend' drafts anything, unless told
+RARE_EDGE_CALLS: Final = 5  # an edge seen less often is marked for the reviewer
+
+# execution records and lineage
+MAX_RECORD_BYTES: Final = 128 * 1024
 MAX_RECORD_NAME_BYTES: Final = 2048  # a SPIFFE ID
 MAX_RECORD_TEXT_BYTES: Final = 512  # method, service, traceparent and other text
 MAX_RECORD_POLICIES: Final = 64  # determining policies listed in one record
