@@ -18,6 +18,7 @@ from sidecar.edge import identify, upstream
 from sidecar.edge.door import Route
 from sidecar.edge.metadata import Pair
 from sidecar.edge.notary import Notary
+from sidecar.edge.probe import with_probe
 from sidecar.edge.proxy import Proxy, build_server
 from trust.edge.grpc_errors import FixedInternalErrors
 from trust.edge.jwt_bundles import JwtBundles, verifier
@@ -101,9 +102,8 @@ class Listeners:
         identifier = identify.mtls(config.trust_domain) if by_certificate else self._jwt_identifier()
         served_by = config.spiffe_id("workload", config.workload_of(one.service))
         credentials = ServerCredentials(parts.identity, served_by, require_client=by_certificate)
-        proxy = self._proxy(
-            Direction.INBOUND, one.service, identifier, lambda *_: target, hand_over=one.handover
-        )
+        route = with_probe(lambda *_: target, node=config.node, service=one.service)
+        proxy = self._proxy(Direction.INBOUND, one.service, identifier, route, hand_over=one.handover)
         return self._serve(proxy, one.listen, credentials)
 
     def _outbound(self, one: Outbound) -> str:
