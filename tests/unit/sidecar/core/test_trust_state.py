@@ -22,8 +22,9 @@ from tests.support.attestation import (
     settings_of,
 )
 from trust.attestation.credential import credential_sha256
+from trust.attestation.measurement import AcceptedDistribution, ReferenceValues
 from trust.attestation.statement import parse_statement, write_statement
-from trust.errors import EvidenceError, MeshError, Reason
+from trust.errors import EvidenceError, MeshError, Reason, StateError
 from trust.mesh import MeshSettings
 from trust.verified import VerifiedPolicy
 
@@ -126,7 +127,8 @@ def test_a_new_roster_ends_what_the_old_one_vouched_for() -> None:
     world.mesh = MeshSettings(trust_domain=DOMAIN, attestation=settings_of(holders("a", "b", "c")))
     assert not world.state.attested(NOW_S * 1000, MONO)
     assert world.state.own() is None
-    assert reason(world, caller, sha256, None) is Reason.ATTESTATION_UNKNOWN
+    assert reason(world, caller, sha256, None) is Reason.ATTESTATION_INVALID
+    assert reason(world, caller, sha256, None) is Reason.ATTESTATION_UNKNOWN, "it is not kept any more"
     assert reason(world, caller, sha256, data) is Reason.ATTESTATION_INVALID
 
 
@@ -138,7 +140,115 @@ def test_a_policy_with_the_same_roster_keeps_everything() -> None:
     assert world.state.attested(NOW_S * 1000, MONO)
 
 
+def another_roster(**changes: Any) -> MeshSettings:
+    """A later version of the policy whose roster has the same witnesses, and something else."""
+    return MeshSettings(trust_domain=DOMAIN, attestation=settings_of(WITNESSES, **changes))
+
+
+def test_a_roster_that_accepts_it_as_well_keeps_what_the_old_one_vouched_for() -> None:
+    """A longer life, another lag, a witness more or less: nobody is refused until the next round."""
+    world, caller = World(), AttestedNode("x")
+    world.adopt([A, B])
+    sha256, data = made(caller, [A, B])
+    world.check(caller, sha256, data)
+    fewer = MeshSettings(trust_domain=DOMAIN, attestation=settings_of([A, B]))
+    for mesh in (another_roster(max_lag_s=7), another_roster(ttl_s=90), fewer, MESH):
+        world.mesh = mesh
+        assert world.state.attested(NOW_S * 1000, MONO)
+        own = world.state.own()
+        roster = world.state.roster
+        assert own is not None
+        assert roster is not None
+        assert own.roster == roster.digest
+        world.check(caller, sha256, None)
+
+
+def test_what_is_verified_again_has_the_life_that_the_new_roster_gives() -> None:
+    """Shorter from its cosignatures on; and a wall clock that was set back since lengthens nothing."""
+    world, caller = World(), AttestedNode("x")
+    world.adopt([A, B])
+    sha256, data = made(caller, [A, B])
+    world.check(caller, sha256, data)
+    world.mesh = another_roster(ttl_s=10)
+    assert world.state.attested(NOW_S * 1000, MONO + 9_999)
+    assert not world.state.attested(NOW_S * 1000 - 3_600_000, MONO + 10_000)
+    assert reason(world, caller, sha256, None, now_ms=NOW_S * 1000 + 10_000) is Reason.ATTESTATION_EXPIRED
+
+
+def test_a_policy_without_witnesses_in_between_forgets_nobody() -> None:
+    """Down to a level without attestation and up again: whoever carried a credential does not carry it again."""
+    world, caller = World(), AttestedNode("x")
+    world.adopt([A, B])
+    sha256, data = made(caller, [A, B])
+    world.check(caller, sha256, data)
+    world.mesh = OPEN_MESH
+    assert world.state.own() is None
+    world.check(caller, sha256, None)
+    world.mesh = MeshSettings(trust_domain=DOMAIN, attestation=settings_of(WITNESSES))
+    assert world.state.attested(NOW_S * 1000, MONO)
+    world.check(caller, sha256, None)
+
+
+def test_a_build_that_the_approvers_accept_no_longer_is_refused_at_once() -> None:
+    """Not only when its credential ends: this node's own, and those of callers."""
+    accepted = ReferenceValues(
+        distributions=(
+            AcceptedDistribution(version=MEASUREMENT.version, sha256=MEASUREMENT.distribution.hex()),
+        )
+    )
+    other = ReferenceValues(distributions=(AcceptedDistribution(version="9", sha256="00" * 32),))
+    values = [accepted]
+    world, caller = World(references=lambda: values[-1]), AttestedNode("x")
+    world.adopt([A, B])
+    sha256, data = made(caller, [A, B])
+    world.check(caller, sha256, data)
+    values.append(other)
+    world.mesh = MeshSettings(trust_domain=DOMAIN, attestation=settings_of(WITNESSES))
+    assert not world.state.attested(NOW_S * 1000, MONO)
+    assert reason(world, caller, sha256, None) is Reason.MEASUREMENT_REFUSED
+    assert reason(world, caller, sha256, data) is Reason.MEASUREMENT_REFUSED
+
+
 # callers
+
+
+def test_the_newest_credential_of_a_caller_counts_for_its_streams() -> None:
+    """One that was fetched, or came with another call; of its key alone, and only while it lives."""
+    world, caller = World(), AttestedNode("x")
+    who = (caller.id, caller.private.public_key().public_bytes_raw())
+    with pytest.raises(StateError) as unknown:
+        world.state.check_caller(who, now_ms=NOW_MS)
+    assert unknown.value.reason is Reason.ATTESTATION_UNKNOWN
+    world.check(caller, *made(caller, [A, B]))
+    end = NOW_S * 1000 + TTL
+    assert world.state.check_caller(who, now_ms=NOW_MS) == end
+    with pytest.raises(StateError) as ended:
+        world.state.check_caller(who, now_ms=end)
+    assert ended.value.reason is Reason.ATTESTATION_EXPIRED
+    later = credential_of(caller.evidence(counter=9), [A, B], time_s=NOW_S + 30)
+    world.state.learn(later, who, now_ms=NOW_MS + 30_000)
+    assert world.state.check_caller(who, now_ms=end) == end + 30_000
+    world.check(caller, credential_sha256(later), None)
+    older = credential_of(caller.evidence(counter=5), [A, B], time_s=NOW_S + 20)
+    world.state.learn(older, who, now_ms=NOW_MS + 30_000)
+    assert world.state.check_caller(who, now_ms=end) == end + 30_000
+    stranger = AttestedNode("y")
+    with pytest.raises(EvidenceError) as borrowed:
+        world.state.learn(made(stranger, [A, B])[1], who, now_ms=NOW_MS)
+    assert borrowed.value.reason is Reason.ATTESTATION_INVALID
+    assert world.state.check_caller(who, now_ms=end) == end + 30_000
+    world.mesh = OPEN_MESH
+    assert world.state.check_caller((stranger.id, b""), now_ms=NOW_MS) > NOW_MS
+
+
+def test_where_a_node_says_that_it_answers_is_a_bounded_hint() -> None:
+    """The newest counts; the oldest leaves."""
+    state = World(capacity=2).state
+    nodes = [AttestedNode(name).id for name in "xyz"]
+    for node in nodes:
+        state.met(node, "h:1")
+    state.met(nodes[2], "h:2")
+    assert [state.address_of(node) for node in nodes] == ["", "h:1", "h:2"]
 
 
 def test_a_caller_is_accepted_by_reference_after_its_credential_came_once() -> None:
@@ -275,6 +385,22 @@ def test_a_node_does_not_sign_with_a_clock_that_its_witnesses_contradict() -> No
         check_clock(fine, now_ms=NOW_MS + 10_000)
     assert error.value.reason is Reason.CLOCK_WRONG
     check_clock([], now_ms=NOW_MS)
+
+
+def test_two_nodes_whose_clocks_jumped_together_sign_nothing_that_keeps_them_out_afterwards() -> None:
+    """Statement times never go back: one from an hour ahead that no quorum vouches for must not be made."""
+    hour_ms = 3_600_000
+    times = [
+        NOW_MS + hour_ms,
+        NOW_MS + hour_ms,
+        NOW_MS,
+    ]  # this node's own desk, the other wrong one, a right one
+    asked = [Challenge(name, NONCE, 0, time_ms) for name, time_ms in zip("abc", times, strict=True)]
+    check_clock(asked, now_ms=NOW_MS + hour_ms, needed=2)
+    with pytest.raises(MeshError) as error:
+        check_clock(asked, now_ms=NOW_MS + hour_ms, needed=3)
+    assert error.value.reason is Reason.CLOCK_WRONG
+    assert "2 of 3" in error.value.detail
 
 
 def test_a_statement_holds_every_nonce_and_what_is_in_force() -> None:
