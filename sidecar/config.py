@@ -320,8 +320,7 @@ class SidecarConfig(_Strict):
     @classmethod
     def _level(cls, value: int | None) -> int | None:
         if value is not None and value not in SUPPORTED_LEVELS:
-            later = "comes with a later version" if value == 2 else "does not exist"
-            raise ValueError(f"level {value} {later}; use one of {LEVELS_TEXT}")
+            raise ValueError(f"level {value} does not exist; use one of {LEVELS_TEXT}")
         return value
 
     @model_validator(mode="after")

@@ -14,8 +14,7 @@ from trust.revocation import Kind, Subject
 from trust.spiffe import check_name, check_trust_domain
 
 DEFAULT_LEVEL: Final = 4
-# Level 2 needs parts that this version does not have; asking for it is refused, never approximated.
-SUPPORTED_LEVELS: Final = frozenset({0, 1, 3, 4, 5})
+SUPPORTED_LEVELS: Final = frozenset({0, 1, 2, 3, 4, 5})
 LEVELS_TEXT: Final = ", ".join(str(level) for level in sorted(SUPPORTED_LEVELS))
 
 Level = Annotated[int, Field(ge=0, le=5)]
@@ -113,7 +112,7 @@ class MeshSettings(_Strict):
             check_key_names(self.attestation, self.trust_domain)
         for level in self.levels():
             if level not in SUPPORTED_LEVELS:
-                raise ValueError(f"level {level} is not supported by this version; use one of {LEVELS_TEXT}")
+                raise ValueError(f"level {level} does not exist; use one of {LEVELS_TEXT}")
         return self
 
     def roster(self) -> Roster | None:

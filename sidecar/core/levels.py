@@ -20,6 +20,7 @@ from trust.policy.types import Verdict
 CRYPTOGRAPHIC: Final = 5  # decides as level 4, and adds permits and a durable record (sidecar.edge.notary)
 GOVERNED: Final = 4  # the level without any policy, and the level that `would_deny` speaks of
 POLICY_AWARE: Final = 3
+REACTIVE: Final = 2  # blocks nothing by policy, but what incident response takes away is gone
 OBSERVABLE: Final = 1
 
 
@@ -58,7 +59,7 @@ ALARMING: Final = frozenset(
         Reason.NODE_QUARANTINED,
     }
 )
-# Denied from outside the policies, at every level that enforces any: also when the lease is over.
+# Denied from outside the policies, from level 2 on: also when the lease is over.
 _AT_ONCE: Final = frozenset({Finding.REVOKED, Finding.QUARANTINED})
 
 REFUSE_UNLISTED: Final = Effect(allow=False, reason=Reason.INTERNAL)
@@ -104,7 +105,10 @@ def _effect(level: int, lease: Lease, identified: bool, finding: Finding) -> Eff
         return Effect(allow=False, reason=refusal or Reason.POLICY_MISSING)
     if level == 0:
         return Effect(allow=True, reason=Reason.PASSED_UNGOVERNED)
-    if level == OBSERVABLE:
+    if level in {OBSERVABLE, REACTIVE}:
+        at_once = _REFUSAL_OF_FINDING[finding] if finding in _AT_ONCE else None
+        if level == REACTIVE and at_once is not None:
+            return Effect(allow=False, reason=at_once)
         reason = Reason.ALLOWED if refusal is None else Reason.PASSED_UNGOVERNED
         return Effect(allow=True, reason=reason, would_deny=refusal)
     if level == POLICY_AWARE:

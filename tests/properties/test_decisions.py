@@ -155,7 +155,7 @@ calls = st.builds(
     service=st.sampled_from(SERVICES),
     authn=st.sampled_from(Authn),
     node=st.sampled_from(["node-a", "x"]),
-    level=st.sampled_from([0, 1, 3, 4]),
+    level=st.sampled_from([0, 1, 2, 3, 4]),
     request=requests,
     metadata=st.dictionaries(st.sampled_from(["tenant", "x-env", "unsigned"]), st.sampled_from(["t1", "t2"])),
 )

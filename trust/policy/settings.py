@@ -68,7 +68,7 @@ def _group(text: str) -> str:
 
 def _level(value: int) -> int:
     if value not in SUPPORTED_LEVELS:
-        raise ValueError(f"level {value} is not supported by this version; use one of {LEVELS_TEXT}")
+        raise ValueError(f"level {value} does not exist; use one of {LEVELS_TEXT}")
     return value
 
 

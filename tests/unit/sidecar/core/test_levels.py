@@ -37,7 +37,7 @@ def test_table_is_total() -> None:
 
 def test_unsupported_level_is_refused() -> None:
     """A level the table does not know must not fall through to a pass."""
-    for level in (2, 6, -1, 99):
+    for level in (6, -1, 99):
         assert effect_of(level, Lease.FRESH, True, Finding.ALLOWED) is REFUSE_UNLISTED
     assert not REFUSE_UNLISTED.allow
 
@@ -116,6 +116,21 @@ def test_level_1_blocks_nothing_and_reports_exactly_what_level_4_refuses() -> No
         governed = effect_of(4, lease, identified, finding)
         assert watched.allow
         assert watched.would_deny == (None if governed.allow else governed.reason)
+
+
+def test_level_2_blocks_nothing_by_policy_and_says_what_level_4_refuses() -> None:
+    """Policy is not enforced before level 3: for policy, level 2 is level 1."""
+    for lease, identified, finding in product(
+        [*LIVE, *OVER], (True, False), BY_POLICY | {Finding.UNATTESTED}
+    ):
+        assert effect_of(2, lease, identified, finding) == effect_of(1, lease, identified, finding)
+
+
+def test_at_level_2_what_incident_response_takes_away_is_gone() -> None:
+    """Revoked and quarantined are refused, also when the lease is over and whoever calls."""
+    for lease, identified in product([*LIVE, *OVER], (True, False)):
+        assert effect_of(2, lease, identified, Finding.REVOKED) == Effect(False, Reason.REVOKED)
+        assert effect_of(2, lease, identified, Finding.QUARANTINED) == Effect(False, Reason.NODE_QUARANTINED)
 
 
 def test_level_0_passes_everything_under_a_policy() -> None:

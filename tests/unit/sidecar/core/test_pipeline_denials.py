@@ -58,7 +58,7 @@ class Node:
             return refused.decision
 
 
-@pytest.mark.parametrize("level", [3, 4, 5])
+@pytest.mark.parametrize("level", [2, 3, 4, 5])
 @pytest.mark.parametrize(
     ("kind", "value"),
     [

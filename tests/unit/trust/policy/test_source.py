@@ -48,12 +48,12 @@ def test_overrides_replace_level_and_trust_domain() -> None:
     assert "spiffe://dev.local/workload/alice" in bundle.entities
 
 
-def test_level_override_that_this_version_lacks_is_refused() -> None:
-    """Levels 2 and 5 come later; asking for them is said, not approximated."""
-    for level in (2, 6, 7):
+def test_level_override_that_there_is_not_is_refused() -> None:
+    """Asking for it is said, not approximated."""
+    for level in (-1, 6, 7):
         with pytest.raises(InputError) as caught:
             build(folder(), level_override=level)
-        assert f"level {level} is not supported" in caught.value.detail
+        assert f"level {level} does not exist" in caught.value.detail
 
 
 def test_roles_are_merged_with_entities_of_the_file() -> None:
@@ -85,7 +85,7 @@ def test_namespace_bundle_carries_no_mesh_settings() -> None:
 @pytest.mark.parametrize(
     ("line", "at"),
     [
-        ("level: 2", 4),
+        ("level: 6", 4),
         ("level: '4'", 4),
         ("levle: 4", 4),
         ("level: 4\nlevel: 3", 5),
