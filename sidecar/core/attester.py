@@ -99,8 +99,16 @@ def check_vouched(roster: Roster, lines: int, why: Mapping[str, str]) -> None:
         )
 
 
-def check_clock(challenges: Sequence[Challenge], *, now_ms: int) -> None:
+def check_clock(challenges: Sequence[Challenge], *, now_ms: int, needed: int = 0) -> None:
     """Refuse to sign while most witnesses say that it is another time: what is signed now must not be from ahead.
+
+    A statement that no quorum can vouch for is not signed either. The times of statements never go back, so one
+    from ahead that two nodes with wrong clocks made together would keep its node out until that time has come.
+
+    Args:
+        challenges: what the witnesses answered.
+        now_ms: this node's clock, Unix ms.
+        needed: how many witnesses make the quorum.
 
     Raises:
         StateError: CLOCK_WRONG.
@@ -108,6 +116,13 @@ def check_clock(challenges: Sequence[Challenge], *, now_ms: int) -> None:
     off = sorted(now_ms - one.now_ms for one in challenges)
     if not off:
         return
+    agree = sum(abs(one) <= limits.MAX_CLOCK_SKEW_MS + limits.NONCE_LIFETIME_MS for one in off)
+    if agree < needed:
+        raise StateError(
+            Reason.CLOCK_WRONG,
+            f"this node's clock agrees with those of {agree} of {len(off)} witnesses, {needed} are needed; "
+            "synchronise all of them with NTP",
+        )
     median = off[len(off) // 2]
     if abs(median) > limits.MAX_CLOCK_SKEW_MS:
         raise StateError(

@@ -222,7 +222,7 @@ class Attestation:
             {name: self._challenge(roster, name) for name in roster.witnesses}, roster.needed, timeout_s, why
         )
         check_reached(roster, tuple(challenges.values()), why)
-        check_clock(tuple(challenges.values()), now_ms=parts.clock.now_ms())
+        check_clock(tuple(challenges.values()), now_ms=parts.clock.now_ms(), needed=roster.needed)
         note = await parts.ledger.checkpoint()
         prover = _Prover(parts.ledger.directory, note)
         endorsement, key_id = parts.signer.endorsement(), parts.signer.key_id()

@@ -400,7 +400,7 @@ class Node:
         )
         asked = tuple(challenges.values())
         check_reached(roster, asked, why)
-        check_clock(asked, now_ms=self.now_ms())
+        check_clock(asked, now_ms=self.now_ms(), needed=roster.needed)
         held = self.state.in_force
         if held is None:
             return
@@ -437,6 +437,7 @@ class Node:
         if "boasts" not in self.lies:
             check_vouched(roster, len(good), why)
         data = write_credential(shown[best][0], [one for one, _ in good], [two for _, two in good])
+        world.observer.credential_made(data, shown[best][0])
         if "boasts" in self.lies:
             credential = open_credential(data, roster)
             if len(good) or self.trust.own() is None:

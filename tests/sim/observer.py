@@ -3,6 +3,7 @@
 It uses none of the product's judgement: it compares what members did with what it saw them do before.
 """
 
+import hashlib
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,7 @@ class Observer:
         self.nonces: dict[tuple[str, bytes], int] = {}
         self.vouches: dict[bytes, dict[str, int]] = {}  # evidence -> witness -> true time
         self.stated_ms: dict[bytes, int] = {}
+        self.credentials: dict[bytes, bytes] = {}  # credential -> its evidence, both by digest
         self.memory: dict[tuple[str, str], tuple[int, int]] = {}  # (witness, node) -> counter, size
         self.branch: dict[tuple[str, int, bytes], bool] = {}  # head -> whether it is of the other history
         self.faces: dict[tuple[str, str], bool] = {}  # (witness, node) -> which of two histories it cosigned
@@ -71,6 +73,10 @@ class Observer:
     def stated(self, evidence: Evidence) -> None:
         """A node signed a statement."""
         self.stated_ms[evidence.sha256] = self.world.now_ms
+
+    def credential_made(self, credential: bytes, evidence: Evidence) -> None:
+        """A node put a credential together; whether it is worth anything is not asked here."""
+        self.credentials[hashlib.sha256(credential).digest()] = evidence.sha256
 
     def head_made(self, node: "Node", checkpoint: Checkpoint, other: bool) -> None:
         """A node signed a tree head; the one with the record at `fork_at` differs from the other history."""
@@ -188,8 +194,7 @@ class Observer:
         if permit is None or permit.claims.credential_sha256 is None:
             self._fell(2, f"{node.name} executed a call whose node showed no credential")
             return
-        kept = node.trust._peers.get(permit.claims.credential_sha256)
-        self._attested(permit.key.node.name, None if kept is None else kept[0].evidence.sha256)
+        self._attested(permit.key.node.name, self.credentials.get(permit.claims.credential_sha256))
         if node.keeper.denials.of_node(str(permit.key.node)) is not None:
             self._fell(4, f"{node.name} executed a call vouched for by a quarantined node")
 
