@@ -17,8 +17,9 @@ from sidecar.core.levels import (
     finding_of,
     level_in_force,
 )
-from sidecar.core.obligations import newly_asked
-from sidecar.core.streams import Cut, Streams
+from sidecar.core.streams import Cut, Streams, caller_of
+from sidecar.core.trust_state import Caller
+from sidecar.core.withdrawal import withdrawal
 from trust import limits
 from trust.denials import By, Denial, Denials
 from trust.errors import MeshError, Reason
@@ -27,17 +28,6 @@ from trust.ports import Clock
 from trust.spiffe import SpiffeId
 
 _OVER: Final = (Lease.NONE, Lease.SEALED, Lease.EXPIRED)  # a tuple: compared by identity, not hashed
-# What ends a stream for a reason of its own; everything else is AUTHORIZATION_WITHDRAWN.
-_NAMED_AS_THEY_ARE: Final = frozenset(
-    {
-        Reason.POLICY_STALE,
-        Reason.POLICY_EXPIRED,
-        Reason.POLICY_MISSING,
-        Reason.NODE_NOT_ATTESTED,
-        Reason.REVOKED,
-        Reason.NODE_QUARANTINED,
-    }
-)
 _NO_VERDICT: Final = Verdict(allowed=True, reason=Reason.ALLOWED, policies=())
 
 _DETAIL: Final = {
@@ -80,6 +70,7 @@ class Pipeline:
         doubtful: Callable[[], None] | None = None,
         denials: Denials | None = None,
         attested: Callable[[int, int], bool] = lambda _now_ms, _monotonic_ms: True,
+        vouched: Callable[[Caller, int], object] = lambda _caller, _now_ms: None,
     ) -> None:
         """Start without policy: everything is refused with POLICY_MISSING.
 
@@ -94,6 +85,8 @@ class Pipeline:
             doubtful: called when open streams wait for `review`.
             denials: what is revoked or quarantined; the driver feeds it.
             attested: whether this node is vouched for, at a wall and a monotonic time (ms); level 5 asks.
+            vouched: raises MeshError when the node that calls is not vouched for any more, at a wall time (ms); asked
+                when a stream at level 5 is decided again.
         """
         self.counters = Counters()
         self.streams = Streams()
@@ -104,7 +97,7 @@ class Pipeline:
         self._journal, self._doubtful = journal, doubtful
         self._trust_domain = trust_domain
         self._denials = Denials(trust_domain) if denials is None else denials
-        self._attested = attested
+        self._attested, self._vouched = attested, vouched
         self._count = 0
         self._epoch = 0
         self._levels: dict[str, int] = {}
@@ -264,6 +257,12 @@ class Pipeline:
         if self._doubtful is not None and self.streams.pending:
             self._doubtful()
 
+    def caller_lapsed(self, caller: Caller) -> None:
+        """Have the streams that a node opened here decided again: it may be vouched for no longer."""
+        self.streams.doubt(caller)
+        if self._doubtful is not None and self.streams.pending:
+            self._doubtful()
+
     def review(self, *, now_ms: int, budget: int = limits.STREAMS_PER_STEP) -> int:
         """Decide some doubtful streams again and cut those without a right; return how many were cut."""
         cut = self.streams.step(lambda permit: self._withdrawn(permit, now_ms), budget)
@@ -272,25 +271,24 @@ class Pipeline:
 
     def _withdrawn(self, permit: Permitted, now_ms: int) -> Decision | None:
         again = self.decide(permit.attempt, permit.request, now_ms=now_ms)
-        lacks = _lacks(permit.decision, again)
-        if again.allowed and not lacks:
+        decision = withdrawal(permit.decision, self._still_vouched(permit, again, now_ms))
+        if decision is None:
             return None
-        detail = lacks if again.allowed else f"{again.reason} under the policy now in force: {again.detail}"
-        kept = again.reason in _NAMED_AS_THEY_ARE
-        decision = Decision(
-            id=again.id,
-            allowed=False,
-            reason=again.reason if kept else Reason.AUTHORIZATION_WITHDRAWN,
-            level=again.level,
-            policy_version=again.policy_version,
-            policies=again.policies,
-            errors=again.errors,
-            detail=again.detail if kept else detail,
-        )
         self.counters.decided(permit.attempt.direction, decision)
         if self._journal is not None:
             self._journal.notable(permit.attempt, decision)
         return decision
+
+    def _still_vouched(self, permit: Permitted, again: Decision, now_ms: int) -> Decision:
+        """Return what was decided again; a refusal when, at level 5, nobody vouches for the calling node now."""
+        caller = caller_of(permit)
+        if not again.allowed or caller is None or min(permit.decision.level, again.level) < CRYPTOGRAPHIC:
+            return again
+        try:
+            self._vouched(caller, now_ms)
+        except MeshError as error:
+            return replace(again, allowed=False, reason=error.reason, detail=error.detail)
+        return again
 
     def _call(self, attempt: Attempt, request: bytes | None, level: int) -> Call:
         if attempt.principal is None:
@@ -325,34 +323,6 @@ class Pipeline:
             obligations=verdict.obligations if effect.allow else (),
             method_alone=effect.allow and verdict.method_alone,
         )
-
-
-def _lacks(before: Decision, again: Decision) -> str:
-    """Say what a stream that is still allowed lacks of what is done when one opens; empty when nothing."""
-    if (
-        before.level < CRYPTOGRAPHIC <= again.level
-    ):  # no permit, no durable intent, and nobody asked who is attested
-        return (
-            "the service was raised to level 5 after this call was admitted, which has no permit; call again"
-        )
-    if _unmet(before, again):
-        return "the policy now in force asks for what is done when a stream opens; open it again"
-    if _unbound(before, again):
-        return "the policy now in force wants permits that bind the opening message, which this stream's does not"
-    return ""
-
-
-def _unmet(before: Decision, again: Decision) -> bool:
-    """Return whether a stream lacks what is done at its opening: not asked for then, or not insisted on."""
-    if again.level < GOVERNED or not again.obligations:
-        return False
-    return before.level < GOVERNED or newly_asked(before.obligations, again.obligations)
-
-
-def _unbound(before: Decision, again: Decision) -> bool:
-    """Return whether a stream was opened with a permit of its method alone, which is not enough any more."""
-    both = min(before.level, again.level) >= CRYPTOGRAPHIC
-    return both and before.method_alone and not again.method_alone
 
 
 def _detail(attempt: Attempt, reason: Reason, verdict: Verdict) -> str:
