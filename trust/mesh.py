@@ -8,6 +8,7 @@ from securesystemslib.signer import SSlibKey
 from trust import limits
 from trust.attestation.roster import AttestationSettings, Roster, check_key_names
 from trust.auditor import AuditorKey, parse_auditors
+from trust.detection import DetectionSettings
 from trust.errors import EvidenceError, Reason
 from trust.keys import check_distinct, check_public_key
 from trust.revocation import Kind, Subject
@@ -71,6 +72,8 @@ class MeshSettings(_Strict):
     metadata_keys: tuple[str, ...] = Field(default=(), strict=False)
     # who may read payloads that `@audit("payload")` keeps: name -> X25519 public key (trust.auditor)
     auditors: dict[str, str] = Field(default_factory=dict)
+    # what is detected in executions, and what may be done about it; without it, everything is and nothing may
+    detection: DetectionSettings | None = None
     # whose directives deny at once: name -> Ed25519 public key, 64 hexadecimal digits (trust.revocation)
     emergency_keys: dict[str, PublicKeyHex] = Field(
         default_factory=dict, max_length=limits.MAX_EMERGENCY_KEYS

@@ -20,6 +20,7 @@ from trust.policy.casetests import ReadCase, read_cases
 from trust.policy.cedar_text import Statement, missing_id, parse_files
 from trust.policy.engine import Engine
 from trust.policy.lint_audit import AUDIT, audit_problems, auditors_of, described_by
+from trust.policy.lint_detection import detection_problems
 from trust.policy.problems import Problem, Severity, errors_of
 from trust.policy.reads import reads
 from trust.policy.rules import BINDING_RULE, OBLIGATIONS
@@ -88,6 +89,7 @@ def lint_source(parsed: source.Source, *, base: Bundle | None = None) -> list[Pr
             replace(where.problem(("attestation",), what, hint), severity=Severity.WARNING)
             for what, hint in found
         ]
+        problems += [where.problem(place, what, hint) for place, what, hint in detection_problems(parsed.mesh())]
     if not errors_of(problems):
         try:
             archive = source.archive_of(parsed)
@@ -122,6 +124,7 @@ def _lint_bundle(bundle: Bundle, base: Bundle | None) -> list[Problem]:
             bundle.mesh.attestation, bundle.mesh.levels(), references=bundle.reference_values is not None
         )
         problems += [Problem(MESH, 0, what, hint, Severity.WARNING) for what, hint in found]
+        problems += [Problem(MESH, 0, what, hint) for _, what, hint in detection_problems(bundle.mesh)]
     return problems if errors_of(problems) else problems + _engine_problems(bundle, base)
 
 

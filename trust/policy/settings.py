@@ -10,6 +10,7 @@ from trust import limits
 from trust.attestation.roster import AttestationSettings, check_key_names
 from trust.auditor import parse_auditor_key, parse_auditors
 from trust.bundle import MAX_DESCRIPTION_CHARS, MAX_NAME_CHARS, RESERVED_NAMESPACES
+from trust.detection import DetectionSettings
 from trust.errors import EvidenceError
 from trust.keys import check_public_key
 from trust.mesh import DEFAULT_LEVEL, LEVELS_TEXT, SUPPORTED_LEVELS, LeaseSettings, PermanentRevocation
@@ -158,6 +159,7 @@ class BundleSettings(_Strict):
     service_groups: dict[str, list[Name]] = Field(default_factory=dict)
     metadata_keys: list[MetadataKey] = Field(default_factory=list)
     auditors: Auditors = Field(default_factory=dict)
+    detection: DetectionSettings | None = None
     emergency_keys: dict[Name, PublicKey] = Field(default_factory=dict)
     revocation_max_ttl_s: int = Field(default=24 * 3600, ge=60, le=limits.MAX_REVOCATION_TTL_S)
     revocations: list[PermanentRevocation] = Field(default_factory=list)
