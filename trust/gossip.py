@@ -6,7 +6,7 @@ is missing is sent. Nothing here is verified: items carry their own signatures, 
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from trust import limits
@@ -55,25 +55,35 @@ class Told:
     proofs: tuple[bytes, ...] = ()
     heads: tuple[Head, ...] = ()
     policy: tuple[int, bytes] = (0, b"")
+    credentials: tuple[bytes, ...] = ()
 
     def splits_from(self, mine: tuple[int, bytes]) -> bool:
         """Return whether its sender holds another content of the policy version that is held here."""
         return self.policy[0] == mine[0] > 0 and self.policy[1] != mine[1]
 
 
-def opening(mine: Inventory, *, news: Sequence[str] = (), heads: Sequence[Head] = ()) -> Told:
+def opening(
+    mine: Inventory,
+    *,
+    news: Sequence[str] = (),
+    heads: Sequence[Head] = (),
+    credentials: Sequence[bytes] = (),
+) -> Told:
     """Return what begins an exchange: a summary, and what the other side probably lacks.
 
     Args:
         mine: what is held here.
         news: ids of items that are new here.
         heads: ledger heads to show; those beyond MAX_GOSSIP_HEADS are left out.
+        credentials: trust credentials to show; those beyond MAX_GOSSIP_CREDENTIALS are left out.
     """
-    wanted = set(news)
-    return _told(mine, wanted, None, heads=tuple(heads)[: limits.MAX_GOSSIP_HEADS])
+    shown = _shown(heads, credentials)
+    return replace(_told(mine, set(news), None), heads=shown[0], credentials=shown[1])
 
 
-def answer(theirs: Told, mine: Inventory, *, heads: Sequence[Head] = ()) -> Told:
+def answer(
+    theirs: Told, mine: Inventory, *, heads: Sequence[Head] = (), credentials: Sequence[bytes] = ()
+) -> Told:
     """Return the answer to a message: what its sender lacks, or the ids held here so that it can tell.
 
     Call it after what `theirs` brought was taken in.
@@ -82,15 +92,20 @@ def answer(theirs: Told, mine: Inventory, *, heads: Sequence[Head] = ()) -> Told
         theirs: the message.
         mine: what is held here.
         heads: ledger heads to show.
+        credentials: trust credentials to show.
     """
-    shown = tuple(heads)[: limits.MAX_GOSSIP_HEADS]
+    shown = _shown(heads, credentials)
+    return replace(_lacking(theirs, mine), heads=shown[0], credentials=shown[1])
+
+
+def _lacking(theirs: Told, mine: Inventory) -> Told:
     newer = mine.timestamp_version > theirs.timestamp_version
     if theirs.held is not None:
         lacking = {name for name in mine.ids() if bytes.fromhex(name) not in set(theirs.held)}
-        return _told(mine, lacking, None, heads=shown, timestamp=newer)
+        return _told(mine, lacking, None, timestamp=newer)
     if theirs.held_sha256 == mine.sha256():
-        return _told(mine, set(), None, heads=shown, timestamp=newer)
-    return _told(mine, set(), tuple(map(bytes.fromhex, mine.ids())), heads=shown, timestamp=newer)
+        return _told(mine, set(), None, timestamp=newer)
+    return _told(mine, set(), tuple(map(bytes.fromhex, mine.ids())), timestamp=newer)
 
 
 def follow_up(theirs: Told, mine: Inventory) -> Told | None:
@@ -117,7 +132,6 @@ def _told(
     wanted: Iterable[str],
     held: tuple[bytes, ...] | None,
     *,
-    heads: tuple[Head, ...] = (),
     timestamp: bool = False,
 ) -> Told:
     """Put a message together that stays below MAX_GOSSIP_BYTES; denials come before proofs."""
@@ -137,9 +151,12 @@ def _told(
         held,
         tuple(chosen[True]),
         tuple(chosen[False]),
-        heads,
-        mine.policy,
+        policy=mine.policy,
     )
+
+
+def _shown(heads: Sequence[Head], credentials: Sequence[bytes]) -> tuple[tuple[Head, ...], tuple[bytes, ...]]:
+    return tuple(heads)[: limits.MAX_GOSSIP_HEADS], tuple(credentials)[: limits.MAX_GOSSIP_CREDENTIALS]
 
 
 class Sequences:

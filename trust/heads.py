@@ -90,6 +90,11 @@ class Heads:
                 shown.append(self._ledgers[name].newest)
         return shown
 
+    def endorsement(self, node: SpiffeId) -> bytes | None:
+        """Return the endorsement that came with the newest head of a node's ledger; None when none is known."""
+        known = self._ledgers.get(str(node))
+        return None if known is None else known.newest.endorsement
+
     def _key(self, endorsement: bytes) -> NodeKey:
         digest = endorsement_digest(endorsement)
         known = self._keys.get(digest)

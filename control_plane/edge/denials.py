@@ -17,13 +17,14 @@ from control_plane.edge.callers import current_caller
 from egm.v1 import gossip_pb2, gossip_pb2_grpc
 from trust import limits
 from trust.announce import denials_topic
+from trust.attestation.roster import Roster
 from trust.denials import Changed, Spread
 from trust.edge.denial_keeper import DenialKeeper
 from trust.edge.gossip import EmergencyServicer, GossipServicer, Member
+from trust.edge.lookout import Lookout
 from trust.edge.mqtt import BrokerUrl, MqttAnnouncer
-from trust.errors import InputError, MeshError
-from trust.gossip import Head, everything
-from trust.heads import Heads
+from trust.errors import InputError
+from trust.gossip import everything
 from trust.identity import IdentitySource
 from trust.mesh import MeshSettings
 from trust.misbehaviour import Anchors
@@ -70,7 +71,7 @@ class DenialDesk:
             InputError: CONFIG_INVALID: it cannot be read what was revoked.
         """
         self._trust_domain, self._identity, self._root, self._clock = me.trust_domain, identity, root, clock
-        self._mesh: MeshSettings | None = None
+        self._rostered: Roster | None = None  # the witnesses of the published policy
         # the base version published, and the SHA-256 of its targets metadata; set by the driver
         self.policy: Callable[[], tuple[int, bytes]] = lambda: (0, b"")
         self.problems: dict[str, str] = {}
@@ -84,8 +85,8 @@ class DenialDesk:
             alarm=self._alarm,
             clear=self._clear,
         )
-        self._heads = Heads(self._node_key)
-        identity.subscribe(self._heads.forget_keys)
+        self._lookout = Lookout(self.keeper, self._node_key, self._roster)
+        identity.subscribe(self._lookout.heads.forget_keys)
         self.member = Member(
             me,
             boot_id,
@@ -93,8 +94,10 @@ class DenialDesk:
             timestamp=timestamp,
             policy=self._published,
             split=self._split,
-            heads=lambda: self._heads.show(limits.MAX_GOSSIP_HEADS),
-            saw=self._saw,
+            heads=self._lookout.shown_heads,
+            saw=self._lookout.saw,
+            credentials=self._lookout.shown_credentials,
+            vouched=self._lookout.vouched,
         )
         self._announcer = MqttAnnouncer(broker, me.trust_domain, topic=denials_topic(me.trust_domain))
         self._stale = asyncio.Event()
@@ -103,7 +106,7 @@ class DenialDesk:
 
     def govern(self, mesh: MeshSettings) -> None:
         """Apply the settings of the published policy."""
-        self._mesh = mesh
+        self._rostered = mesh.roster()
         self.keeper.govern(mesh)
 
     def add_to(self, server: grpc.aio.Server) -> None:
@@ -143,23 +146,16 @@ class DenialDesk:
         text = f"{peer} holds another content of the base policy version that is published: a split view"
         self._alarm("split view", text)
 
-    def _saw(self, head: Head) -> None:
-        proof = self._heads.saw(head)
-        if proof is None:
-            return
-        try:
-            self.keeper.accuse(proof)
-        except MeshError as error:
-            logger.warning("two ledger heads contradict each other, but prove nothing: %s", error)
-
     def _node_key(self, endorsement: bytes) -> NodeKey:
         return verify_endorsement(
             endorsement, self._identity.anchors_pem(), self._trust_domain, self._clock.now_ms()
         )
 
     def _anchors(self) -> Anchors:
-        roster = None if self._mesh is None else self._mesh.roster()
-        return Anchors(self._trust_domain, self._identity.anchors_pem(), roster, self._root)
+        return Anchors(self._trust_domain, self._identity.anchors_pem(), self._rostered, self._root)
+
+    def _roster(self) -> Roster | None:
+        return self._rostered
 
     def _clear(self, kind: str) -> None:
         self.problems.pop(kind, None)

@@ -40,6 +40,7 @@ from sidecar.edge.reports import Reporter
 from sidecar.edge.status import NodeView
 from sidecar.edge.upstream import UPSTREAM_OPTIONS
 from trust import limits
+from trust.attestation.credential import Credential
 from trust.edge.clock import SystemClock
 from trust.edge.credential_files import KeptCredentials
 from trust.edge.mqtt import BrokerUrl
@@ -113,7 +114,7 @@ class Sidecar:
             config.spiffe_id("node", config.node),
             lambda: None if state.in_force is None else state.in_force.engine.mesh,
             trusted=lambda now_ms: state.trusted_now_ms(now_ms, clock.monotonic_ms()),
-            verified=self._kept.peers.note,
+            verified=self._verified,
         )
         self.pipeline = Pipeline(
             node=config.node,
@@ -277,6 +278,11 @@ class Sidecar:
         return True
 
     # parts
+
+    def _verified(self, credential: Credential) -> None:
+        """Take a caller's credential: it is kept for evidence, and compared with what else was vouched for."""
+        self._kept.peers.note(credential)
+        self.membership.vouched(credential.data)
 
     def _attestation(self, provenance: Provenance, channels: Channels) -> Attestation:
         if provenance.signer is None:

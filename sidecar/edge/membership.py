@@ -20,21 +20,21 @@ from sidecar.core.readiness import Alarms
 from sidecar.edge.gossip import Gossiper
 from sidecar.edge.peer_files import AnySource, PeerDistribution, PeerFiles, RotatingSource, peer_source
 from sidecar.edge.peers import PeerBook
-from trust import limits
 from trust.accusation import by_checkpoints, by_evidence, by_metadata
 from trust.announce import denials_topic
+from trust.attestation.roster import Roster
 from trust.attestation.statement import open_evidence
 from trust.attestation.witness import ContradictionError
 from trust.denials import Changed
 from trust.edge.denial_keeper import DenialKeeper
 from trust.edge.gossip import EmergencyServicer, GossipServicer, Member
 from trust.edge.grpc_errors import abort
+from trust.edge.lookout import Lookout
 from trust.edge.mqtt import BrokerUrl, MqttListener
 from trust.edge.tls import Channels, peer_of
 from trust.edge.tuf_client import PolicyClient
 from trust.errors import EvidenceError, MeshError, Reason
 from trust.gossip import Head
-from trust.heads import Heads
 from trust.identity import IdentitySource
 from trust.misbehaviour import Anchors
 from trust.node_key import NodeKey, verify_endorsement
@@ -89,7 +89,7 @@ class Membership:
         self._config, self._root, self._client = config, root, client
         self._identity, self._clock, self._alarms = identity, clock, alarms
         self.me = config.spiffe_id("node", config.node)
-        self._in_force: InForce | None = None
+        self._rostered: Roster | None = None  # the witnesses of the policy in force
         self.peers = PeerBook(config.data_dir / PEERS_FILE, config.node, config.peers)
         self.denials = DenialKeeper(
             config.data_dir / DENIALS_FILE,
@@ -101,7 +101,7 @@ class Membership:
             alarm=self._alarm,
             clear=alarms.clear,
         )
-        self._heads = Heads(self._node_key)
+        self._lookout = Lookout(self.denials, self._node_key, self._roster)
         self._read: dict[tuple[bytes, ...], tuple[SpiffeId, int]] = {}  # certificates: whose, until when (ms)
         self.head: Callable[[], Head | None] = lambda: None  # of our own ledger; set when it is open
         self.announced: Callable[[bytes], None] = lambda _timestamp: (
@@ -113,10 +113,12 @@ class Membership:
             self.denials,
             timestamp=lambda: client.newest,
             announced=self._announced,
-            heads=self._shown_heads,
-            saw=self._saw,
+            heads=lambda: self._lookout.shown_heads(self.head()),
+            saw=self._lookout.saw,
             policy=lambda: client.base,
             split=self._split,
+            credentials=self._lookout.shown_credentials,
+            vouched=self._lookout.vouched,
         )
         self._comparing: dict[str, asyncio.Task[None]] = {}
         self.gossiper: Gossiper | None = None
@@ -125,10 +127,9 @@ class Membership:
 
     def swapped(self, now_in_force: InForce) -> None:
         """Apply a policy that comes into force; nothing is decided under it before."""
-        self._in_force = now_in_force
         mesh = now_in_force.engine.mesh
+        roster = self._rostered = mesh.roster()
         self.denials.govern(mesh)
-        roster = mesh.roster()
         if roster is not None:
             known = {name: one.address for name, one in roster.witnesses.items() if one.address}
             self.peers.signed(known)
@@ -146,8 +147,13 @@ class Membership:
     # attestation
 
     def gained(self, credential: bytes) -> None:
-        """Keep a trust credential for peers that meet its digest."""
+        """Take this node's own trust credential: kept for peers that meet its digest, and shown to them."""
         self.member.blobs.put(credential)
+        self._lookout.gained(credential)
+
+    def vouched(self, credential: bytes) -> None:
+        """Take a trust credential of a caller: what witnesses vouched for elsewhere may contradict it."""
+        self._lookout.vouched(credential)
 
     def contradicted(self, error: ContradictionError) -> bool:
         """Accuse a node whose two statements this node, as its witness, saw; return whether they prove anything."""
@@ -169,7 +175,7 @@ class Membership:
 
     def witnessed(self, head: Head) -> None:
         """Show others the tree head that this node, as a witness, was shown: they may have been shown another."""
-        self._saw(head)
+        self._lookout.saw(head)
 
     # life cycle
 
@@ -184,7 +190,7 @@ class Membership:
         self, channels: Channels, broker: BrokerUrl
     ) -> dict[str, Callable[[], Coroutine[Any, Any, None]]]:
         """Return what must run, by name."""
-        self._identity.subscribe(self._heads.forget_keys)
+        self._identity.subscribe(self._lookout.heads.forget_keys)
         self.gossiper = Gossiper(
             self.member,
             channels,
@@ -267,19 +273,6 @@ class Membership:
         with contextlib.nullcontext() if self.gossiper is None else self.gossiper.from_everybody_s_source():
             self.denials.take(list(message.directives), list(message.proofs))
 
-    def _shown_heads(self) -> list[Head]:
-        own = self.head()
-        return [*([] if own is None else [own]), *self._heads.show(limits.MAX_GOSSIP_HEADS - 1)]
-
-    def _saw(self, head: Head) -> None:
-        proof = self._heads.saw(head)
-        if proof is None:
-            return
-        try:
-            self.denials.accuse(proof)
-        except MeshError as error:
-            logger.warning("two ledger heads contradict each other, but prove nothing: %s", error)
-
     def _split(self, peer: SpiffeId) -> None:
         """Compare policy metadata with a peer that holds another content of our version; at most one at a time."""
         text = f"{peer} holds another content of base policy version {self._client.base[0]}: a split view"
@@ -316,9 +309,10 @@ class Membership:
         )
 
     def _anchors(self) -> Anchors:
-        held = self._in_force
-        roster = None if held is None else held.engine.mesh.roster()
-        return Anchors(self._config.trust_domain, self._identity.anchors_pem(), roster, self._root)
+        return Anchors(self._config.trust_domain, self._identity.anchors_pem(), self._roster(), self._root)
+
+    def _roster(self) -> Roster | None:
+        return self._rostered
 
     def _alarm(self, kind: str, text: str) -> None:
         if self._alarms.set(kind, text):

@@ -70,6 +70,8 @@ class Member:
         saw: Callable[[Head], None] = lambda _head: None,
         policy: Callable[[], tuple[int, bytes]] = lambda: (0, b""),
         split: Callable[[SpiffeId], None] = lambda _peer: None,
+        credentials: Callable[[], Sequence[bytes]] = lambda: (),
+        vouched: Callable[[bytes], None] = lambda _credential: None,
     ) -> None:
         """Take the parts.
 
@@ -83,7 +85,11 @@ class Member:
             saw: takes a ledger head that a peer showed.
             policy: the base version held, and the SHA-256 of its targets metadata.
             split: told of a peer that holds another content of that version.
+            credentials: trust credentials to show, own first.
+            vouched: takes a trust credential that a peer showed, unverified; must not raise for bad bytes.
         """
+        self._credentials, self._vouched = credentials, vouched
+        self.hearing: SpiffeId | None = None  # whose message is being taken in
         self._policy, self._split = policy, split
         self.me, self.keeper, self.blobs = me, keeper, Blobs()
         self._boot_id, self._timestamp, self._announced = boot_id, timestamp, announced
@@ -101,6 +107,10 @@ class Member:
     def heads(self) -> Sequence[Head]:
         """Return the ledger heads to show."""
         return self._heads()
+
+    def credentials(self) -> Sequence[bytes]:
+        """Return the trust credentials to show."""
+        return self._credentials()
 
     def message(self, told: Told) -> pb.GossipMessage:
         """Return the next message of this boot."""
@@ -121,6 +131,14 @@ class Member:
             self.repeated += 1
             return told
         self.exchanges += 1
+        self.hearing = peer
+        try:
+            self._take(told, peer)
+        finally:
+            self.hearing = None
+        return told
+
+    def _take(self, told: Told, peer: SpiffeId) -> None:
         self.keeper.take(told.directives, told.proofs)
         if told.timestamp_json and told.timestamp_version > self._timestamp()[0]:
             try:
@@ -129,9 +147,10 @@ class Member:
                 logger.debug("announcement of %s passed over: %s", peer, error)
         for head in told.heads:
             self._saw(head)
+        for credential in told.credentials:
+            self._vouched(credential)
         if told.splits_from(self._policy()):
             self._split(peer)
-        return told
 
     async def exchange(self, stub: "rpc.GossipAsyncStub", peer: SpiffeId, news: Sequence[str] = ()) -> None:
         """Exchange with one peer, twice if the first shows that something differs.
@@ -140,8 +159,12 @@ class Member:
             grpc.aio.AioRpcError: it did not answer.
             EvidenceError: it answered what nobody should.
         """
-        # News travels light: heads are for the exchanges of a period.
-        first = gossip.opening(self.inventory(), news=news, heads=() if news else self._heads())
+        # News travels light: heads and credentials are for the exchanges of a period.
+        first = (
+            gossip.opening(self.inventory(), news=news)
+            if news
+            else gossip.opening(self.inventory(), heads=self._heads(), credentials=self._credentials())
+        )
         answered = await stub.Exchange(self.message(first), timeout=limits.GOSSIP_TIMEOUT_S)
         told = self.receive(answered, peer)
         second = gossip.follow_up(told, self.inventory())
@@ -193,7 +216,8 @@ class GossipServicer(rpc.GossipServicer):
             await abort(context, error)
         member = self._member
         heads = member.heads() if told.heads else ()
-        return member.message(gossip.answer(told, member.inventory(), heads=heads))
+        credentials = member.credentials() if told.heads or told.credentials else ()
+        return member.message(gossip.answer(told, member.inventory(), heads=heads, credentials=credentials))
 
     async def Watch(
         self, request: pb.WatchGossipRequest, context: Context
@@ -268,6 +292,7 @@ def to_wire(told: Told, *, sender: str, boot_id: str, sequence: int) -> pb.Gossi
         heads=[pb.SignedHead(checkpoint=h.checkpoint, endorsement=h.endorsement) for h in told.heads],
         policy_version=told.policy[0],
         policy_sha256=told.policy[1],
+        credentials=told.credentials,
     )
 
 
@@ -281,6 +306,9 @@ def from_wire(message: pb.GossipMessage) -> Told:
         raise EvidenceError(Reason.INPUT_INVALID, f"a gossip message over {limits.MAX_GOSSIP_BYTES} bytes")
     if len(message.heads) > limits.MAX_GOSSIP_HEADS:
         raise EvidenceError(Reason.INPUT_INVALID, f"more than {limits.MAX_GOSSIP_HEADS} heads in one message")
+    if len(message.credentials) > limits.MAX_GOSSIP_CREDENTIALS:
+        text = f"more than {limits.MAX_GOSSIP_CREDENTIALS} trust credentials in one message"
+        raise EvidenceError(Reason.INPUT_INVALID, text)
     return Told(
         message.timestamp_version,
         message.timestamp_json,
@@ -290,6 +318,7 @@ def from_wire(message: pb.GossipMessage) -> Told:
         tuple(message.proofs),
         tuple(Head(h.checkpoint, h.endorsement) for h in message.heads),
         (message.policy_version, message.policy_sha256),
+        tuple(message.credentials),
     )
 
 

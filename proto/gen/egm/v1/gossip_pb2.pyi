@@ -38,6 +38,7 @@ class GossipMessage(_message.Message):
     HEADS_FIELD_NUMBER: _builtins.int
     POLICY_VERSION_FIELD_NUMBER: _builtins.int
     POLICY_SHA256_FIELD_NUMBER: _builtins.int
+    CREDENTIALS_FIELD_NUMBER: _builtins.int
     sender: _builtins.str
     """SPIFFE ID; must be the peer's"""
     boot_id: _builtins.str
@@ -65,6 +66,10 @@ class GossipMessage(_message.Message):
     def proofs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
     @_builtins.property
     def heads(self) -> _containers.RepeatedCompositeFieldContainer[Global___SignedHead]: ...
+    @_builtins.property
+    def credentials(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """trust credentials that the sender knows, own first: who vouched for what"""
+
     def __init__(
         self,
         *,
@@ -81,10 +86,11 @@ class GossipMessage(_message.Message):
         heads: _abc.Iterable[Global___SignedHead] | None = ...,
         policy_version: _builtins.int = ...,
         policy_sha256: _builtins.bytes = ...,
+        credentials: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "directives", b"directives", "heads", b"heads", "held", b"held", "held_sha256", b"held_sha256", "lists_held", b"lists_held", "policy_sha256", b"policy_sha256", "policy_version", b"policy_version", "proofs", b"proofs", "sender", b"sender", "sequence", b"sequence", "timestamp_json", b"timestamp_json", "timestamp_version", b"timestamp_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "credentials", b"credentials", "directives", b"directives", "heads", b"heads", "held", b"held", "held_sha256", b"held_sha256", "lists_held", b"lists_held", "policy_sha256", b"policy_sha256", "policy_version", b"policy_version", "proofs", b"proofs", "sender", b"sender", "sequence", b"sequence", "timestamp_json", b"timestamp_json", "timestamp_version", b"timestamp_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
