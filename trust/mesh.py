@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from securesystemslib.signer import SSlibKey
 
 from trust import limits
+from trust.alerting import AlertRules
 from trust.attestation.roster import AttestationSettings, Roster, check_key_names
 from trust.auditor import AuditorKey, parse_auditors
 from trust.detection import DetectionSettings
@@ -75,6 +76,8 @@ class MeshSettings(_Strict):
     # what is detected in executions, and what may be done about it; without it, everything is and nothing may
     detection: DetectionSettings | None = None
     # whose directives deny at once: name -> Ed25519 public key, 64 hexadecimal digits (trust.revocation)
+    # what is watched in executions and nodes, and who is told (trust.alerting)
+    alerts: AlertRules | None = None
     emergency_keys: dict[str, PublicKeyHex] = Field(
         default_factory=dict, max_length=limits.MAX_EMERGENCY_KEYS
     )

@@ -21,6 +21,7 @@ from trust.policy.cedar_text import Statement, missing_id, parse_files
 from trust.policy.engine import Engine
 from trust.policy.lint_audit import AUDIT, audit_problems, auditors_of, described_by
 from trust.policy.lint_detection import detection_problems
+from trust.policy.lint_alerts import alert_problems
 from trust.policy.problems import Problem, Severity, errors_of
 from trust.policy.reads import reads
 from trust.policy.rules import BINDING_RULE, OBLIGATIONS
@@ -89,7 +90,12 @@ def lint_source(parsed: source.Source, *, base: Bundle | None = None) -> list[Pr
             replace(where.problem(("attestation",), what, hint), severity=Severity.WARNING)
             for what, hint in found
         ]
-        problems += [where.problem(place, what, hint) for place, what, hint in detection_problems(parsed.mesh())]
+        problems += [
+            replace(where.problem(place, what, hint), severity=Severity.WARNING)
+            for place, what, hint in alert_problems(parsed.mesh())
+        ]
+        problems += [
+        ]
     if not errors_of(problems):
         try:
             archive = source.archive_of(parsed)
@@ -131,6 +137,9 @@ def _lint_bundle(bundle: Bundle, base: Bundle | None) -> list[Problem]:
 def _lint(policies: Mapping[str, str], tests: Mapping[str, str], world: _World) -> list[Problem]:
     statements, problems = parse_files(policies)
     cases, wrong = read_cases(tests)
+        problems += [
+            Problem(MESH, 0, what, hint, Severity.WARNING) for _, what, hint in alert_problems(bundle.mesh)
+        ]
     problems += wrong
     if len(statements) > limits.MAX_POLICIES:
         what = f"{len(statements)} policies; at most {limits.MAX_POLICIES} are allowed"

@@ -7,6 +7,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from securesystemslib.signer import SSlibKey
 
 from trust import limits
+from trust.alerting import AlertRules
 from trust.attestation.roster import AttestationSettings, check_key_names
 from trust.auditor import parse_auditor_key, parse_auditors
 from trust.bundle import MAX_DESCRIPTION_CHARS, MAX_NAME_CHARS, RESERVED_NAMESPACES
@@ -171,6 +172,7 @@ class BundleSettings(_Strict):
         if self.attestation is not None:
             check_key_names(self.attestation, self.trust_domain)
         return self
+    alerts: AlertRules | None = None
 
     @model_validator(mode="after")
     def _is_printable(self) -> "BundleSettings":
