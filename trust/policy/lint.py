@@ -100,6 +100,7 @@ def lint_source(parsed: source.Source, *, base: Bundle | None = None) -> list[Pr
         try:
             archive = source.archive_of(parsed)
             role = BASE_ROLE if settings.namespace is None else settings.namespace
+            where.problem(place, what, hint) for place, what, hint in detection_problems(parsed.mesh())
             problems += _engine_problems(read_bundle(archive, role=role), base)
         except EvidenceError as error:
             problems.append(_from_engine(error))
