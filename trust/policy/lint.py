@@ -19,9 +19,9 @@ from trust.policy import entities_text, source
 from trust.policy.casetests import ReadCase, read_cases
 from trust.policy.cedar_text import Statement, missing_id, parse_files
 from trust.policy.engine import Engine
+from trust.policy.lint_alerts import alert_problems
 from trust.policy.lint_audit import AUDIT, audit_problems, auditors_of, described_by
 from trust.policy.lint_detection import detection_problems
-from trust.policy.lint_alerts import alert_problems
 from trust.policy.problems import Problem, Severity, errors_of
 from trust.policy.reads import reads
 from trust.policy.rules import BINDING_RULE, OBLIGATIONS
@@ -95,12 +95,12 @@ def lint_source(parsed: source.Source, *, base: Bundle | None = None) -> list[Pr
             for place, what, hint in alert_problems(parsed.mesh())
         ]
         problems += [
+            where.problem(place, what, hint) for place, what, hint in detection_problems(parsed.mesh())
         ]
     if not errors_of(problems):
         try:
             archive = source.archive_of(parsed)
             role = BASE_ROLE if settings.namespace is None else settings.namespace
-            where.problem(place, what, hint) for place, what, hint in detection_problems(parsed.mesh())
             problems += _engine_problems(read_bundle(archive, role=role), base)
         except EvidenceError as error:
             problems.append(_from_engine(error))
@@ -131,6 +131,9 @@ def _lint_bundle(bundle: Bundle, base: Bundle | None) -> list[Problem]:
             bundle.mesh.attestation, bundle.mesh.levels(), references=bundle.reference_values is not None
         )
         problems += [Problem(MESH, 0, what, hint, Severity.WARNING) for what, hint in found]
+        problems += [
+            Problem(MESH, 0, what, hint, Severity.WARNING) for _, what, hint in alert_problems(bundle.mesh)
+        ]
         problems += [Problem(MESH, 0, what, hint) for _, what, hint in detection_problems(bundle.mesh)]
     return problems if errors_of(problems) else problems + _engine_problems(bundle, base)
 
@@ -138,9 +141,6 @@ def _lint_bundle(bundle: Bundle, base: Bundle | None) -> list[Problem]:
 def _lint(policies: Mapping[str, str], tests: Mapping[str, str], world: _World) -> list[Problem]:
     statements, problems = parse_files(policies)
     cases, wrong = read_cases(tests)
-        problems += [
-            Problem(MESH, 0, what, hint, Severity.WARNING) for _, what, hint in alert_problems(bundle.mesh)
-        ]
     problems += wrong
     if len(statements) > limits.MAX_POLICIES:
         what = f"{len(statements)} policies; at most {limits.MAX_POLICIES} are allowed"
