@@ -108,12 +108,21 @@ class Reason(enum.StrEnum):
     REVOCATION_INVALID = "REVOCATION_INVALID"  # a directive does not verify, or has ended
     MISBEHAVIOUR_UNPROVEN = "MISBEHAVIOUR_UNPROVEN"  # a proof does not prove what it claims
     SHADOW_ORDER_INVALID = "SHADOW_ORDER_INVALID"  # an order to try a proposed bundle is malformed, or has ended
+    # approvals
+    APPROVAL_REQUIRED = "APPROVAL_REQUIRED"  # approvers must sign this request first
+    APPROVAL_DENIED = "APPROVAL_DENIED"  # an approver refused this request
+    APPROVAL_EXPIRED = "APPROVAL_EXPIRED"  # enough had approved, but not in time
+    APPROVAL_SPENT = "APPROVAL_SPENT"  # the approval served a call already
+    APPROVAL_INVALID = "APPROVAL_INVALID"  # does not verify, or is for another call
+    APPROVAL_UNAVAILABLE = "APPROVAL_UNAVAILABLE"  # approvers cannot be asked now, or could never agree
     # capacity
     LIMIT_EXCEEDED = "LIMIT_EXCEEDED"
 
 
 class MeshError(Exception):
-    """A failure with a stable reason. `detail` is safe to show a peer."""
+    """A failure with a stable reason. `detail` is safe to show a peer, and so is `about` (name and value)."""
+
+    about: tuple[tuple[str, str], ...] = ()
 
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")

@@ -124,6 +124,30 @@ OPENING_MESSAGE_TIMEOUT_S: Final = (
     10.0  # how long a stream may take to send the message that its permit binds
 )
 
+# approvals
+MAX_APPROVER_GROUPS: Final = 64
+MAX_GROUP_APPROVERS: Final = 32
+MAX_APPROVAL_BYTES: Final = 8 * 1024  # one signed approval
+MAX_APPROVAL_REASON_CHARS: Final = 200
+MAX_APPROVAL_LIFETIME_S: Final = 24 * 3600  # of one approval, of a window, and of a ticket
+MAX_APPROVAL_WAIT_S: Final = 300  # how long a call may be held for approvers
+MAX_CARRIED_APPROVALS: Final = 32  # with one call
+MAX_CARRIED_APPROVALS_BYTES: Final = 32 * 1024
+MAX_TICKET_CONTENT_BYTES: Final = 64 * 1024  # of a request that approvers are shown; a larger one is not
+MAX_OPEN_TICKETS: Final = 10_000  # at one control plane
+MAX_NODE_TICKETS: Final = 256  # open, of one node
+MAX_CALLER_TICKETS: Final = 64  # open, of one caller at one node
+MAX_TICKET_NOTES: Final = 64  # approvals and denials kept of one ticket
+MAX_LISTED_TICKETS: Final = 500
+MAX_COLLECTED_TICKETS: Final = 512  # in one question of a node
+MAX_HELD_CALLS: Final = 256  # that wait for approvers at one node; more are refused with their ticket at once
+MAX_SPENT_APPROVALS: Final = 100_000  # remembered for MAX_APPROVAL_LIFETIME_S; full means refuse
+MAX_APPROVAL_WINDOWS: Final = 4_096  # that a node holds approvals of
+APPROVAL_RPC_TIMEOUT_S: Final = 3.0  # for one answer of the control plane about a ticket
+APPROVAL_POLL_S: Final = 0.25  # between questions while calls are held
+APPROVAL_RETRY_S: Final = 1.0  # after the control plane did not answer, before it is asked again
+TICKET_HISTORY_S: Final = 30 * 24 * 3600  # how long ended tickets are listed
+
 # control plane
 MAX_PROPOSAL_BYTES: Final = MAX_BUNDLE_ARCHIVE_BYTES + MAX_METADATA_BYTES
 MAX_OPEN_PROPOSALS: Final = 100

@@ -7,6 +7,7 @@ from securesystemslib.signer import SSlibKey
 
 from trust import limits
 from trust.alerting import AlertRules
+from trust.approval_rule import check_groups
 from trust.attestation.roster import AttestationSettings, Roster, check_key_names
 from trust.auditor import AuditorKey, parse_auditors
 from trust.detection import DetectionSettings
@@ -81,6 +82,8 @@ class MeshSettings(_Strict):
     emergency_keys: dict[str, PublicKeyHex] = Field(
         default_factory=dict, max_length=limits.MAX_EMERGENCY_KEYS
     )
+    # who may approve single calls: group -> name -> Ed25519 public key (trust.approval_rule)
+    approver_groups: dict[str, dict[str, PublicKeyHex]] = Field(default_factory=dict)
     revocation_max_ttl_s: int = Field(default=24 * 3600, ge=60, le=limits.MAX_REVOCATION_TTL_S)
     # what the quorum makes of them: permanent; ended, by id; proofs of misbehaviour that are settled, by id
     revocations: tuple[PermanentRevocation, ...] = Field(
@@ -114,6 +117,7 @@ class MeshSettings(_Strict):
             if service.workload is not None:
                 check_name(service.workload)
         parse_auditors(self.auditors)
+        check_groups(self.approver_groups)
         if self.attestation is not None:
             check_key_names(self.attestation, self.trust_domain)
         for level in self.levels():

@@ -57,6 +57,13 @@ ALLOWED: Final[Mapping[str, frozenset[Kind]]] = {
     "/egm.v1.ShadowRuns/Start": _PEOPLE,
     "/egm.v1.ShadowRuns/Stop": _PEOPLE,
     "/egm.v1.ShadowRuns/Get": _PEOPLE,
+    "/egm.v1.Approvals/Open": _NODES,
+    "/egm.v1.Approvals/Collect": _NODES,
+    "/egm.v1.Approvals/Spent": _NODES,
+    # Who approves is the key that signed.
+    "/egm.v1.ApprovalDesk/List": _PEOPLE,
+    "/egm.v1.ApprovalDesk/Get": _PEOPLE,
+    "/egm.v1.ApprovalDesk/Decide": _PEOPLE,
     # Enrolment has a listener of its own, where a token and no certificate proves the right.
     "/egm.v1.Join/Enrol": NOBODY,
     "/grpc.health.v1.Health/Check": _READERS,

@@ -65,6 +65,7 @@ class Decision:
     obligations: tuple[tuple[str, str], ...] = ()  # of an allowed call: what the determining permits ask for
     restrictions: tuple[tuple[str, str], ...] = ()  # those of `obligations` that incident response asks for
     method_alone: bool = False  # allowed by policies that let a stream's permit bind the method alone
+    about: tuple[tuple[str, str], ...] = ()  # told to a refused caller beside the reason, such as a ticket
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,10 @@ class Decider(Protocol):
         """Return whether a permit that could determine such a call asks to keep its payload."""
         ...
 
+    def awaits_approval(self, principal: str, method: str, service: str) -> bool:
+        """Return whether a permit that could determine such a call asks for approvers of its (opening) message."""
+        ...
+
     def governs(self, method: str, service: str) -> bool:
         """Return whether any policy speaks of `method` on `service`."""
         ...

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from trust import limits
+from trust.approval_rule import is_requirement
 from trust.policy.rules import AUDIT_PAYLOAD
 
 Obligations = tuple[tuple[str, str], ...]
@@ -35,7 +36,7 @@ MET: Final = frozenset({Kept.SEALED, Kept.NOTHING})
 
 def beyond_us(obligations: Iterable[tuple[str, str]]) -> bool:
     """Whether one of them is nothing that this version can do."""
-    return not MEETABLE.issuperset(obligations)
+    return any(one not in MEETABLE and not is_requirement(one) for one in obligations)
 
 
 def asks_payload(obligations: Obligations) -> bool:

@@ -11,6 +11,8 @@ from sidecar.core.gate import Shape
 from sidecar.core.levels import (
     CRYPTOGRAPHIC,
     GOVERNED,
+    OBSERVABLE,
+    POLICY_AWARE,
     Effect,
     Finding,
     effect_of,
@@ -21,6 +23,7 @@ from sidecar.core.streams import Cut, Streams, caller_of
 from sidecar.core.trust_state import Caller
 from sidecar.core.withdrawal import withdrawal
 from trust import limits
+from trust.approval_rule import REQUIRE
 from trust.denials import By, Denial, Denials
 from trust.errors import MeshError, Reason
 from trust.policy.types import Authn, Call, Verdict
@@ -126,9 +129,18 @@ class Pipeline:
         principal = attempt.principal or self._anonymous
         if self.shape(attempt.service, attempt.method) is Shape.STREAM:  # no policy reads one of many
             # Below level 4 a stream whose service speaks first must not be held up: its opening is then not kept.
-            governed = self.level(attempt.service) >= GOVERNED
-            return governed and held.engine.audits_payload(principal, attempt.method, attempt.service)
+            level = self.level(attempt.service)
+            if level >= GOVERNED and held.engine.audits_payload(principal, attempt.method, attempt.service):
+                return True
+            return self._approvers_asked(held, principal, attempt, level)
         return held.engine.reads_request(principal, attempt.method, attempt.service)
+
+    def _approvers_asked(self, held: InForce, principal: str, attempt: Attempt, level: int) -> bool:
+        """Return whether approvers are to sign the opening message of a stream, which therefore must be known."""
+        if level >= POLICY_AWARE and held.engine.awaits_approval(principal, attempt.method, attempt.service):
+            return True
+        restrictions = self._denials.restrictions(principal, 0)
+        return level > OBSERVABLE and any(name == REQUIRE for name, _ in restrictions)
 
     def holds_opening(self, attempt: Attempt, *, now_ms: int) -> bool:
         """Return whether an outgoing stream must wait for the message that its permit is to bind."""
@@ -161,7 +173,7 @@ class Pipeline:
         """Return the decision not to forward `attempt`, because its permit or our ledger does not allow it."""
         effect = Effect(allow=False, reason=error.reason)
         made = self._decision(effect, attempt, self.level(attempt.service))
-        decision = replace(made, detail=error.detail)
+        decision = replace(made, detail=error.detail, about=error.about)
         self.counters.decided(attempt.direction, decision)
         if self._journal is not None:
             self._journal.notable(attempt, decision)

@@ -41,8 +41,8 @@ OPENING_MISSING_TEXT: Final = (
     f"{METHOD_ALONE_ANNOTATION} on every policy that permits this method to the caller"
 )
 OPENING_UNKEPT_TEXT: Final = (
-    'the stream sent no message in time, and policy asks to keep the opening one (@audit("payload")): send the first '
-    "message without waiting for the service"
+    'the stream sent no message in time, and policy asks to keep the opening one (@audit("payload")) or has approvers '
+    "sign it (@require_approval): send the first message without waiting for the service"
 )
 _SHARE_OF_DEADLINE: Final = 0.8
 _BEFORE_END_S: Final = 0.002

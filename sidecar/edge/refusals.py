@@ -50,6 +50,7 @@ def _about(attempt: Attempt, decision: Decision | None) -> dict[str, str]:
         about["decision_id"] = decision.id
         about["policy_version"] = str(decision.policy_version)
         about["level"] = str(decision.level)
+        about |= dict(decision.about)
     return about
 
 

@@ -76,6 +76,10 @@ class RuleDecider:
         """Return whether any answer asks for the payload."""
         return any(("audit", "payload") in verdict.obligations for verdict in self.rules.values())
 
+    def awaits_approval(self, principal: str, method: str, service: str) -> bool:
+        """Return whether any answer asks for approvers."""
+        return any("require_approval" in dict(verdict.obligations) for verdict in self.rules.values())
+
     def governs(self, method: str, service: str) -> bool:
         """Return the same for every method."""
         return self.governed

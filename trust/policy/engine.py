@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from trust import limits
+from trust.approval_rule import REQUIRE
 from trust.attestation.measurement import ReferenceValues
 from trust.bundle import Bundle
 from trust.errors import EvidenceError, Reason
@@ -45,6 +46,7 @@ class _Prepared:
     constant: bool  # reads nothing but caller and node facts
     timeless: bool  # does not read the exact time
     audits: bool  # a permit among them asks for the payload
+    approvals: bool  # one asks for approvers, who must see the opening message of a stream
 
 
 class Engine:
@@ -179,6 +181,10 @@ class Engine:
         """Whether a permit that could determine such a call asks to keep its payload."""
         return self._prepare(principal, method, service).audits
 
+    def awaits_approval(self, principal: str, method: str, service: str) -> bool:
+        """Return whether a permit that could determine such a call asks for approvers of its (opening) message."""
+        return self._prepare(principal, method, service).approvals
+
     def payload_policies(self) -> tuple[str, ...]:
         """The policies that ask to keep payloads, sorted."""
         asking = (r.id for r in self._rules.values() if r.permit and AUDIT_PAYLOAD in r.obligations)
@@ -300,6 +306,10 @@ def _prepare(
         constant=project is None and not policies.reads_part("time") and not policies.reads_part("metadata"),
         timeless=time is not None and "now" not in time,
         audits=any(rule.permit and AUDIT_PAYLOAD in rule.obligations for rule in policies.rules),
+        approvals=any(
+            rule.permit and not rule.method_alone and REQUIRE in dict(rule.obligations)
+            for rule in policies.rules
+        ),
     )
 
 

@@ -12,6 +12,8 @@ from typing import Final
 from cedarpy import pst
 
 from trust import limits
+from trust.approval_rule import ANNOTATIONS as APPROVALS
+from trust.approval_rule import Groups
 from trust.attestation.advice import doubts
 from trust.bundle import MESH, Bundle, read_bundle
 from trust.errors import EvidenceError
@@ -20,6 +22,7 @@ from trust.policy.casetests import ReadCase, read_cases
 from trust.policy.cedar_text import Statement, missing_id, parse_files
 from trust.policy.engine import Engine
 from trust.policy.lint_alerts import alert_problems
+from trust.policy.lint_approval import approval_problems, groups_of
 from trust.policy.lint_audit import AUDIT, audit_problems, auditors_of, described_by
 from trust.policy.lint_detection import detection_problems
 from trust.policy.problems import Problem, Severity, errors_of
@@ -49,6 +52,7 @@ class _World:
     namespace: str | None
     auditors: Mapping[str, str] | None
     described: frozenset[str] | None  # methods with a descriptor
+    approvers: Groups | None
 
 
 def lint(bundle: Mapping[str, bytes] | Bundle, *, base: Bundle | None = None) -> list[Problem]:
@@ -78,6 +82,7 @@ def lint_source(parsed: source.Source, *, base: Bundle | None = None) -> list[Pr
         namespace=settings.namespace,
         auditors=settings.auditors if settings.namespace is None else auditors_of(base),
         described=described_by(parsed.descriptors, base),
+        approvers=settings.approver_groups if settings.namespace is None else groups_of(base),
     )
     problems = _lint(parsed.policies, parsed.tests, world)
     problems += _own_services(parsed, base)
@@ -124,6 +129,7 @@ def _lint_bundle(bundle: Bundle, base: Bundle | None) -> list[Problem]:
         namespace=namespace,
         auditors=None if settings is None else settings.auditors,
         described=described_by(bundle.descriptors, base),
+        approvers=None if settings is None else settings.approver_groups,
     )
     problems += _lint(bundle.policies, bundle.tests, world)
     if bundle.mesh is not None:
@@ -220,6 +226,8 @@ def _annotation_problems(statement: Statement, world: _World) -> list[Problem]:
     for name in statement.policy.annotations:
         if name == AUDIT:
             problems += audit_problems(statement, world.auditors, world.described)
+        elif name in APPROVALS:
+            problems += approval_problems(statement, name, world.approvers)
         elif name in OBLIGATIONS:
             what = f"@{name} is an obligation that this version cannot enforce; calls would be refused"
             problems.append(

@@ -13,6 +13,8 @@ import cedarpy
 from cedarpy import pst
 
 from trust import limits
+from trust.approval_rule import ANNOTATIONS as APPROVALS
+from trust.approval_rule import obligation_of
 from trust.bundle import Bundle
 from trust.errors import EvidenceError, Reason
 from trust.nesting import line_too_deep
@@ -20,7 +22,7 @@ from trust.policy.reads import Path, inspect
 from trust.policy.types import BINDING, METHOD_ALONE, METHOD_ALONE_ANNOTATION
 
 # Annotations of permits that bind the node which allows a call.
-OBLIGATIONS: Final = frozenset({"require_approval", "lease", "rate", "budget", "audit"})
+OBLIGATIONS: Final = frozenset({*APPROVALS, "lease", "rate", "budget", "audit"})
 AUDIT_PAYLOAD: Final = ("audit", "payload")  # keep what was sent, sealed to the auditors of mesh.json
 BINDING_RULE: Final = f"@{BINDING} can only be {METHOD_ALONE_ANNOTATION}, on a permit"
 PARSE_CHUNK_POLICIES: Final = 8  # building syntax trees holds the GIL: about 1 ms at a time
@@ -201,7 +203,8 @@ def _rule(
     if len(annotation.encode()) > limits.MAX_POLICY_ID_BYTES or not annotation.isprintable():
         raise _invalid(piece.where, f"@id must be at most {limits.MAX_POLICY_ID_BYTES} printable bytes")
     permit = template.effect == "permit"
-    obligations = {k: v for k, v in template.annotations.items() if k in OBLIGATIONS}
+    obligations = {k: v for k, v in template.annotations.items() if k in OBLIGATIONS - APPROVALS}
+    obligations |= dict([approval] if (approval := obligation_of(template.annotations)) else ())
     binding = template.annotations.get(BINDING)
     if binding is not None and (binding != METHOD_ALONE or not permit):
         raise _invalid(piece.where, BINDING_RULE)

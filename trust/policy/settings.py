@@ -8,6 +8,7 @@ from securesystemslib.signer import SSlibKey
 
 from trust import limits
 from trust.alerting import AlertRules
+from trust.approval_rule import check_groups
 from trust.attestation.roster import AttestationSettings, check_key_names
 from trust.auditor import parse_auditor_key, parse_auditors
 from trust.bundle import MAX_DESCRIPTION_CHARS, MAX_NAME_CHARS, RESERVED_NAMESPACES
@@ -110,6 +111,15 @@ def _auditors(value: dict[str, str]) -> dict[str, str]:
     return value
 
 
+def _approver_groups(value: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+    """Names and keys one by one were accepted; now all together."""
+    try:
+        check_groups(value)
+    except EvidenceError as error:
+        raise ValueError(error.detail) from None
+    return value
+
+
 def _auditor_key(text: str) -> str:
     try:
         return parse_auditor_key("x", text).text
@@ -127,6 +137,7 @@ Level = Annotated[int, AfterValidator(_level)]
 PublicKey = Annotated[str, AfterValidator(_public_key)]
 Digest = Annotated[str, AfterValidator(_digest)]
 Auditors = Annotated[dict[Name, Annotated[str, AfterValidator(_auditor_key)]], AfterValidator(_auditors)]
+ApproverGroups = Annotated[dict[Name, dict[Name, PublicKey]], AfterValidator(_approver_groups)]
 MetadataKey = Annotated[str, AfterValidator(_metadata_key)]
 
 
@@ -162,6 +173,7 @@ class BundleSettings(_Strict):
     auditors: Auditors = Field(default_factory=dict)
     detection: DetectionSettings | None = None
     emergency_keys: dict[Name, PublicKey] = Field(default_factory=dict)
+    approver_groups: ApproverGroups = Field(default_factory=dict)
     revocation_max_ttl_s: int = Field(default=24 * 3600, ge=60, le=limits.MAX_REVOCATION_TTL_S)
     revocations: list[PermanentRevocation] = Field(default_factory=list)
     ended_revocations: list[Digest] = Field(default_factory=list)

@@ -40,6 +40,7 @@ _BASE_ONLY: Final = (
     "detection",
     "alerts",
     "emergency_keys",
+    "approver_groups",
     "revocation_max_ttl_s",
     "revocations",
     "ended_revocations",
@@ -91,6 +92,10 @@ class Source:
             detection=settings.detection,
             emergency_keys=dict(sorted(settings.emergency_keys.items())),
             alerts=settings.alerts,
+            approver_groups={
+                group: dict(sorted(members.items()))
+                for group, members in sorted(settings.approver_groups.items())
+            },
             revocation_max_ttl_s=settings.revocation_max_ttl_s,
             revocations=tuple(settings.revocations),
             ended_revocations=tuple(sorted(set(settings.ended_revocations))),

@@ -94,7 +94,7 @@ def test_good_folder_has_no_problem_but_untested_policies() -> None:
         (
             '@id("a")\n@require_approval("2 of ops")\npermit(principal, action, resource);',
             2,
-            "cannot enforce",
+            "there is no approver group 'ops'",
         ),
     ],
 )
