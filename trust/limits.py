@@ -286,6 +286,9 @@ MAX_REFERENCE_VALUES: Final = 1_024  # accepted measurements in one bundle
 MAX_MEASURED_FILES: Final = 20_000  # of the installed distribution
 NONCE_LIFETIME_MS: Final = 15_000  # from a challenge to its evidence
 WITNESS_TIMEOUT_S: Final = 5.0  # for one answer of a witness
+MAX_CREDENTIAL_FETCHES: Final = 16  # trust credentials that a node asks other nodes for at a time
+CREDENTIAL_FETCH_TIMEOUT_S: Final = 1.5  # for one answer: a call may be waiting for it
+MAX_ADDRESS_CHARS: Final = 255  # of where a node says that it answers
 
 # detection and response
 MIN_DETECTION_WINDOW_S: Final = 10
