@@ -2,7 +2,7 @@
 
 import typer
 
-from control_plane.cli import policy_release, policy_source
+from control_plane.cli import policy_release, policy_shadow, policy_source
 
 app = typer.Typer(
     add_completion=False,
@@ -11,3 +11,4 @@ app = typer.Typer(
 )
 policy_source.register(app)
 policy_release.register(app)
+app.add_typer(policy_shadow.app, name="shadow")

@@ -7,6 +7,7 @@ from typing import Final
 from trust.errors import InputError, Reason
 
 _UNIT_MS: Final = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
+_LONG: Final = re.compile(r"([1-9][0-9]{0,8})([smhd])\Z")
 _AGO = re.compile(r"([0-9]{1,9})([smhdw])\Z")
 
 
@@ -35,3 +36,19 @@ def parse_when(text: str, *, now_ms: int) -> int:
             f"{text[:40]!r} is not a time: write 10m, 2h or 7d for that long ago, or 2026-01-31T12:00:00Z",
         )
     return ms
+
+
+def seconds(text: str, option: str) -> int:
+    """Return how long `text` is, in seconds.
+
+    Args:
+        text: "90s", "30m", "1h" or "7d".
+        option: that it was given for, as the error names it.
+
+    Raises:
+        InputError: INPUT_INVALID.
+    """
+    found = _LONG.match(text)
+    if found is None:
+        raise InputError(Reason.INPUT_INVALID, f"{option} {text[:20]!r}: write 90s, 30m, 1h or 7d")
+    return int(found[1]) * _UNIT_MS[found[2]] // 1000

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Final, Protocol
 
 from sidecar.core.bundle_state import BundleState, InForce, Lease
-from sidecar.core.call import Attempt, Decision, Permitted, RefusedError, permitted
+from sidecar.core.call import Attempt, Decision, Direction, Permitted, RefusedError, permitted
 from sidecar.core.counters import Counters
 from sidecar.core.gate import Shape
 from sidecar.core.levels import (
@@ -57,6 +57,16 @@ class Journal(Protocol):
         ...
 
 
+class Shadow(Protocol):
+    """Sees every call that is decided, to decide it under a candidate as well; `sidecar.core.shadow.Comparison`."""
+
+    def compare(
+        self, call: Call, direction: Direction, decision: Decision, *, identified: bool, now_ms: int
+    ) -> None:
+        """Take one decided call; must neither fail nor wait."""
+        ...
+
+
 class Pipeline:
     """Implements `sidecar.core.gate.Gate`. Not thread-safe: owned by the event loop."""
 
@@ -93,6 +103,7 @@ class Pipeline:
         """
         self.counters = Counters()
         self.streams = Streams()
+        self.shadow: Shadow | None = None  # set while a shadow run goes on
         self._node, self._boot_id = node, boot_id
         self._anonymous = f"spiffe://{trust_domain}/anonymous"
         self._own_id = f"spiffe://{trust_domain}/node/{node}"
@@ -158,6 +169,10 @@ class Pipeline:
             decision = self._decision(Effect(allow=False, reason=Reason.LIMIT_EXCEEDED), attempt, level)
         else:
             decision = self.decide(attempt, request, now_ms=now_ms)
+            if self.shadow is not None:
+                self._compare(
+                    self.shadow, attempt, None if shape is Shape.STREAM else request, decision, now_ms
+                )
         self.counters.decided(attempt.direction, decision)
         if self._journal is not None and (not decision.allowed or decision.would_deny is not None):
             self._journal.notable(attempt, decision)
@@ -168,6 +183,17 @@ class Pipeline:
             return permitted(attempt, decision, None, self._epoch)
         kept = request if len(request) <= limits.MAX_STREAM_REQUEST_KEPT_BYTES else None
         return permitted(attempt, decision, kept, self._epoch)
+
+    def _compare(
+        self, shadow: Shadow, attempt: Attempt, request: bytes | None, decision: Decision, now_ms: int
+    ) -> None:
+        shadow.compare(
+            self._call(attempt, request, decision.level),
+            attempt.direction,
+            decision,
+            identified=attempt.principal is not None,
+            now_ms=self._state.trusted_now_ms(now_ms, self._clock.monotonic_ms()),
+        )
 
     def decline(self, attempt: Attempt, error: MeshError) -> Decision:
         """Return the decision not to forward `attempt`, because its permit or our ledger does not allow it."""

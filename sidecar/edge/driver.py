@@ -37,6 +37,7 @@ from sidecar.edge.policy_sources import control_plane_files, policy_feed
 from sidecar.edge.provenance import CREDENTIALS_DIRECTORY, Provenance
 from sidecar.edge.record_file import load_record
 from sidecar.edge.reports import Reporter
+from sidecar.edge.shadow import ShadowRunner
 from sidecar.edge.status import NodeView
 from sidecar.edge.upstream import UPSTREAM_OPTIONS
 from trust import limits
@@ -223,6 +224,7 @@ class Sidecar:
                 "policy": self.keeper.run,
                 "feed": feed.run,
                 "reports": reporter.run,
+                "shadow": self._shadow(channels).run,
                 "provenance": provenance.run,
                 "attestation": attestation.run,
                 "changes": functools.partial(self.announcer.run, addresses, reporter),
@@ -319,6 +321,19 @@ class Sidecar:
             status=self._reported,
             period_s=self.config.limits.report_period_s,
             peers=self.membership.named,
+        )
+
+    def _shadow(self, channels: Channels) -> ShadowRunner:
+        return ShadowRunner(
+            channels,
+            self.config.control_plane.addresses,
+            node=self.config.spiffe_id("node", self.config.node),
+            boot_id=self.view.boot_id,
+            client=self.client,
+            state=self.view.state,
+            pipeline=self.pipeline,
+            clock=self.clock,
+            local_level=self.config.level,
         )
 
     def _reported(self) -> operator_pb2.NodeStatus:

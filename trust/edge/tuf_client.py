@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from securesystemslib.signer import Key
 from tuf.api import exceptions as tuf_errors
 from tuf.api.metadata import Root, Snapshot, Targets
 from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
@@ -31,6 +32,7 @@ from trust.edge.policy_cache import PolicyCache, VersionFloor
 from trust.errors import CapacityError, EvidenceError, MeshError, Reason, StateError
 from trust.metadata import check_root, check_targets
 from trust.ports import Clock, FileSource
+from trust.quorum import keys_of
 from trust.verified import BASE_ROLE, VerifiedPolicy, target_path
 
 logger = logging.getLogger(__name__)
@@ -85,6 +87,7 @@ class PolicyClient:
             0,
             b"",
         )  # base version, SHA-256 of the canonical bytes of its metadata
+        self._verified: VerifiedMetadata | None = None
 
     def load(self) -> VerifiedPolicy:
         """Return the policy in force from disk, verified again; its lease may have expired.
@@ -115,6 +118,18 @@ class PolicyClient:
         digest = digest_of(parse_metadata(stored.roles[BASE_ROLE], Targets))
         self.base = (verified.roles[BASE_ROLE].version, bytes.fromhex(digest))
         self.newest = (verified.timestamp.version, stored.timestamp)
+        self._verified = verified
+
+    def approvers(self, role: str) -> dict[str, Key]:
+        """Return who may sign `role` by the policy held: key id -> key.
+
+        Raises:
+            StateError: POLICY_MISSING, before the first policy. EvidenceError: NOT_AUTHORIZED, for an unknown role.
+        """
+        verified = self._verified
+        if verified is None:
+            raise StateError(Reason.POLICY_MISSING, "no policy has been received yet")
+        return keys_of(verified.root if role == BASE_ROLE else verified.roles[BASE_ROLE], role)
 
     def stored(self) -> Stored | None:
         """Return the metadata files that are kept, for a peer that asks; None when there are none.

@@ -32,10 +32,11 @@ def find(command: str) -> tuple[Any, list[str]]:
     noun, *rest = shlex.split(command.replace("…", ""))[1:]
     assert noun in commands(), f"no command {noun!r}"
     found: Any = typer.main.get_command(load(noun))
-    if getattr(found, "commands", None):
+    name = f"egm {noun}"
+    while getattr(found, "commands", None):  # egm NOUN [NOUN] VERB
         verb = rest.pop(0) if rest else ""
-        assert verb in found.commands, f"egm {noun} has no verb {verb!r}"
-        found = found.commands[verb]
+        assert verb in found.commands, f"{name} has no verb {verb!r}"
+        found, name = found.commands[verb], f"{name} {verb}"
     return found, rest
 
 
@@ -62,12 +63,20 @@ def test_every_command_is_shown_somewhere() -> None:
     assert set(commands()) <= shown
 
 
+def verbs_of(name: str, command: Any) -> Iterator[tuple[str, Any]]:
+    """Every verb of a command, with the words before it."""
+    inner = getattr(command, "commands", None)
+    if not inner:
+        yield name, command
+    for verb, one in (inner or {}).items():
+        yield from verbs_of(f"{name} {verb}", one)
+
+
 @pytest.mark.parametrize("noun", sorted(commands()))
 def test_every_verb_that_tells_something_has_json_and_a_help_text(noun: str) -> None:
     """Every verb has --json and says what it does."""
     command: Any = typer.main.get_command(load(noun))
-    verbs = getattr(command, "commands", None) or {noun: command}
-    for name, verb in verbs.items():
-        assert verb.help, f"egm {noun} {name} has no help"
+    for name, verb in verbs_of(noun, command):
+        assert verb.help, f"egm {name} has no help"
         options = {option for parameter in verb.params for option in parameter.opts}
-        assert "--json" in options, f"egm {noun} {name} has no --json"
+        assert "--json" in options, f"egm {name} has no --json"

@@ -1,0 +1,47 @@
+"""An operator's side of shadow runs."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import grpc.aio
+
+from control_plane.edge.mesh_file import MeshFile
+from control_plane.edge.operator_client import Credentials
+from egm.v1 import shadow_pb2, shadow_pb2_grpc
+from trust.edge.grpc_errors import error_from_rpc
+from trust.x509 import control_plane_dns
+
+CALL_TIMEOUT_S: Final = 15.0
+
+
+@asynccontextmanager
+async def shadow_runs(mesh: MeshFile, directory: Path) -> AsyncIterator["ShadowClient"]:
+    """Connect to the control plane of `mesh` with the operator credentials it names; failures are `MeshError`s."""
+    credentials = Credentials.load(directory / mesh.operator)
+    async with credentials.channel(mesh.control_plane, control_plane_dns(mesh.trust_domain)) as channel:
+        try:
+            yield ShadowClient(channel)
+        except grpc.aio.AioRpcError as error:
+            raise error_from_rpc(error) from None
+
+
+class ShadowClient:
+    """Calls egm.v1.ShadowRuns."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._stub = shadow_pb2_grpc.ShadowRunsStub(channel)
+
+    async def start(self, proposal_id: str, order: bytes) -> shadow_pb2.ShadowRun:
+        """Begin a run by an approver's order."""
+        request = shadow_pb2.StartShadowRequest(proposal_id=proposal_id, order=order)
+        return await self._stub.Start(request, timeout=CALL_TIMEOUT_S)
+
+    async def stop(self) -> shadow_pb2.ShadowRun:
+        """End the run that is under way."""
+        return await self._stub.Stop(shadow_pb2.StopShadowRequest(), timeout=CALL_TIMEOUT_S)
+
+    async def get(self, run_id: str = "") -> shadow_pb2.ShadowRun:
+        """Return one run; without an id the newest."""
+        return await self._stub.Get(shadow_pb2.GetShadowRequest(run_id=run_id), timeout=CALL_TIMEOUT_S)
