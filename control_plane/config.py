@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from trust import limits
 from trust.address import split_address
 from trust.edge.config_file import parse_model, read_config
 from trust.spiffe import check_name, check_trust_domain
@@ -53,6 +54,26 @@ class OnlineKeys(_Strict):
         return value
 
 
+class WebhookConfig(_Strict):
+    """Where alerts may be sent. The signed policy names a webhook (`to: [webhook:NAME]`), never an address."""
+
+    url: str = Field(description="https://… that takes a POST; redirects are not followed.")
+    secret_file: Path = Field(
+        description="The shared secret that signs each message (mode 0600, 16 bytes at least)."
+    )
+    ca: Path | None = Field(
+        default=None, description="CA certificates of the receiver, PEM; default: the system's."
+    )
+
+    @field_validator("url")
+    @classmethod
+    def _https(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if parts.scheme != "https" or not parts.hostname or parts.username or parts.fragment:
+            raise ValueError("a webhook is an https:// URL without user, password and fragment")
+        return value
+
+
 class ControlPlaneConfig(_Strict):
     """Every setting of one control plane. Paths are relative to the configuration file."""
 
@@ -95,6 +116,19 @@ class ControlPlaneConfig(_Strict):
         le=36_500,
         description="Execution records older than this leave the index; the nodes' ledgers keep them. Default: never.",
     )
+
+    webhooks: dict[str, WebhookConfig] = Field(
+        default_factory=dict,
+        max_length=limits.MAX_WEBHOOKS,
+        description="Receivers of alerts by name; rules in the signed policy choose among them.",
+    )
+
+    @field_validator("webhooks")
+    @classmethod
+    def _webhook_names(cls, value: dict[str, WebhookConfig]) -> dict[str, WebhookConfig]:
+        for name in value:
+            check_name(name)
+        return value
 
     @field_validator("name")
     @classmethod
@@ -187,6 +221,15 @@ def _absolute(config: ControlPlaneConfig, base: Path) -> ControlPlaneConfig:
             "passphrase_file": None if keys.passphrase_file is None else base / keys.passphrase_file,
         }
     )
+    changes["webhooks"] = {
+        name: hook.model_copy(
+            update={
+                "secret_file": base / hook.secret_file,
+                "ca": None if hook.ca is None else base / hook.ca,
+            }
+        )
+        for name, hook in config.webhooks.items()
+    }
     scheme, separator, rest = config.store.partition(":///")
     if separator and scheme.startswith("sqlite") and rest and not rest.startswith("/"):
         changes["store"] = f"{scheme}:///{base / rest}"

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import Any, Final
 
@@ -40,8 +40,17 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class RecordsServicer(record_pb2_grpc.RecordsServicer):
     """egm.v1.Records."""
 
-    def __init__(self, database: Database, clock: Clock, *, trust_domain: str) -> None:
+    def __init__(
+        self,
+        database: Database,
+        clock: Clock,
+        *,
+        trust_domain: str,
+        taken: Sequence[executions.Taken] = (),
+    ) -> None:
+        """Take records into `database`; `taken` are told of each new one (`control_plane.edge.store.executions`)."""
         self._database, self._clock, self._trust_domain = database, clock, trust_domain
+        self._taken = tuple(taken)
         self._writing = asyncio.Lock()
         self._closing = asyncio.Event()
         self._streams: Counter[str] = Counter()  # node -> open now
@@ -95,7 +104,7 @@ class RecordsServicer(record_pb2_grpc.RecordsServicer):
         async with self._writing:
             began = time.monotonic()
             async with self._database.write() as connection:
-                reached = await executions.add(connection, batch)
+                reached = await executions.add(connection, batch, taken=self._taken)
             await asyncio.sleep((time.monotonic() - began) * _YIELD)
         if batch.after_gap:
             logger.warning("records of %s before %d are archived: not indexed", batch.node, batch.first_index)

@@ -1,7 +1,7 @@
 """Execution records in the database: taken in ledger order, found by page, by id and by tree."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,6 +15,10 @@ from control_plane.edge.store.models import record_ledgers, records
 from trust import limits
 from trust.errors import CapacityError, EvidenceError, Reason
 from trust.record import Intent, Outcome
+
+# Told, in the transaction that takes them, of a batch and how many records at its front were here before: each record
+# is told exactly once, however often it is shipped and to however many control planes.
+Taken = Callable[[AsyncConnection, Batch, int], Awaitable[None]]
 
 _TRACE_ROUNDS: Final = 4  # root -> traces -> roots …: chains that only a traceparent connects
 _MAX_CLAIMED_ROOTS: Final = 8  # of one execution, when nodes contradict each other
@@ -45,8 +49,13 @@ async def position(connection: AsyncConnection, node: str, ledger: str) -> int:
     return (await connection.execute(query)).scalar_one_or_none() or 0
 
 
-async def add(connection: AsyncConnection, batch: Batch) -> int:
+async def add(connection: AsyncConnection, batch: Batch, *, taken: Sequence[Taken] = ()) -> int:
     """Take a batch, in a writing transaction; what is here already is compared and left. Return the position after it.
+
+    Args:
+        connection: writing.
+        batch: checked.
+        taken: told of what is new, once it is in the index.
 
     Raises:
         StateError: CONFLICT, when records before the batch are missing.
@@ -68,6 +77,8 @@ async def add(connection: AsyncConnection, batch: Batch) -> int:
     numbered = list(zip(range(first, batch.end), batch.parsed[held:], map(len, rest), strict=True))
     await _add_intents(connection, ledger_id, numbered)
     await _add_outcomes(connection, ledger_id, numbered)
+    for tell in taken:
+        await tell(connection, batch, held)
     await connection.execute(
         sa.update(record_ledgers)
         .where(record_ledgers.c.id == ledger_id)

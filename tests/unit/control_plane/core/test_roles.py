@@ -4,7 +4,7 @@ import pytest
 from grpc_health.v1 import health_pb2
 
 from control_plane.core.roles import ALLOWED, Kind, check_allowed
-from egm.v1 import distribution_pb2, gossip_pb2, join_pb2, node_pb2, operator_pb2, record_pb2
+from egm.v1 import analytics_pb2, distribution_pb2, gossip_pb2, join_pb2, node_pb2, operator_pb2, record_pb2
 from trust.errors import EvidenceError, Reason
 from trust.spiffe import SpiffeId
 
@@ -13,6 +13,8 @@ def served() -> set[str]:
     """Return every RPC that the control plane serves on its mutual-TLS listener."""
     services = [
         operator_pb2.DESCRIPTOR.services_by_name["Operator"],
+        analytics_pb2.DESCRIPTOR.services_by_name["Analytics"],
+        analytics_pb2.DESCRIPTOR.services_by_name["Alerts"],
         distribution_pb2.DESCRIPTOR.services_by_name["Distribution"],
         node_pb2.DESCRIPTOR.services_by_name["Fleet"],
         join_pb2.DESCRIPTOR.services_by_name["Join"],
