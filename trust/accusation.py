@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from trust.attestation.statement import Evidence
 from trust.checkpoint import parse_checkpoint
-from trust.merkle import grown_roots
+from trust.merkle import HASH_BYTES, grown_roots
 from trust.misbehaviour import (
     COSIGNED_FORK,
     LEDGER_FORK,
@@ -55,7 +55,7 @@ def by_checkpoints(
         path: needed when the sizes differ: the consistency proof between them *in the larger tree*, as
             `trust.merkle.consistency_proof` makes it.
         prefix: the root that the larger tree has at the smaller size; needed only when that is a power of two, where
-            the path does not show it.
+            the path does not show it. Nodes name it to their witnesses (`AttestRequest.cosigned_root`).
 
     Raises:
         EvidenceError: PROOF_INVALID, for what is no checkpoint or no path.
@@ -69,7 +69,10 @@ def by_checkpoints(
         return None
     if small.size.bit_count() != 1:
         prefix = grown_roots(small.size, small.root, large.size, path)[0]
-    leads = bool(prefix) and grown_roots(small.size, prefix, large.size, path) == (prefix, large.root)
+    leads = len(prefix) == HASH_BYTES and grown_roots(small.size, prefix, large.size, path) == (
+        prefix,
+        large.root,
+    )
     if not leads or prefix == small.root:
         return None
     return Proof(LEDGER_FORK, str(node), endorsement, (first, second), (prefix, *path)).encode()

@@ -47,7 +47,7 @@ from sidecar.edge.tlog_witness import TlogWitness
 from sidecar.edge.upstream import targets
 from sidecar.edge.witness_desk import WitnessDesk, WitnessServicer
 from trust.attestation.credential import Credential, check_lines, write_credential
-from trust.attestation.measurement import Measurer
+from trust.attestation.measurement import Measurer, ReferenceValues
 from trust.attestation.roster import Roster
 from trust.attestation.statement import NONCE_BYTES, Evidence, sign_evidence
 from trust.attestation.witness import ContradictionError, Seen, Submission, View
@@ -308,9 +308,13 @@ class Attestation:
         self, roster: Roster, challenge: Challenge, evidence: Evidence, endorsement: bytes, prover: "_Prover"
     ) -> tuple[bytes, bytes]:
         proof = await asyncio.to_thread(prover.since, challenge.size)
+        root = await asyncio.to_thread(prover.root, challenge.size) if proof else b""
         if challenge.witness == self._node.name:
-            return await self.desk.attest(Submission(self._node, evidence.envelope, endorsement, proof))
-        request = pb.AttestRequest(evidence=evidence.envelope, endorsement=endorsement, consistency=proof)
+            submission = Submission(self._node, evidence.envelope, endorsement, proof, root)
+            return await self.desk.attest(submission)
+        request = pb.AttestRequest(
+            evidence=evidence.envelope, endorsement=endorsement, consistency=proof, cosigned_root=root
+        )
         answer = await _answered(self._stub(roster, challenge.witness).Attest(request))
         check_lines(evidence, roster.witnesses[challenge.witness], answer.attested, answer.logged)
         return answer.attested, answer.logged
@@ -362,7 +366,7 @@ class Attestation:
             roster=roster,
             bundles={role: Seen(enforced, since_ms) for role, (enforced, since_ms) in seen.items()},
             level=engine.mesh.level,
-            references=engine.reference_values if isinstance(engine, Engine) else None,
+            references=accepted_builds(held),
             anchors_pem=parts.identity.anchors_pem(),
             quarantined=parts.quarantined(),
         )
@@ -370,6 +374,12 @@ class Attestation:
     def _now_ms(self) -> int:
         clock = self._parts.clock
         return self._parts.state.trusted_now_ms(clock.now_ms(), clock.monotonic_ms())
+
+
+def accepted_builds(held: InForce | None) -> ReferenceValues | None:
+    """Return the measurements that the policy in force accepts; None for any."""
+    engine = None if held is None else held.engine
+    return engine.reference_values if isinstance(engine, Engine) else None
 
 
 class _Prover:
@@ -390,6 +400,13 @@ class _Prover:
             except EvidenceError:  # the tree grew while it was read: a partial tile became a full one
                 self._made[size] = Reader(self._directory).consistency_proof(size, self._size)
         return self._made[size]
+
+    def root(self, size: int) -> bytes:
+        """Return the root that the ledger has at `size`, 32 bytes."""
+        try:
+            return Reader(self._directory).root(size)
+        except EvidenceError:  # as above
+            return Reader(self._directory).root(size)
 
 
 async def _finished(tasks: Sequence[asyncio.Task[bytes | None]], timeout_s: float) -> list[bytes]:

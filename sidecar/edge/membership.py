@@ -163,7 +163,11 @@ class Membership:
             if proof is None:
                 notes = (before.statement.checkpoint, now.statement.checkpoint)
                 proof = by_checkpoints(
-                    now.statement.node, *notes, error.now_endorsement, path=error.consistency
+                    now.statement.node,
+                    *notes,
+                    error.now_endorsement,
+                    path=error.consistency,
+                    prefix=error.root,
                 )
             if proof is None:
                 return False

@@ -177,7 +177,11 @@ class WitnessServicer(rpc.WitnessServicer):
         """Vouch for the calling node."""
         try:
             submission = Submission(
-                self._peer(context), request.evidence, request.endorsement, tuple(request.consistency)
+                self._peer(context),
+                request.evidence,
+                request.endorsement,
+                tuple(request.consistency),
+                request.cosigned_root,
             )
             attested, logged = await self._desk.attest(submission)
         except MeshError as error:

@@ -68,6 +68,7 @@ class Submission:
     evidence: bytes
     endorsement: bytes
     consistency: Sequence[bytes]  # hashes, from the size that the challenge named to the checkpoint's
+    root: bytes = b""  # of its own ledger at that size: alone shows a fork at a power of two
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,7 @@ class ContradictionError(StateError):
         self.kind = kind
         self.before_evidence, self.before_endorsement = before.evidence, before.endorsement
         self.now_evidence, self.now_endorsement = now.evidence, now.endorsement
-        self.consistency = tuple(now.consistency)
+        self.consistency, self.root = tuple(now.consistency), now.root
 
 
 class Challenges:
@@ -293,6 +294,8 @@ def _check_ledger(memory: Memory, now: Submission, evidence: Evidence) -> Checkp
         len(value) != HASH_BYTES for value in now.consistency
     ):
         raise _invalid("its consistency proof is not at most 64 hashes")
+    if len(now.root) not in {0, HASH_BYTES}:
+        raise _invalid(f"its root at the cosigned size has {len(now.root)} bytes")
     signed = _own_checkpoint(evidence)
     checkpoint = signed.checkpoint
 
@@ -310,7 +313,7 @@ def _check_ledger(memory: Memory, now: Submission, evidence: Evidence) -> Checkp
             Reason.CHECKPOINT_CONFLICT,
             f"the ledger of {checkpoint.origin} has two histories of {checkpoint.size} records",
         )
-    if _forked(memory, checkpoint, now.consistency):
+    if _forked(memory, checkpoint, now):
         raise refuse(
             Reason.CHECKPOINT_CONFLICT,
             f"the ledger of {checkpoint.origin} has another history of its first {memory.size} records than before",
@@ -319,14 +322,17 @@ def _check_ledger(memory: Memory, now: Submission, evidence: Evidence) -> Checkp
     return checkpoint
 
 
-def _forked(memory: Memory, checkpoint: Checkpoint, proof: Sequence[bytes]) -> bool:
+def _forked(memory: Memory, checkpoint: Checkpoint, now: Submission) -> bool:
     """Whether the node's own proof shows that its tree does not continue the earlier one.
 
-    A proof that leads nowhere shows nothing (it may be of another moment): it is refused, and no contradiction.
+    A proof that leads nowhere shows nothing (it may be of another moment): it is refused, and no contradiction. Where
+    the earlier size is a power of two, the path does not hold the root there: the node names it.
     """
     if memory.size in {0, checkpoint.size}:
         return False
-    old, new = grown_roots(memory.size, memory.root, checkpoint.size, proof)
+    power = memory.size.bit_count() == 1
+    root = now.root if power and now.root else memory.root
+    old, new = grown_roots(memory.size, root, checkpoint.size, now.consistency)
     return new == checkpoint.root and old != memory.root
 
 

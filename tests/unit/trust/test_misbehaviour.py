@@ -1,6 +1,7 @@
 """Proofs: each kind convicts the one who did it, and nobody who did not."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -9,6 +10,7 @@ from tests.support.tuf_world import World, sign_raw
 from trust.accusation import by_checkpoints, by_cosignatures, by_credentials, by_evidence, by_metadata
 from trust.attestation.credential import log_origin
 from trust.attestation.roster import WitnessSettings, witness_key_name
+from trust.attestation.statement import Enforced
 from trust.checkpoint import sign_checkpoint
 from trust.errors import EvidenceError, Reason
 from trust.merkle import CompactTree, leaf_hash
@@ -16,6 +18,7 @@ from trust.misbehaviour import (
     COUNTER_BACK,
     LEDGER_FORK,
     LEDGER_SHRUNK,
+    POLICY_BACK,
     Anchors,
     Finding,
     Proof,
@@ -138,6 +141,41 @@ def test_a_shorter_ledger_under_a_greater_counter_convicts_the_node() -> None:
     assert "1 records after one of 3" in found.summary
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "named"),
+    [
+        ({"policy": Enforced(8, b"\x08" * 32)}, {"policy": Enforced(7, b"\x07" * 32)}, "targets version 7"),
+        (
+            {"namespaces": (("pay", Enforced(3, b"\x03" * 32)),)},
+            {"namespaces": (("pay", Enforced(2, b"\x02" * 32)),), "policy": Enforced(9, b"\x09" * 32)},
+            "pay version 2",
+        ),
+    ],
+    ids=["base", "namespace"],
+)
+def test_an_older_policy_under_a_greater_counter_convicts_the_node(
+    before: dict[str, Any], after: dict[str, Any], named: str
+) -> None:
+    """Versions never go back, on any node, across restarts: two statements of it say otherwise."""
+    node = AttestedNode()
+    first, second = node.evidence(**before), node.evidence(**after)
+    data = by_evidence(second, first, node.endorsement)
+    found = convicted(data, anchors(node), POLICY_BACK)
+    assert (found.node, named in found.summary) == (str(node.id), True)
+    assert data is not None
+    back = replace(read_proof(data), statements=read_proof(data).statements[::-1])
+    refused(back.encode(), anchors(node), "older")
+
+
+def test_a_namespace_that_is_gone_or_new_convicts_nobody() -> None:
+    """The approvers may withdraw one; only a version can go back."""
+    node = AttestedNode()
+    first = node.evidence(namespaces=(("pay", Enforced(3, b"\x03" * 32)),))
+    second, third = node.evidence(), node.evidence(namespaces=(("stock", Enforced(1, b"\x01" * 32)),))
+    for pair in ((first, second), (second, third), (first, third)):
+        assert by_evidence(*pair, node.endorsement) is None
+
+
 def test_honest_statements_convict_nobody_in_any_order() -> None:
     """A node that only grows is safe, also when somebody swaps its statements."""
     node = AttestedNode()
@@ -254,6 +292,7 @@ def test_two_contents_of_one_version_convict_the_approvers_who_signed_both() -> 
     found = verify_proof(by_metadata("targets", first, second), Anchors(DOMAIN, root=world.root))
     assert (found.node, found.keys) == ("", (world.approvers[1].public_key.keyid,))
     assert "two contents of targets version 1" in found.summary
+    assert found.summary.endswith(f"1 keys signed both: {world.approvers[1].public_key.keyid}")
 
 
 def test_a_second_content_below_the_quorum_or_of_another_version_convicts_nobody() -> None:

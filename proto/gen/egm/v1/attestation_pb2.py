@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x65gm/v1/attestation.proto\x12\x06\x65gm.v1\"\x12\n\x10\x43hallengeRequest\"I\n\x11\x43hallengeResponse\x12\r\n\x05nonce\x18\x01 \x01(\x0c\x12\x15\n\rcosigned_size\x18\x02 \x01(\x03\x12\x0e\n\x06now_ms\x18\x03 \x01(\x03\"K\n\rAttestRequest\x12\x10\n\x08\x65vidence\x18\x01 \x01(\x0c\x12\x13\n\x0b\x65ndorsement\x18\x02 \x01(\x0c\x12\x13\n\x0b\x63onsistency\x18\x03 \x03(\x0c\"2\n\x0e\x41ttestResponse\x12\x10\n\x08\x61ttested\x18\x01 \x01(\x0c\x12\x0e\n\x06logged\x18\x02 \x01(\x0c\x32\x84\x01\n\x07Witness\x12@\n\tChallenge\x12\x18.egm.v1.ChallengeRequest\x1a\x19.egm.v1.ChallengeResponse\x12\x37\n\x06\x41ttest\x12\x15.egm.v1.AttestRequest\x1a\x16.egm.v1.AttestResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x65gm/v1/attestation.proto\x12\x06\x65gm.v1\"\x12\n\x10\x43hallengeRequest\"I\n\x11\x43hallengeResponse\x12\r\n\x05nonce\x18\x01 \x01(\x0c\x12\x15\n\rcosigned_size\x18\x02 \x01(\x03\x12\x0e\n\x06now_ms\x18\x03 \x01(\x03\"b\n\rAttestRequest\x12\x10\n\x08\x65vidence\x18\x01 \x01(\x0c\x12\x13\n\x0b\x65ndorsement\x18\x02 \x01(\x0c\x12\x13\n\x0b\x63onsistency\x18\x03 \x03(\x0c\x12\x15\n\rcosigned_root\x18\x04 \x01(\x0c\"2\n\x0e\x41ttestResponse\x12\x10\n\x08\x61ttested\x18\x01 \x01(\x0c\x12\x0e\n\x06logged\x18\x02 \x01(\x0c\x32\x84\x01\n\x07Witness\x12@\n\tChallenge\x12\x18.egm.v1.ChallengeRequest\x1a\x19.egm.v1.ChallengeResponse\x12\x37\n\x06\x41ttest\x12\x15.egm.v1.AttestRequest\x1a\x16.egm.v1.AttestResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,9 +36,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CHALLENGERESPONSE']._serialized_start=56
   _globals['_CHALLENGERESPONSE']._serialized_end=129
   _globals['_ATTESTREQUEST']._serialized_start=131
-  _globals['_ATTESTREQUEST']._serialized_end=206
-  _globals['_ATTESTRESPONSE']._serialized_start=208
-  _globals['_ATTESTRESPONSE']._serialized_end=258
-  _globals['_WITNESS']._serialized_start=261
-  _globals['_WITNESS']._serialized_end=393
+  _globals['_ATTESTREQUEST']._serialized_end=229
+  _globals['_ATTESTRESPONSE']._serialized_start=231
+  _globals['_ATTESTRESPONSE']._serialized_end=281
+  _globals['_WITNESS']._serialized_start=284
+  _globals['_WITNESS']._serialized_end=416
 # @@protoc_insertion_point(module_scope)

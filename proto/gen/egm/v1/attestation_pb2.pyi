@@ -70,10 +70,13 @@ class AttestRequest(_message.Message):
     EVIDENCE_FIELD_NUMBER: _builtins.int
     ENDORSEMENT_FIELD_NUMBER: _builtins.int
     CONSISTENCY_FIELD_NUMBER: _builtins.int
+    COSIGNED_ROOT_FIELD_NUMBER: _builtins.int
     evidence: _builtins.bytes
     """DSSE envelope"""
     endorsement: _builtins.bytes
     """of the node key that signed it"""
+    cosigned_root: _builtins.bytes
+    """the root that the sender's ledger has at cosigned_size; with `consistency`"""
     @_builtins.property
     def consistency(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """from cosigned_size to the checkpoint in the evidence"""
@@ -84,10 +87,11 @@ class AttestRequest(_message.Message):
         evidence: _builtins.bytes = ...,
         endorsement: _builtins.bytes = ...,
         consistency: _abc.Iterable[_builtins.bytes] | None = ...,
+        cosigned_root: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "endorsement", b"endorsement", "evidence", b"evidence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "cosigned_root", b"cosigned_root", "endorsement", b"endorsement", "evidence", b"evidence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
