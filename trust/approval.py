@@ -1,25 +1,12 @@
-"""Whether enough approvers signed *this* request: tickets, signed approvals, and what they add up to.
+"""Whether enough approvers signed *this* request: signed approvals, and what they add up to.
 
-A ticket says which call waits for approvers. Its id is the SHA-256 of its text, nine lines:
-
-    egm/ticket/v1
-    TRUST DOMAIN
-    CALLER              SPIFFE ID
-    SERVICE
-    METHOD              package.Service/Method
-    REQUEST             SHA-256 of the request (hex) | none (a stream that sends nothing) | method (a stream,
-                        whatever it sends) | any (in a window)
-    POLICIES            ids of the policies that permit the call, or -
-    NEEDS               2 of ops; 1 of finance, window 600s
-    SERIAL              32 hexadecimal digits, drawn when the ticket was opened
-
-An approval is a signed note (C2SP) with exactly one signature, by a key named `TRUST DOMAIN/approver/NAME`. Its text is
-the ticket's last eight lines within six of its own:
+An approval is a signed note (C2SP) with exactly one signature, by a key named `TRUST DOMAIN/approver/NAME`. Its text
+has fourteen lines, among them those of the ticket (`trust.ticket`):
 
     egm/approval/v1
     TICKET              the id
     approve | deny
-    ... (from TRUST DOMAIN to SERIAL)
+    ... (from TRUST DOMAIN to SERIAL, as in the ticket)
     ISSUED              Unix seconds
     UNTIL               Unix seconds
     REASON              1..200 printable characters, or -
@@ -41,24 +28,14 @@ from trust import limits
 from trust.approval_rule import Groups, Requirement, members_of, window_s
 from trust.errors import EvidenceError, MeshError, Reason
 from trust.note import Sign, Verifier, open_note, read_unverified, sign_note
-from trust.permit_claims import NO_MESSAGE
-from trust.record_rules import plain
-from trust.spiffe import SpiffeId, check_name, check_trust_domain
+from trust.spiffe import check_name
+from trust.ticket import NO_TEXT, Ticket, invalid, lines_of
 
 APPROVAL_KEY: Final = "egm-approval-bin"  # request metadata from the caller's sidecar to the callee's
-TICKET_FORMAT: Final = "egm/ticket/v1"
 FORMAT: Final = "egm/approval/v1"
-NOTHING_SENT: Final = "none"
-METHOD_ALONE: Final = "method"
-ANY_REQUEST: Final = "any"
-NO_TEXT: Final = "-"
-_TICKET_LINES: Final = 9
 _LINES: Final = 14
 _MAX_TIME_S: Final = 2**40 - 1
 _DECIMAL: Final = re.compile(r"(?:0|[1-9][0-9]{0,12})\Z", re.ASCII)
-_SHA256: Final = re.compile(r"[0-9a-f]{64}\Z")
-_SERIAL: Final = re.compile(r"[0-9a-f]{32}\Z")
-_WORDS: Final = frozenset({NOTHING_SENT, METHOD_ALONE, ANY_REQUEST})
 
 
 @enum.unique
@@ -67,126 +44,6 @@ class Verdict(enum.StrEnum):
 
     APPROVE = "approve"
     DENY = "deny"
-
-
-@dataclass(frozen=True, slots=True)
-class Ticket:
-    """A call that waits for approvers. Every field is one line of printable text; see the module."""
-
-    trust_domain: str
-    caller: str
-    service: str
-    method: str
-    request: str
-    policies: str
-    needs: str
-    serial: str
-
-    def __post_init__(self) -> None:
-        """Refuse what no ticket may say.
-
-        Raises:
-            EvidenceError: APPROVAL_INVALID.
-        """
-        try:
-            check_trust_domain(self.trust_domain)
-            SpiffeId.parse(self.caller)
-        except EvidenceError as error:
-            raise _invalid(error.detail) from None
-        if self.request not in _WORDS and not _SHA256.match(self.request):
-            raise _invalid("its request is no SHA-256 in hexadecimal digits")
-        if not _SERIAL.match(self.serial):
-            raise _invalid("its serial is not 32 hexadecimal digits")
-        for line in (self.service, self.method, self.policies, self.needs):
-            if not line or plain(line) != line:
-                raise _invalid("a line is empty, too long or not printable")
-
-    @property
-    def lines(self) -> tuple[str, ...]:
-        """The lines that an approval repeats."""
-        return (
-            self.trust_domain,
-            self.caller,
-            self.service,
-            self.method,
-            self.request,
-            self.policies,
-            self.needs,
-            self.serial,
-        )
-
-    def body(self) -> bytes:
-        """Return the text whose SHA-256 is the id."""
-        return "".join(f"{line}\n" for line in (TICKET_FORMAT, *self.lines)).encode()
-
-    @property
-    def id(self) -> str:
-        """64 hexadecimal digits."""
-        return hashlib.sha256(self.body()).hexdigest()
-
-    @property
-    def call(self) -> tuple[str, ...]:
-        """What two tickets for the same call have in common: everything but the serial."""
-        return self.lines[:-1]
-
-    @property
-    def call_sha256(self) -> str:
-        """The SHA-256 (hex) of `call`."""
-        return hashlib.sha256("".join(f"{line}\n" for line in self.call).encode()).hexdigest()
-
-    @classmethod
-    def parse(cls, body: bytes) -> Self:
-        """Return the ticket of a text. Total over arbitrary bytes.
-
-        Raises:
-            EvidenceError: APPROVAL_INVALID, for anything that `body` would not write.
-        """
-        lines = _lines(body, _TICKET_LINES, TICKET_FORMAT)
-        return cls(*lines[1:])
-
-
-def ticket_for(
-    *,
-    trust_domain: str,
-    caller: str,
-    service: str,
-    method: str,
-    request_sha256: bytes,
-    policies: Iterable[str],
-    needs: str,
-    window: bool,
-    serial: str,
-) -> Ticket:
-    """Return the ticket of a call; text that others chose is made fit for a line.
-
-    Args:
-        trust_domain: of the mesh.
-        caller: SPIFFE ID.
-        service: logical name.
-        method: as called.
-        request_sha256: of the request or opening message (32 bytes), NO_MESSAGE, or empty when none is bound.
-        policies: ids of the permits that determined the call.
-        needs: `trust.approval_rule.needs_of`.
-        window: whether it covers further calls, whatever they ask.
-        serial: 32 hexadecimal digits.
-    """
-    if window:
-        request = ANY_REQUEST
-    elif request_sha256 == NO_MESSAGE:
-        request = NOTHING_SENT
-    else:
-        request = request_sha256.hex() or METHOD_ALONE
-    named = plain(", ".join(sorted(policies))) or NO_TEXT
-    return Ticket(
-        trust_domain,
-        caller,
-        plain(service) or NO_TEXT,
-        plain(method) or NO_TEXT,
-        request,
-        named,
-        plain(needs),
-        serial,
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,11 +63,11 @@ class Approval:
             EvidenceError: APPROVAL_INVALID.
         """
         if not 0 <= self.issued_s < self.until_s <= _MAX_TIME_S:
-            raise _invalid("it must end after it begins, at times in Unix seconds")
+            raise invalid("it must end after it begins, at times in Unix seconds")
         if self.until_s - self.issued_s > limits.MAX_APPROVAL_LIFETIME_S:
-            raise _invalid(f"it lasts longer than {limits.MAX_APPROVAL_LIFETIME_S} s")
+            raise invalid(f"it lasts longer than {limits.MAX_APPROVAL_LIFETIME_S} s")
         if not 0 < len(self.reason) <= limits.MAX_APPROVAL_REASON_CHARS or not self.reason.isprintable():
-            raise _invalid(f"its reason must be 1 to {limits.MAX_APPROVAL_REASON_CHARS} printable characters")
+            raise invalid(f"its reason must be 1 to {limits.MAX_APPROVAL_REASON_CHARS} printable characters")
 
     def body(self) -> bytes:
         """Return the text that is signed."""
@@ -232,14 +89,14 @@ class Approval:
         Raises:
             EvidenceError: APPROVAL_INVALID, for anything that `body` would not write.
         """
-        lines = _lines(body, _LINES, FORMAT)
+        lines = lines_of(body, _LINES, FORMAT)
         if lines[2] not in set(Verdict):
-            raise _invalid(f"its verdict is {lines[2][:20]!r}, neither approve nor deny")
+            raise invalid(f"its verdict is {lines[2][:20]!r}, neither approve nor deny")
         if not _DECIMAL.match(lines[11]) or not _DECIMAL.match(lines[12]):
-            raise _invalid("its times must be decimal numbers")
+            raise invalid("its times must be decimal numbers")
         ticket = Ticket(*lines[3:11])
         if ticket.id != lines[1]:
-            raise _invalid("its ticket id is not that of the call it names")
+            raise invalid("its ticket id is not that of the call it names")
         return cls(ticket, Verdict(lines[2]), int(lines[11]), int(lines[12]), lines[13])
 
 
@@ -290,22 +147,22 @@ def open_approval(data: bytes, keys: Mapping[str, bytes], *, trust_domain: str) 
         EvidenceError: APPROVAL_INVALID, saying what is wrong.
     """
     if len(data) > limits.MAX_APPROVAL_BYTES:
-        raise _invalid(f"it has {len(data)} bytes, at most {limits.MAX_APPROVAL_BYTES} are read")
+        raise invalid(f"it has {len(data)} bytes, at most {limits.MAX_APPROVAL_BYTES} are read")
     names = {verifier_name(trust_domain, name): name for name in keys}
     try:
         note = open_note(data, [Verifier(full, keys[name]) for full, name in names.items()])
     except EvidenceError as error:
         if error.reason is Reason.SIGNATURE_INVALID:
             known = ", ".join(sorted(keys)) or "none"
-            raise _invalid(
+            raise invalid(
                 f"no approver that policy asks for signed it (they are: {known}): {error.detail}"
             ) from None
-        raise _invalid(error.detail) from None
+        raise invalid(error.detail) from None
     if len(note.verified) != 1 or note.unknown or data.count(b"\n", len(note.text)) != 2:
-        raise _invalid("it must carry exactly one signature")
+        raise invalid("it must carry exactly one signature")
     approval = Approval.parse(note.text)
     if approval.ticket.trust_domain != trust_domain:
-        raise _invalid(f"it is for the trust domain {approval.ticket.trust_domain}, this is {trust_domain}")
+        raise invalid(f"it is for the trust domain {approval.ticket.trust_domain}, this is {trust_domain}")
     return SignedApproval(approval, names[note.verified[0].name], data)
 
 
@@ -318,7 +175,7 @@ def read_approval(data: bytes) -> Approval:
     try:
         note = read_unverified(data)
     except MeshError as error:
-        raise _invalid(error.detail) from None
+        raise invalid(error.detail) from None
     return Approval.parse(note.text)
 
 
@@ -419,26 +276,12 @@ def unpack(data: bytes) -> tuple[bytes, ...]:
         EvidenceError: APPROVAL_INVALID.
     """
     if len(data) > limits.MAX_CARRIED_APPROVALS_BYTES:
-        raise _invalid(f"{len(data)} bytes came, at most {limits.MAX_CARRIED_APPROVALS_BYTES} are read")
+        raise invalid(f"{len(data)} bytes came, at most {limits.MAX_CARRIED_APPROVALS_BYTES} are read")
     message = approvals_pb2.CarriedApprovals()
     try:
         message.ParseFromString(data)
     except (DecodeError, RecursionError):
-        raise _invalid(f"{APPROVAL_KEY} holds none") from None
+        raise invalid(f"{APPROVAL_KEY} holds none") from None
     if not 0 < len(message.notes) <= limits.MAX_CARRIED_APPROVALS:
-        raise _invalid(f"{len(message.notes)} came; 1 to {limits.MAX_CARRIED_APPROVALS} are read")
+        raise invalid(f"{len(message.notes)} came; 1 to {limits.MAX_CARRIED_APPROVALS} are read")
     return tuple(message.notes)
-
-
-def _lines(body: bytes, count: int, first: str) -> list[str]:
-    try:
-        lines = body.decode().split("\n")
-    except UnicodeDecodeError:
-        raise _invalid("it is not UTF-8") from None
-    if len(lines) != count + 1 or lines[-1] or lines[0] != first:
-        raise _invalid(f"{count} lines are expected, the first one {first}")
-    return lines[:-1]
-
-
-def _invalid(what: str) -> EvidenceError:
-    return EvidenceError(Reason.APPROVAL_INVALID, f"not a valid approval: {what}")

@@ -116,6 +116,15 @@ def needs_of(requirements: Iterable[Requirement]) -> str:
     return "; ".join(sorted({one.asked for one in requirements}))
 
 
+def requirements_in(needs: str) -> tuple[Requirement, ...]:
+    """Return what the line `needs` of a ticket asks: the inverse of `needs_of`, without the waits.
+
+    Raises:
+        EvidenceError: APPROVAL_INVALID.
+    """
+    return requirements_of((REQUIRE, part) for part in needs.split("; "))
+
+
 def window_s(requirements: Iterable[Requirement]) -> int:
     """Return how long an approval covers further calls: the shortest window, and 0 if any requirement has none."""
     return min((one.window_s for one in requirements), default=0)

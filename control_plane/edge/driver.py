@@ -18,6 +18,7 @@ from tuf.api.metadata import Root
 
 from control_plane.config import EMBEDDED_BROKER, ControlPlaneConfig
 from control_plane.core.bundle_checks import check_bundles
+from control_plane.edge.approvals import ApprovalOffice
 from control_plane.edge.broker import EmbeddedBroker
 from control_plane.edge.ca import CertificateAuthority
 from control_plane.edge.callers import CheckedCallers
@@ -46,6 +47,7 @@ from trust.edge.mqtt import BrokerUrl, MqttAnnouncer
 from trust.edge.serving import SteadyServer, new_server
 from trust.edge.tls import ServerCredentials, server_options
 from trust.errors import InputError, Reason, StateError
+from trust.mesh import MeshSettings
 from trust.repository import RepositoryState, parse_metadata
 from trust.spiffe import SpiffeId
 
@@ -95,9 +97,10 @@ class _Plane:
         files: RepositoryFiles,
         broker_url: str,
         denials: DenialDesk,
+        approvals: ApprovalOffice,
     ) -> None:
         """Take the parts, opened."""
-        self._denials = denials
+        self._denials, self._approvals = denials, approvals
         self._config, self._status, self._reports = status.config, status, reports
         self._announcements, self._files, self._broker_url = announcements, files, broker_url
         self._records = RecordsServicer(
@@ -124,6 +127,7 @@ class _Plane:
             record_pb2_grpc.add_RecordsServicer_to_server(self._records, server)
             join_pb2_grpc.add_JoinServicer_to_server(joining, server)
             self._denials.add_to(server)
+            self._approvals.add_to(server)
             shadow.add_to(server)
             health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
 
@@ -240,6 +244,12 @@ async def _open(config: ControlPlaneConfig, stack: AsyncExitStack) -> _Plane:
         broker=broker,
         timestamp=announcements.newest,
     )
+    approvals = ApprovalOffice(database, clock, trust_domain=config.trust_domain)
+
+    def govern(mesh: MeshSettings) -> None:
+        denials.govern(mesh)
+        approvals.govern(mesh)
+
     files = RepositoryFiles(config.data_dir / "repository")
     publisher = Publisher(
         database,
@@ -251,7 +261,7 @@ async def _open(config: ControlPlaneConfig, stack: AsyncExitStack) -> _Plane:
             role, archive, others, trust_domain=config.trust_domain
         ),
         renew_fraction=config.renew_fraction,
-        governed=denials.govern,
+        governed=govern,
     )
     denials.policy = lambda: publisher.base
     await publisher.start(root, config.root)
@@ -266,6 +276,7 @@ async def _open(config: ControlPlaneConfig, stack: AsyncExitStack) -> _Plane:
         files=files,
         broker_url=shown,
         denials=denials,
+        approvals=approvals,
     )
 
 

@@ -251,3 +251,35 @@ alert_deliveries: Final = sa.Table(
     sa.Column("state", sa.String(16), nullable=False),
     sa.Column("error", sa.Text, nullable=False),
 )
+
+# Calls that wait for approvers; `content` is the request until the ticket is used or over.
+approval_tickets: Final = sa.Table(
+    "approval_tickets",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("ticket", sa.LargeBinary, nullable=False),  # trust.ticket
+    sa.Column("call_sha256", sa.String(64), nullable=False),
+    sa.Column("caller", sa.String(2048), nullable=False),
+    sa.Column("node", sa.String(63), nullable=False),
+    sa.Column("inbound", sa.SmallInteger, nullable=False),
+    sa.Column("level", sa.SmallInteger, nullable=False),
+    sa.Column("opened_ms", sa.BigInteger, nullable=False),
+    sa.Column("until_ms", sa.BigInteger, nullable=False),
+    sa.Column("spent_ms", sa.BigInteger, nullable=False),
+    sa.Column("content", sa.LargeBinary, nullable=True),
+    sa.Column("content_bytes", sa.BigInteger, nullable=False),
+    sa.Index("approval_tickets_call", "call_sha256", "node"),
+    sa.Index("approval_tickets_until", "until_ms"),
+    sa.Index("approval_tickets_opened", "opened_ms"),
+)
+
+# What approvers signed about them, as they signed it.
+approval_notes: Final = sa.Table(
+    "approval_notes",
+    metadata,
+    sa.Column("ticket_id", sa.String(64), sa.ForeignKey("approval_tickets.id"), primary_key=True),
+    sa.Column("name", sa.String(63), primary_key=True),
+    sa.Column("verdict", sa.String(16), primary_key=True),
+    sa.Column("note", sa.LargeBinary, nullable=False),
+    sa.Column("at_ms", sa.BigInteger, nullable=False),
+)

@@ -4,7 +4,16 @@ import pytest
 from grpc_health.v1 import health_pb2
 
 from control_plane.core.roles import ALLOWED, Kind, check_allowed
-from egm.v1 import analytics_pb2, distribution_pb2, gossip_pb2, join_pb2, node_pb2, operator_pb2, record_pb2
+from egm.v1 import (
+    analytics_pb2,
+    approvals_pb2,
+    distribution_pb2,
+    gossip_pb2,
+    join_pb2,
+    node_pb2,
+    operator_pb2,
+    record_pb2,
+)
 from trust.errors import EvidenceError, Reason
 from trust.spiffe import SpiffeId
 
@@ -21,6 +30,8 @@ def served() -> set[str]:
         record_pb2.DESCRIPTOR.services_by_name["Records"],
         gossip_pb2.DESCRIPTOR.services_by_name["Gossip"],
         gossip_pb2.DESCRIPTOR.services_by_name["Emergency"],
+        approvals_pb2.DESCRIPTOR.services_by_name["Approvals"],
+        approvals_pb2.DESCRIPTOR.services_by_name["ApprovalDesk"],
         health_pb2.DESCRIPTOR.services_by_name["Health"],
     ]
     return {f"/{service.full_name}/{method.name}" for service in services for method in service.methods}
