@@ -283,3 +283,69 @@ approval_notes: Final = sa.Table(
     sa.Column("note", sa.LargeBinary, nullable=False),
     sa.Column("at_ms", sa.BigInteger, nullable=False),
 )
+
+# What detection found: one incident per rule and subject while it goes on.
+incidents: Final = sa.Table(
+    "incidents",
+    metadata,
+    sa.Column("id", sa.String(16), primary_key=True),
+    sa.Column("rule", sa.String(16), nullable=False),
+    sa.Column("severity", sa.SmallInteger, nullable=False),  # trust.detection.Severity.rank
+    sa.Column("subject", sa.String(2048), nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("opened_ms", sa.BigInteger, nullable=False),
+    sa.Column("last_ms", sa.BigInteger, nullable=False),
+    sa.Column("findings", sa.BigInteger, nullable=False),
+    sa.Column("text", sa.Text, nullable=False),
+    sa.Column("evidence", sa.JSON, nullable=False),
+    sa.Column("nodes", sa.JSON, nullable=False),
+    sa.Column("resolved_by", sa.Text, nullable=False),
+    sa.Column("resolved_why", sa.Text, nullable=False),
+    sa.Column("resolved_ms", sa.BigInteger, nullable=False),
+    sa.Index("incidents_subject", "subject", "rule", "last_ms"),
+    sa.Index("incidents_state", "state", "last_ms", "id"),
+    sa.Index("incidents_time", "last_ms", "id"),
+)
+
+findings: Final = sa.Table(
+    "findings",
+    metadata,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("incident_id", sa.String(16), sa.ForeignKey("incidents.id"), nullable=False, index=True),
+    sa.Column("at_ms", sa.BigInteger, nullable=False),
+    sa.Column("text", sa.Text, nullable=False),
+)
+
+# Written before anything is done about an incident, and again when it is done.
+incident_responses: Final = sa.Table(
+    "incident_responses",
+    metadata,
+    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
+    sa.Column("incident_id", sa.String(16), sa.ForeignKey("incidents.id"), nullable=False, index=True),
+    sa.Column("action", sa.String(32), nullable=False),
+    sa.Column("fate", sa.String(16), nullable=False),
+    sa.Column("at_ms", sa.BigInteger, nullable=False),
+    sa.Column("kind", sa.String(16), nullable=False),
+    sa.Column("value", sa.String(512), nullable=False),
+    sa.Column("ttl_s", sa.BigInteger, nullable=False),
+    sa.Column("why", sa.Text, nullable=False),
+    sa.Column("directive", sa.String(64), nullable=False),
+    sa.Index("incident_responses_fate", "fate", "at_ms"),
+)
+
+# Which control plane detects, and what it has learned of the records before `detection_positions`.
+detection_state: Final = sa.Table(
+    "detection_state",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),  # always 1
+    sa.Column("owner", sa.String(64), nullable=False),
+    sa.Column("until_ms", sa.BigInteger, nullable=False),
+    sa.Column("learned", sa.LargeBinary, nullable=False),  # JSON, compressed; empty: nothing
+)
+
+detection_positions: Final = sa.Table(
+    "detection_positions",
+    metadata,
+    sa.Column("ledger_id", sa.Integer, sa.ForeignKey("record_ledgers.id"), primary_key=True),
+    sa.Column("next_index", sa.BigInteger, nullable=False),
+)
