@@ -15,7 +15,7 @@ from trust.spiffe import check_trust_domain
 
 # TUF versions are unbounded integers; a larger one is a forgery meant to make every later hint look old.
 MAX_ANNOUNCED_VERSION: Final = 2**53 - 1
-_TOPIC = re.compile(r"egm/v1/[a-z0-9._-]{1,255}/(?:policy|denials)\Z")
+_TOPIC = re.compile(r"egm/v1/[a-z0-9._-]{1,255}/(?:policy|denials|alerts)\Z")
 _VERSION = re.compile(r"-?[0-9]{1,17}\Z")
 
 

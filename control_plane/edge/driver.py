@@ -27,6 +27,7 @@ from control_plane.edge.distribution import Announcements, DistributionServicer
 from control_plane.edge.fleet import FleetServicer, NodeReports
 from control_plane.edge.health import Health
 from control_plane.edge.join import JoinServicer
+from control_plane.edge.observing import ObservationDesk
 from control_plane.edge.operator import OperatorServicer
 from control_plane.edge.own_identity import OwnIdentity
 from control_plane.edge.publisher import Publisher
@@ -98,13 +99,17 @@ class _Plane:
         broker_url: str,
         denials: DenialDesk,
         approvals: ApprovalOffice,
+        observing: ObservationDesk,
     ) -> None:
         """Take the parts, opened."""
-        self._denials, self._approvals = denials, approvals
+        self._denials, self._approvals, self._observing = denials, approvals, observing
         self._config, self._status, self._reports = status.config, status, reports
         self._announcements, self._files, self._broker_url = announcements, files, broker_url
         self._records = RecordsServicer(
-            status.database, status.clock, trust_domain=status.config.trust_domain
+            status.database,
+            status.clock,
+            trust_domain=status.config.trust_domain,
+            taken=(observing.taken,),
         )
         self._health = Health()
         self._servers: list[grpc.aio.Server] = []
@@ -128,6 +133,7 @@ class _Plane:
             join_pb2_grpc.add_JoinServicer_to_server(joining, server)
             self._denials.add_to(server)
             self._approvals.add_to(server)
+            self._observing.add_to(server)
             shadow.add_to(server)
             health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
 
@@ -162,6 +168,7 @@ class _Plane:
             ).run(),
             self._watch_health(),
             *self._denials.background(),
+            *self._observing.background(),
         ]
 
     async def drain(self) -> None:
@@ -269,6 +276,15 @@ async def _open(config: ControlPlaneConfig, stack: AsyncExitStack) -> _Plane:
     reports = NodeReports(database)
     await reports.load()
     status = StatusSource(config, database, publisher, announcer, identity, ca, clock)
+    observing = await asyncio.to_thread(
+        ObservationDesk,
+        config,
+        database,
+        clock,
+        reports=reports,
+        settings=lambda: publisher.settings,
+        broker=broker,
+    )
     return _Plane(
         status,
         reports=reports,
@@ -277,6 +293,7 @@ async def _open(config: ControlPlaneConfig, stack: AsyncExitStack) -> _Plane:
         broker_url=shown,
         denials=denials,
         approvals=approvals,
+        observing=observing,
     )
 
 

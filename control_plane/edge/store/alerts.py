@@ -108,6 +108,12 @@ async def post(
         await connection.execute(sa.insert(deliveries), rows)
 
 
+async def waiting(connection: AsyncConnection, *, now_ms: int) -> bool:
+    """Whether a delivery is due."""
+    query = sa.select(deliveries.c.id).where(deliveries.c.state == WAITING, deliveries.c.next_ms <= now_ms)
+    return (await connection.execute(query.limit(1))).one_or_none() is not None
+
+
 async def claim(connection: AsyncConnection, *, now_ms: int, lease_ms: int, most: int) -> list[Delivery]:
     """Take deliveries that are due; nobody else has them for `lease_ms`."""
     query = sa.select(deliveries).where(deliveries.c.state == WAITING, deliveries.c.next_ms <= now_ms)
