@@ -1,13 +1,17 @@
-"""With which outgoing calls this node's trust credential travels: with the first to each service, until it was taken.
+"""With which outgoing calls this node's trust credential travels: with each to a service until that says it holds it.
 
-A permit names the credential by its digest. Whoever has it does not need it again; whoever lacks it refuses with
-ATTESTATION_UNKNOWN. A service behind whose name several sidecars answer may have some that lack it: once one of them
-has refused, the credential goes with every call to that service.
+A permit names the credential by its digest. Whoever has it does not need it again, and says so with its answer
+(`HELD_KEY`); that a call succeeded is no sign of it, because a callee at a lower level looks at no credential. Whoever
+lacks it refuses with ATTESTATION_UNKNOWN. A service behind whose name several sidecars answer may have some that lack
+it: once one of them has refused, the credential goes with every call to that service.
 """
 
+from collections.abc import Iterable
 from typing import Final
 
-_TAKEN: Final = "OK"
+HELD_KEY: Final = (
+    "egm-attestation-held-bin"  # gRPC metadata key of an answer: SHA-256 of the credential that came
+)
 _LACKED: Final = (
     "UNAVAILABLE"  # the status of ATTESTATION_UNKNOWN; of other troubles, too, which costs only bytes
 )
@@ -25,16 +29,18 @@ class Carriage:
         """Return whether the credential `sha256` must go with a call to `service`."""
         return service in self._always or self._holds.get(service) != sha256
 
-    def ended(self, service: str, sha256: bytes, *, carried: bool, status: str) -> None:
+    def answered(self, service: str, sha256: bytes, answer: Iterable[tuple[str, str | bytes]]) -> None:
+        """Learn from the first metadata of an answer whether the callee's sidecar holds the credential that came."""
+        if any(key == HELD_KEY and value == sha256 for key, value in answer):
+            self._holds[service] = sha256
+
+    def ended(self, service: str, *, carried: bool, status: str) -> None:
         """Learn from a call that has ended.
 
         Args:
             service: that was called.
-            sha256: of the credential that its permit named.
             carried: whether the credential went with it.
             status: gRPC status code name.
         """
-        if carried and status == _TAKEN:
-            self._holds[service] = sha256
-        elif not carried and status == _LACKED:
+        if not carried and status == _LACKED:
             self._always.add(service)

@@ -125,7 +125,7 @@ class TrustState:
             verified: told of each credential of another node when it was verified; must return at once.
         """
         self._node, self._read_mesh, self._capacity = node, mesh, capacity
-        self._references, self._trusted, self._verified = references, trusted, verified
+        self._references, self.trusted, self._verified = references, trusted, verified
         self._mesh: MeshSettings | None = None
         self._terms: _Terms | None = None
         self._own: _Own | None = None
@@ -244,7 +244,7 @@ class TrustState:
                 Reason.ATTESTATION_MISSING,
                 f"the permit names no trust credential of {node} (att), and the signed policy names witnesses",
             )
-        now_ms = self._trusted(now_ms)
+        now_ms = self.trusted(now_ms)
         held = self._peers.get(sha256)
         if held is None:
             if carried is None:
@@ -281,7 +281,7 @@ class TrustState:
         held = self._newest.get(caller)
         if held is None:
             raise StateError(Reason.ATTESTATION_UNKNOWN, f"no trust credential of {caller[0]} is known here")
-        return self._check_held(held, terms, caller, self._trusted(now_ms)).until_ms
+        return self._check_held(held, terms, caller, self.trusted(now_ms)).until_ms
 
     def learn(self, data: bytes, caller: Caller, *, now_ms: int) -> None:
         """Keep a credential of `caller` that came from anywhere.
@@ -293,7 +293,7 @@ class TrustState:
         terms = self._in_force()
         if terms is None:
             return
-        now_ms = self._trusted(now_ms)
+        now_ms = self.trusted(now_ms)
         self._check_held(self._open(data, terms, now_ms, caller), terms, caller, now_ms)
 
     def met(self, node: SpiffeId, address: str) -> None:

@@ -44,6 +44,9 @@ class Case:
     endorsement: bytes | None = None
     malformed: MeshError | None = None  # what came in place of a permit
     credential: bytes | None = None  # trust credential that came with it (inbound)
+    node_address: str = ""  # and where its node says that it answers peers
+    took: bytes = b""  # digest of it, once it is held here
+    unattested: Permit | None = None  # spent, but the credential that it names is missing
     named: bytes = b""  # digest of the one that our permit names (outbound)
     carries: bool = False  # and it went with the call
     certificate_sha256: bytes = b""
@@ -86,8 +89,16 @@ class Trust(Protocol):
         """Accept that `node` is attested now.
 
         Raises:
-            MeshError: ATTESTATION_*.
+            MeshError: ATTESTATION_*, MEASUREMENT_REFUSED.
         """
+        ...
+
+    def holds(self, sha256: bytes) -> bool:
+        """Return whether the credential with this digest need not come with a call."""
+        ...
+
+    def met(self, node: SpiffeId, address: str) -> None:
+        """Remember where an attested node said that it answers peers."""
         ...
 
 

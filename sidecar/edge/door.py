@@ -6,7 +6,7 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NoReturn, cast
+from typing import Any, Final, NoReturn, TypeVar, cast
 
 import grpc
 import grpc.aio
@@ -32,6 +32,7 @@ from trust.errors import CapacityError, InputError, MeshError, Reason, StateErro
 from trust.policy.types import METHOD_ALONE_ANNOTATION
 from trust.ports import Clock
 
+_T = TypeVar("_T")
 # (service, method, caller's metadata) -> where it goes; raises MeshError when there is nowhere.
 Route = Callable[[str, str, Sequence[md.Pair]], Upstream]
 
@@ -84,6 +85,7 @@ class Execution:
     __slots__ = (
         "_door",
         "_handle",
+        "_metered",
         "_started",
         "attempt",
         "case",
@@ -116,6 +118,7 @@ class Execution:
         self.permitted: Permitted | None = None
         self.status = "CANCELLED"  # unless something better becomes known
         self._handle: object = None
+        self._metered: Permitted | None = None  # took of limits, and is not forwarded yet
         self.case: Case | None = None
         if door.notary is not None:
             self.case = door.notary.arrived(self.attempt, sent, caller.certificate_sha256)
@@ -135,13 +138,14 @@ class Execution:
         """
         door, case, notary = self._door, self.case, self._door.notary
         if case is not None and notary is not None:
-            now_ms = door.clock.now_ms()
             try:
-                binds = notary.present(case, now_ms=now_ms)
+                binds = await self._attested(
+                    case, notary, lambda: notary.present(case, now_ms=door.clock.now_ms())
+                )
             except MeshError as error:
                 await self._refused(door.gate.decline(self.attempt, error))
             if door.direction is Direction.OUTBOUND:
-                binds = door.gate.holds_opening(self.attempt, now_ms=now_ms)
+                binds = door.gate.holds_opening(self.attempt, now_ms=door.clock.now_ms())
             if binds:
                 return await self._opening_in_time(OPENING_MISSING_TEXT)
         if door.gate.needs_request(self.attempt):
@@ -178,17 +182,23 @@ class Execution:
         door = self._door
         if request is not None and len(request) > self.max_message_bytes:
             await self.too_large(len(request))
-        now_ms = door.clock.now_ms()
         case, notary = self.case, door.notary
         try:
             if case is not None and notary is not None:
                 try:
-                    notary.admit(case, request, ended=ended, now_ms=now_ms)
+                    await self._attested(
+                        case,
+                        notary,
+                        lambda: notary.admit(case, request, ended=ended, now_ms=door.clock.now_ms()),
+                    )
                 except MeshError as error:
                     raise RefusedError(door.gate.decline(self.attempt, error)) from None
                 if case.permit is not None:
                     self.attempt = self.attempt.vouched(case.permit)
+            now_ms = door.clock.now_ms()
             permitted = door.gate.authorize(self.attempt, request, now_ms=now_ms)
+            if permitted.taken:
+                self._metered = permitted
             if case is not None and notary is not None:
                 try:
                     self.metadata += await notary.opened(case, permitted.decision, now_ms=now_ms)
@@ -204,6 +214,26 @@ class Execution:
             door.observer.decided(self._handle, permitted.decision)
         self.permitted = permitted
         return permitted
+
+    @staticmethod
+    async def _attested(case: Case, notary: Notary, step: Callable[[], _T]) -> _T:
+        """Return what the notary answers; asked again when the credential that it lacks could be fetched.
+
+        Raises:
+            MeshError: as `step`.
+        """
+        try:
+            return step()
+        except MeshError as error:
+            if error.reason is not Reason.ATTESTATION_UNKNOWN or not await notary.attest(case):
+                raise
+        return step()
+
+    def crossing(self, initial: Sequence[md.Pair]) -> tuple[md.Pair, ...]:
+        """Return the first metadata of an answer as the caller gets to see it; sidecars add to it, and take off."""
+        case, notary = self.case, self._door.notary
+        shown = md.from_upstream(initial) if initial else ()
+        return shown if case is None or notary is None else shown + notary.answered(case, initial)
 
     async def _refused(self, decision: Decision) -> NoReturn:
         door = self._door
@@ -231,9 +261,11 @@ class Execution:
             self.status = "DEADLINE_EXCEEDED"
             await self.context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
         try:
-            return self._door.route(attempt.service, attempt.method, metadata).call(path, remaining)
+            call = self._door.route(attempt.service, attempt.method, metadata).call(path, remaining)
         except MeshError as error:
             await self.failed(error)
+        self._metered = None
+        return call
 
     def exchanged(self, request: bytes, response: bytes | None) -> None:
         """Note the messages of a unary call, for its outcome."""
@@ -274,6 +306,8 @@ class Execution:
         if broke_off(code, details, has_trailers=bool(trailing)):
             never = "connect" in details.lower() or "dns" in details.lower()
             text = UPSTREAM_UNAVAILABLE_TEXT if never else UPSTREAM_BROKE_OFF_TEXT
+            if never:
+                self._metered = self.permitted  # what it took is given back
             await self.failed(StateError(Reason.UPSTREAM_UNAVAILABLE, text))
         if code is grpc.StatusCode.RESOURCE_EXHAUSTED and any(
             text in details.lower() for text in _TOO_LARGE_HERE
@@ -309,6 +343,8 @@ class Execution:
         """Record how the call ended. Call exactly once."""
         door = self._door
         seconds = time.perf_counter() - self._started
+        if self._metered is not None:
+            door.gate.unforwarded(self._metered)
         if self.permitted is not None:
             door.gate.forwarded(self.permitted, self.status, seconds)
         if self.case is not None and door.notary is not None:

@@ -10,12 +10,11 @@ import logging
 import secrets
 import signal
 from collections.abc import Callable, Coroutine, Iterable
-from pathlib import Path
 from typing import Any
 
 import grpc.aio
 
-from egm.v1 import node_pb2_grpc, operator_pb2
+from egm.v1 import credentials_pb2_grpc, node_pb2_grpc, operator_pb2
 from sidecar.config import SidecarConfig
 from sidecar.core.bundle_state import BundleState
 from sidecar.core.pipeline import Pipeline
@@ -24,13 +23,15 @@ from sidecar.core.trust_state import TrustState
 from sidecar.edge import telemetry
 from sidecar.edge.admin import NodeServicer
 from sidecar.edge.announcer import Announcer, Ready
-from sidecar.edge.attestation import Attestation
+from sidecar.edge.attestation import Attestation, accepted_builds
 from sidecar.edge.attestation import Parts as AttestationParts
 from sidecar.edge.callees import Callees
+from sidecar.edge.callers import CallerWatch
+from sidecar.edge.credentials import CredentialClient, CredentialsServicer
 from sidecar.edge.health import Health
 from sidecar.edge.journal import LogJournal
 from sidecar.edge.listeners import Listeners, Parts, own_server
-from sidecar.edge.members import make_identity, members, start_patiently
+from sidecar.edge.members import make_identity, members, read_root, start_patiently
 from sidecar.edge.membership import Membership
 from sidecar.edge.policy_keeper import PolicyKeeper
 from sidecar.edge.policy_sources import control_plane_files, policy_feed
@@ -47,7 +48,6 @@ from trust.edge.credential_files import KeptCredentials
 from trust.edge.mqtt import BrokerUrl
 from trust.edge.tls import Channels, ServerCredentials, server_options
 from trust.edge.tuf_client import PolicyClient
-from trust.errors import InputError, Reason
 from trust.ports import Clock
 
 logger = logging.getLogger(__name__)
@@ -114,6 +114,7 @@ class Sidecar:
         self.trust = TrustState(
             config.spiffe_id("node", config.node),
             lambda: None if state.in_force is None else state.in_force.engine.mesh,
+            references=lambda: accepted_builds(state.in_force),
             trusted=lambda now_ms: state.trusted_now_ms(now_ms, clock.monotonic_ms()),
             verified=self._verified,
         )
@@ -128,6 +129,7 @@ class Sidecar:
             doubtful=doubtful.set,
             denials=self.membership.denials.denials,
             attested=self.trust.attested,
+            vouched=lambda caller, now_ms: self.trust.check_caller(caller, now_ms=now_ms),
         )
         services = {one.service for one in config.inbound} | {one.service for one in config.outbound}
         self.view = NodeView(
@@ -227,6 +229,7 @@ class Sidecar:
                 "shadow": self._shadow(channels).run,
                 "provenance": provenance.run,
                 "attestation": attestation.run,
+                "callers": self._callers(provenance, channels).run,
                 "changes": functools.partial(self.announcer.run, addresses, reporter),
                 **self.membership.start(channels, self.broker),
             }
@@ -310,6 +313,15 @@ class Sidecar:
             )
         )
 
+    def _callers(self, provenance: Provenance, channels: Channels) -> CallerWatch:
+        """Return what keeps the streams of attested nodes open."""
+        known = self.membership.peers.addresses
+        client = CredentialClient(
+            self.membership.me, channels, self.identity, known=known, told=self.trust.address_of
+        )
+        provenance.notary.fetch_from(client.by_digest, lambda: self.view.admin_address)
+        return CallerWatch(self.trust, self.pipeline, client, self.clock)
+
     def _denials_changed(self) -> None:
         self.pipeline.governance_changed()
 
@@ -358,6 +370,8 @@ class Sidecar:
             node_pb2_grpc.add_NodeServicer_to_server(servicer, server)
             self.membership.add_to(server)
             attestation.add_to(server)
+            own = CredentialsServicer(self.trust.own, self.membership.check)
+            credentials_pb2_grpc.add_CredentialsServicer_to_server(own, server)
             self.health.add_to(server)
 
         node = self.config.spiffe_id("node", self.config.node)
@@ -366,21 +380,6 @@ class Sidecar:
         self._own_servers.append(server)
         await server.start()
         self.view.admin_address = self.config.admin.told(address)
-
-
-def read_root(path: Path) -> bytes:
-    """Return the trust anchor.
-
-    Raises:
-        InputError: CONFIG_INVALID, naming the file.
-    """
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(
-            Reason.CONFIG_INVALID,
-            f"root: {path}: {error.strerror}; it is the root.json that `egm init` wrote",
-        ) from None
 
 
 async def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:

@@ -1,8 +1,9 @@
-"""Which identity source a node uses, and how patiently it waits for its first certificates."""
+"""Which trust anchor and identity source a node uses, and how patiently it waits for its first certificates."""
 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Final, Protocol
 
 from sidecar.config import SidecarConfig
@@ -33,6 +34,21 @@ class RunningIdentity(IdentitySource, Protocol):
     async def run(self) -> None:
         """Keep them current until cancelled."""
         ...
+
+
+def read_root(path: Path) -> bytes:
+    """Return the trust anchor.
+
+    Raises:
+        InputError: CONFIG_INVALID, naming the file.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(
+            Reason.CONFIG_INVALID,
+            f"root: {path}: {error.strerror}; it is the root.json that `egm init` wrote",
+        ) from None
 
 
 def members(config: SidecarConfig) -> tuple[SpiffeId, ...]:

@@ -4,7 +4,6 @@ One per node, shared by its doors. Below level 5 it only writes; at level 5 noth
 nor before its intent is durable.
 """
 
-import functools
 import hashlib
 import logging
 from collections.abc import Callable, Iterable
@@ -12,26 +11,25 @@ from typing import Final
 
 from sidecar.core.bundle_state import InForce
 from sidecar.core.call import Attempt, Decision, Direction
-from sidecar.core.carriage import Carriage
 from sidecar.core.levels import CRYPTOGRAPHIC, GOVERNED, OBSERVABLE
 from sidecar.core.permits import carried, check_enough, presented
 from sidecar.edge.case import Case, Journal, Signing, Trust
 from sidecar.edge.duties import Duties
 from sidecar.edge.metadata import Pair
+from sidecar.edge.passports import Fetch, Passports, told_address
 from sidecar.edge.payload_sealer import PayloadSealer
-from trust.attestation.credential import CREDENTIAL_KEY, Credential
+from sidecar.edge.scribe import Scribe, digest
+from trust.attestation.credential import Credential
 from trust.errors import MeshError, Reason, StateError
 from trust.handover import HANDOVER_KEY
 from trust.permit import ENDORSEMENT_KEY, NO_MESSAGE, PERMIT_KEY, Permit, permit_sha256
 from trust.ports import Clock
-from trust.record import Ending, Intent, Link, Outcome, Side
+from trust.record import Intent, Link
 
 logger = logging.getLogger(__name__)
 
 _TRACEPARENT: Final = "traceparent"
-_SIDE: Final = {Direction.OUTBOUND: Side.OUTBOUND, Direction.INBOUND: Side.INBOUND}
 DURABLE: Final = "durable"
-_digest: Final = functools.lru_cache(64)(bytes.fromhex)  # of a policy: the same for every call
 
 
 class Notary:
@@ -69,10 +67,11 @@ class Notary:
             trust: who is attested; None asks it of nobody.
             named: told of this node's credential when a permit names it; must return at once.
         """
-        self._node, self._boot_id, self._clock, self._ids = node, boot_id, clock, ids
+        self._ids = ids
+        self._scribe = Scribe(node=node, boot_id=boot_id, clock=clock, in_force=in_force, callee=callee)
         self._level, self._in_force, self._callee = level, in_force, callee
         self._journal, self._signing, self._alarm = journal, signing, alarm
-        self._trust, self._carriage, self._named = trust, Carriage(), named
+        self.passports = None if trust is None else Passports(trust, named=named)
         self.sealer = PayloadSealer(node, in_force, alarm)
         self.duties = Duties(self.sealer)
 
@@ -92,6 +91,7 @@ class Notary:
         try:
             case.token, case.endorsement = presented(pairs)
             case.credential = carried(pairs)
+            case.node_address = "" if case.credential is None else told_address(pairs)
         except MeshError as error:
             case.malformed = error
         traces = [value for key, value in pairs if key == _TRACEPARENT]
@@ -140,10 +140,34 @@ class Notary:
         elif not case.execution_id:
             self._link(case)
 
+    def fetch_from(self, by_digest: Fetch, address: Callable[[], str]) -> None:
+        """Fetch credentials that calls lack, and tell callees where this node answers the same question."""
+        if self.passports is not None:
+            self.passports.fetch, self.passports.address = by_digest, address
+
+    async def attest(self, case: Case) -> bool:
+        """Return whether a call that was refused with ATTESTATION_UNKNOWN may be presented, or admitted, once more.
+
+        Its permit was good, and its node has given the credential that was missing.
+        """
+        permit = case.unattested
+        if permit is None or self.passports is None:
+            return False
+        if await self.passports.obtain(case, permit):
+            return True
+        self._unattested(case)
+        return False
+
+    def _unattested(self, case: Case) -> None:
+        """Forget a permit that is spent, and under which nothing runs."""
+        if case.unattested is not None:
+            self._signing.verifier.closed(case.unattested)
+            case.unattested = None
+
     def _presented(self, case: Case, now_ms: int) -> Permit:
         if case.malformed is not None:
             raise case.malformed
-        permit = self._signing.verifier.present(
+        permit = case.unattested or self._signing.verifier.present(
             case.token,
             case.endorsement,
             case.attempt,
@@ -151,24 +175,20 @@ class Notary:
             client_cert_sha256=case.certificate_sha256,
             now_ms=now_ms,
         )
-        if self._trust is not None and case.level >= CRYPTOGRAPHIC:
+        if self.passports is not None and case.level >= CRYPTOGRAPHIC:
+            again, case.unattested = case.unattested is not None, permit
             try:
-                self._check_attested(self._trust, case, permit, now_ms)
-            except MeshError:
-                self._signing.verifier.closed(permit)  # spent, and nothing runs under it
+                self._check_attested(self.passports, case, permit, now_ms)
+            except MeshError as error:
+                if again or error.reason is not Reason.ATTESTATION_UNKNOWN:
+                    self._unattested(case)
                 raise
-        case.credential = None
+        case.credential = case.unattested = None
         return permit
 
-    def _check_attested(self, trust: Trust, case: Case, permit: Permit, now_ms: int) -> None:
+    def _check_attested(self, passports: Passports, case: Case, permit: Permit, now_ms: int) -> None:
         """Refuse the permit of a node that no quorum vouches for now."""
-        trust.check_peer(
-            permit.claims.credential_sha256,
-            case.credential,
-            node=permit.key.node,
-            public_key=permit.key.public_key.public_bytes_raw(),
-            now_ms=now_ms,
-        )
+        passports.check(case, permit, now_ms=now_ms)
 
     def _accept(self, case: Case, now_ms: int) -> None:
         try:
@@ -236,7 +256,7 @@ class Notary:
             extra += ((PERMIT_KEY, case.token),)
         if case.hand_over:
             extra += ((HANDOVER_KEY, self._hand_over(case, now_ms)),)
-        pending = self._write(case, self._intent(case, decision))
+        pending = self._write(case, self._scribe.intent(case, decision))
         case.opened, case.sealed_request = True, b""  # it is in the record: memory does not keep it, too
         if pending is not None and self._must_be_durable(case):
             try:
@@ -257,7 +277,7 @@ class Notary:
                 Reason.PERMIT_UNVERIFIABLE, "the policy changed while this stream was opened; call again"
             )
         signing = self._signing
-        credential = None if self._trust is None else self._trust.own()
+        credential = None if self.passports is None else self.passports.own()
         token = signing.minter.mint_for(
             attempt,
             decision,
@@ -268,17 +288,18 @@ class Notary:
             now_ms,
             execution_id=case.execution_id,
             callee=self._callee(attempt.service),
-            policy_sha256=_digest(held.policy.base.sha256),
+            policy_sha256=digest(held.policy.base.sha256),
             credential_sha256=None if credential is None else credential.sha256,
         )
         case.permit_sha256, case.permit_token = permit_sha256(token), token.encode("ascii")
         pairs: tuple[Pair, ...] = ((PERMIT_KEY, token), (ENDORSEMENT_KEY, signing.endorsement()))
-        if credential is None:
+        if credential is None or self.passports is None:
             return pairs
-        case.named = credential.sha256
-        self._named(credential)
-        case.carries = self._carriage.needed(attempt.service, credential.sha256)
-        return (*pairs, (CREDENTIAL_KEY, credential.data)) if case.carries else pairs
+        return pairs + self.passports.carry(case, credential)
+
+    def answered(self, case: Case, initial: Iterable[Pair]) -> tuple[Pair, ...]:
+        """Learn from the first metadata of an answer; return what to add to it for the caller's sidecar."""
+        return () if self.passports is None else self.passports.answered(case, initial)
 
     def _hand_over(self, case: Case, now_ms: int) -> str:
         return self._signing.minter.hand_over(
@@ -292,6 +313,7 @@ class Notary:
 
     def refused(self, case: Case, decision: Decision) -> None:
         """Write down a call that is not forwarded. A refusal needs no durable record: nothing was executed."""
+        self._unattested(case)
         if case.permit is not None:
             # Nothing runs under it, so nothing may be linked to it; however the door goes on.
             self._signing.verifier.closed(case.permit)
@@ -299,82 +321,22 @@ class Notary:
                 self._unbound(case)  # the message that it binds never came
         if not case.execution_id:
             self._unlinked(case)
-        self._write(case, self._intent(case, decision))
+        self._write(case, self._scribe.intent(case, decision))
 
     def closed(self, case: Case, status: str, seconds: float) -> None:
         """Write down how a call that was opened ended, and how long it took; call exactly once per call."""
         if case.permit is not None:
             self._signing.verifier.closed(case.permit)
+        self._unattested(case)
         if not case.opened:
             return
-        if case.named:
-            self._carriage.ended(case.attempt.service, case.named, carried=case.carries, status=status)
-        outcome = Outcome(
-            execution_id=case.execution_id,
-            side=_SIDE[case.attempt.direction],
-            ending=Ending.COMPLETED if case.cut is None else Ending.CUT,
-            node=self._node,
-            boot_id=self._boot_id,
-            wall_ms=self._clock.now_ms(),
-            monotonic_ms=self._clock.monotonic_ms(),
-            status=status,
-            reason="" if case.cut is None else case.cut.value,
-            response_sha256=case.response_sha256,
-            request_messages=case.request_messages,
-            request_bytes=case.request_bytes,
-            response_messages=case.response_messages,
-            response_bytes=case.response_bytes,
-            duration_us=int(seconds * 1_000_000),
-            sealed_response=case.sealed_response,
-        )
+        if self.passports is not None:
+            self.passports.ended(case, status)
         try:
-            self._journal.append(outcome)
+            self._journal.append(self._scribe.outcome(case, status, seconds))
         except MeshError as error:
             # The call is over; its intent stays open in the ledger, and is closed as interrupted at the next start.
             self._alarm(f"an outcome was not written: {error}")
-
-    def _intent(self, case: Case, decision: Decision) -> Intent:
-        attempt = case.attempt
-        held = self._in_force()
-        parent = case.parent
-        return Intent(
-            execution_id=case.execution_id,
-            root_id=case.root_id,
-            parent_id=b"" if parent is None else parent.claims.execution_id,
-            parent_permit_sha256=self._parent_permit(case),
-            link=case.link,
-            side=_SIDE[attempt.direction],
-            caller=attempt.principal or "",
-            authn="" if attempt.authn is None else attempt.authn.value,
-            service=attempt.service,
-            callee=self._callee(attempt.service),
-            method=attempt.method,
-            request_sha256=case.request_sha256,
-            policy_version=decision.policy_version,
-            policy_sha256=b"" if held is None else _digest(held.policy.base.sha256),
-            policies=decision.policies,
-            allowed=decision.allowed,
-            reason=decision.reason.value,
-            would_deny=str(decision.would_deny or case.would_deny or ""),
-            level=decision.level,
-            permit_sha256=case.permit_sha256,
-            permit=case.permit_token,
-            node=self._node,
-            boot_id=self._boot_id,
-            wall_ms=self._clock.now_ms(),
-            monotonic_ms=self._clock.monotonic_ms(),
-            traceparent=case.traceparent,
-            decision_id=decision.id,
-            obligations=case.obligations,
-            sealed_request=case.sealed_request,
-        )
-
-    def _parent_permit(self, case: Case) -> bytes:
-        if case.parent is not None:
-            return case.parent.sha256
-        if case.permit is not None and case.permit.claims.parent_sha256 is not None:
-            return case.permit.claims.parent_sha256
-        return b""
 
     def _write(self, case: Case, intent: Intent) -> object | None:
         try:

@@ -1,8 +1,7 @@
 """Whether a configuration can work, as far as its files tell: what `egm sidecar check` looks at."""
 
 from sidecar.config import SidecarConfig
-from sidecar.edge.driver import read_root
-from sidecar.edge.members import make_identity
+from sidecar.edge.members import make_identity, read_root
 from sidecar.edge.record_file import load_record
 from trust.chain import verify_roots
 from trust.edge.clock import SystemClock

@@ -7,7 +7,6 @@ import grpc.aio
 
 from sidecar.core.call import Decision, Permitted
 from sidecar.edge.door import Door, Execution, no_cancellation_follows
-from sidecar.edge.metadata import from_upstream
 from sidecar.edge.refusals import Context
 from sidecar.edge.upstream_call import EOF, UpstreamCall
 
@@ -153,7 +152,7 @@ class _Carrier:
         initial = await call.initial_metadata()
         if initial or not call.done():
             # At once, even when empty: a caller may wait for it before it sends its first message.
-            await context.send_initial_metadata(cast("Any", from_upstream(initial)))
+            await context.send_initial_metadata(cast("Any", self._execution.crossing(initial)))
         while (message := await call.receive()) is not EOF:
             if len(message) > limit:
                 call.cancel()

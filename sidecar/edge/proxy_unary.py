@@ -4,7 +4,6 @@ from typing import Any, Final, cast
 
 from sidecar.core.call import Permitted
 from sidecar.edge.door import Door, Execution
-from sidecar.edge.metadata import from_upstream
 from sidecar.edge.refusals import Context
 from trust.errors import Reason, StateError
 
@@ -38,8 +37,9 @@ async def _forward(permitted: Permitted, execution: Execution, path: bytes, requ
     if response is not None:
         await execution.keep(response)
     initial = await call.initial_metadata()
-    if initial:
-        await execution.context.send_initial_metadata(cast("Any", from_upstream(initial)))
+    shown = execution.crossing(initial)
+    if shown or initial:
+        await execution.context.send_initial_metadata(cast("Any", shown))
     await execution.relay(*await call.status())
     if response is None:
         await execution.failed(StateError(Reason.INTERNAL, NO_MESSAGE_TEXT))

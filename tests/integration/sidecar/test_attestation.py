@@ -232,7 +232,7 @@ async def test_a_third_party_that_speaks_tlog_witness_is_asked(mesh: Mesh) -> No
             assert credential.logged_s.keys() == {"w1"}
             assert party.origins == {f"{TRUST_DOMAIN}/node/a", f"{TRUST_DOMAIN}/node/b"}
             party.refusing = True
-            await world.publish(ttl_s=59)
+            await world.publish(ttl_s=3)  # what it holds lives on, and soon ends
             await eventually(lambda: standing(nodes["a"]) is Standing.NOT_ATTESTED, "the third party refuses")
             await eventually(
                 lambda: "503" in nodes["a"].sidecar.view.attestation().not_vouched.get("w1", ""), "the reason"

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from sidecar.core.attester import Bundles, Challenge, Schedule, check_clock, check_reached, statement_of
-from sidecar.core.carriage import Carriage
+from sidecar.core.carriage import HELD_KEY, Carriage
 from sidecar.core.trust_state import Standing, TrustState
 from tests.support import sidecar_core
 from tests.support.attestation import (
@@ -318,13 +318,15 @@ def test_kept_credentials_are_bounded() -> None:
 # carrying
 
 
-def test_a_credential_travels_until_it_was_taken() -> None:
-    """First use carries it, success ends that, a new credential starts again."""
+def test_a_credential_travels_until_the_callee_says_that_it_holds_it() -> None:
+    """First use carries it, the callee's word ends that, a new credential starts again."""
     carriage = Carriage()
     assert carriage.needed("pay", b"1")
-    carriage.ended("pay", b"1", carried=True, status="UNAVAILABLE")
-    assert carriage.needed("pay", b"1")
-    carriage.ended("pay", b"1", carried=True, status="OK")
+    carriage.ended("pay", carried=True, status="UNAVAILABLE")
+    carriage.ended("pay", carried=True, status="OK")
+    carriage.answered("pay", b"1", [("x", "y"), (HELD_KEY, b"2")])
+    assert carriage.needed("pay", b"1"), "a callee at a lower level takes the call, and looks at no credential"
+    carriage.answered("pay", b"1", [(HELD_KEY, b"1")])
     assert not carriage.needed("pay", b"1")
     assert carriage.needed("other", b"1")
     assert carriage.needed("pay", b"2")
@@ -333,9 +335,9 @@ def test_a_credential_travels_until_it_was_taken() -> None:
 def test_a_service_with_several_sidecars_always_gets_it_after_one_lacked_it() -> None:
     """One refused call, not one per replica and renewal."""
     carriage = Carriage()
-    carriage.ended("pay", b"1", carried=True, status="OK")
-    carriage.ended("pay", b"1", carried=False, status="UNAVAILABLE")
-    carriage.ended("pay", b"1", carried=True, status="OK")
+    carriage.answered("pay", b"1", [(HELD_KEY, b"1")])
+    carriage.ended("pay", carried=False, status="UNAVAILABLE")
+    carriage.answered("pay", b"1", [(HELD_KEY, b"1")])
     assert carriage.needed("pay", b"1")
 
 
