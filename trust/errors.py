@@ -22,6 +22,8 @@ class Reason(enum.StrEnum):
     POLICY_ERROR = "POLICY_ERROR"  # a policy failed to evaluate: deny
     REQUEST_UNREPRESENTABLE = "REQUEST_UNREPRESENTABLE"  # cannot be decoded or expressed in Cedar
     OBLIGATION_UNSUPPORTED = "OBLIGATION_UNSUPPORTED"  # a determining policy asks what this node cannot do
+    RATE_EXCEEDED = "RATE_EXCEEDED"  # the caller has used up what @rate, or a restriction, allows it
+    BUDGET_EXCEEDED = "BUDGET_EXCEEDED"  # and what @budget allows it
     OBLIGATION_UNMET = "OBLIGATION_UNMET"  # a determining policy asks what cannot be done for this very call
     GOVERNANCE_UNAVAILABLE = "GOVERNANCE_UNAVAILABLE"  # level 3: continued without a decision
     # trust gate
@@ -107,7 +109,9 @@ class Reason(enum.StrEnum):
     NODE_QUARANTINED = "NODE_QUARANTINED"  # a misbehaviour proof accuses the node
     REVOCATION_INVALID = "REVOCATION_INVALID"  # a directive does not verify, or has ended
     MISBEHAVIOUR_UNPROVEN = "MISBEHAVIOUR_UNPROVEN"  # a proof does not prove what it claims
-    SHADOW_ORDER_INVALID = "SHADOW_ORDER_INVALID"  # an order to try a proposed bundle is malformed, or has ended
+    SHADOW_ORDER_INVALID = (
+        "SHADOW_ORDER_INVALID"  # an order to try a proposed bundle is malformed, or has ended
+    )
     # approvals
     APPROVAL_REQUIRED = "APPROVAL_REQUIRED"  # approvers must sign this request first
     APPROVAL_DENIED = "APPROVAL_DENIED"  # an approver refused this request

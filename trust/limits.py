@@ -162,8 +162,6 @@ MAX_NODE_STATUS_BYTES: Final = 64 * 1024
 MAX_NODE_HISTORY: Final = 100  # changes kept per node
 MAX_AUDIT_PAGE: Final = 1_000
 
-# execution records and lineage
-MAX_RECORD_BYTES: Final = 128 * 1024
 # shadow runs
 MAX_SHADOW_RUN_S: Final = 7 * 24 * 3600
 MAX_SHADOW_ORDER_BYTES: Final = 16 * 1024  # signed, as it travels
@@ -225,6 +223,11 @@ MAX_TREE_ENTRIES: Final = 10_000
 PRUNE_BATCH_RECORDS: Final = 256  # forgotten by the index in one transaction
 PRUNE_PERIOD_S: Final = 600.0
 MAX_TREE_BYTES: Final = 16 * 1024 * 1024  # of records in one answer, for a list too
+
+# conditional controls: @rate and @budget
+MAX_RATE_COUNT: Final = 1_000_000  # calls in one window of a @rate
+MAX_METERS: Final = 50_000  # rates, and budgets, of callers that a node tells apart; more share one per policy
+METER_FILE_GROWTH_BYTES: Final = 4 * 1024 * 1024  # appended to the file of budgets before it is written anew
 
 # ledger
 MAX_NOTE_BYTES: Final = 64 * 1024

@@ -5,8 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from sidecar.core.meters import NOTHING, Taken
 from trust.errors import Reason
 from trust.permit import Permit
+from trust.policy.controls import Control
 from trust.policy.types import Authn
 
 _SEAL: Final = object()  # only sidecar.core.pipeline may mint a Permitted
@@ -65,6 +67,8 @@ class Decision:
     obligations: tuple[tuple[str, str], ...] = ()  # of an allowed call: what the determining permits ask for
     restrictions: tuple[tuple[str, str], ...] = ()  # those of `obligations` that incident response asks for
     method_alone: bool = False  # allowed by policies that let a stream's permit bind the method alone
+    controls: tuple[Control, ...] = ()  # of an allowed call: the limits that it counts towards
+    retry_ms: int = 0  # of a refused call: after this time it could be allowed; 0: nobody knows
     about: tuple[tuple[str, str], ...] = ()  # told to a refused caller beside the reason, such as a ticket
 
 
@@ -76,6 +80,7 @@ class Permitted:
     decision: Decision
     seal: object
     request: bytes | None = None  # kept for streams only, to decide them again
+    taken: Taken = NOTHING  # of limits, for this execution
     epoch: int = 0  # of the governance it was decided under; an older one is decided again
 
     def __post_init__(self) -> None:
@@ -92,7 +97,7 @@ class RefusedError(Exception):
 
 
 def permitted(
-    attempt: Attempt, decision: Decision, request: bytes | None = None, epoch: int = 0
+    attempt: Attempt, decision: Decision, request: bytes | None = None, epoch: int = 0, taken: Taken = NOTHING
 ) -> Permitted:
     """Mint the type that `forward` demands. Called by the pipeline alone (a test reads every import)."""
-    return Permitted(attempt, decision, _SEAL, request, epoch)
+    return Permitted(attempt, decision, _SEAL, request, taken, epoch)

@@ -56,6 +56,14 @@ class Decider(Protocol):
         """Return whether a permit that could determine such a call asks for approvers of its (opening) message."""
         ...
 
+    def amount(self, method: str, service: str, request: bytes, field: tuple[str, ...]) -> int:
+        """Return what a field of a request holds, in units of 0.0001, for a budget.
+
+        Raises:
+            EvidenceError: OBLIGATION_UNMET or REQUEST_UNREPRESENTABLE: it cannot be told.
+        """
+        ...
+
     def governs(self, method: str, service: str) -> bool:
         """Return whether any policy speaks of `method` on `service`."""
         ...

@@ -72,6 +72,10 @@ class Gate(Protocol):
         """
         ...
 
+    def unforwarded(self, permitted: Permitted) -> None:
+        """Give back what an allowed call took of limits, because it is not forwarded after all; at most once."""
+        ...
+
     def opened(self, permitted: Permitted, cut: Callable[[Decision], None]) -> int:
         """Register an open stream; `cut` is called on the loop, once, when its right is withdrawn."""
         ...

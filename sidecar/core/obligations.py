@@ -11,6 +11,7 @@ from typing import Final
 
 from trust import limits
 from trust.approval_rule import is_requirement
+from trust.policy.controls import CONTROLS, control_of
 from trust.policy.rules import AUDIT_PAYLOAD
 
 Obligations = tuple[tuple[str, str], ...]
@@ -36,7 +37,9 @@ MET: Final = frozenset({Kept.SEALED, Kept.NOTHING})
 
 def beyond_us(obligations: Iterable[tuple[str, str]]) -> bool:
     """Whether one of them is nothing that this version can do."""
-    return any(one not in MEETABLE and not is_requirement(one) for one in obligations)
+    return any(
+        one not in MEETABLE and control_of(*one) is None and not is_requirement(one) for one in obligations
+    )
 
 
 def asks_payload(obligations: Obligations) -> bool:
@@ -104,5 +107,8 @@ def explain(kept: Kept, what: str, size: int) -> str:
 
 
 def newly_asked(before: Obligations, now: Obligations) -> bool:
-    """Whether an open stream would have to meet at its opening what it was not asked then."""
-    return not set(now) <= set(before)
+    """Whether an open stream would have to meet at its opening what it was not asked then.
+
+    Limits count what is opened: a stream that is open is not counted again, nor for the first time.
+    """
+    return not {one for one in now if one[0] not in CONTROLS} <= set(before)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final, Protocol
 
+from sidecar.core import wording
 from sidecar.core.bundle_state import BundleState, InForce, Lease
 from sidecar.core.call import Attempt, Decision, Direction, Permitted, RefusedError, permitted
 from sidecar.core.counters import Counters
@@ -13,40 +14,30 @@ from sidecar.core.levels import (
     GOVERNED,
     OBSERVABLE,
     POLICY_AWARE,
+    REACTIVE,
     Effect,
     Finding,
     effect_of,
     finding_of,
     level_in_force,
 )
+from sidecar.core.metering import Use, metered, previewed, unreadable
+from sidecar.core.meters import NOTHING, Meters
+from sidecar.core.obligations import Obligations, beyond_us
 from sidecar.core.streams import Cut, Streams, caller_of
 from sidecar.core.trust_state import Caller
 from sidecar.core.withdrawal import withdrawal
 from trust import limits
 from trust.approval_rule import REQUIRE
 from trust.denials import By, Denial, Denials
-from trust.errors import MeshError, Reason
+from trust.errors import MeshError, Reason, StateError
+from trust.policy.controls import Control, controls_of
 from trust.policy.types import Authn, Call, Verdict
 from trust.ports import Clock
 from trust.spiffe import SpiffeId
 
 _OVER: Final = (Lease.NONE, Lease.SEALED, Lease.EXPIRED)  # a tuple: compared by identity, not hashed
 _NO_VERDICT: Final = Verdict(allowed=True, reason=Reason.ALLOWED, policies=())
-
-_DETAIL: Final = {
-    Reason.POLICY_MISSING: "this sidecar has not activated any policy yet; see its readiness",
-    Reason.POLICY_STALE: "the policy lease and its grace are over; the control plane must renew it",
-    Reason.POLICY_EXPIRED: "the signed policy has expired; the approvers must sign a new version",
-    Reason.NODE_NOT_ATTESTED: "too few of the signed policy's witnesses vouch for this node now; see its status",
-    Reason.CALLER_UNIDENTIFIED: "the caller has no verified identity",
-    Reason.CALLER_AMBIGUOUS: "the caller's certificate must carry exactly one SPIFFE ID",
-    Reason.CALLER_CERTIFICATE_EXPIRED: "the caller's certificate has expired",
-    Reason.CALLER_TOKEN_INVALID: "the caller's token does not verify",
-    Reason.OBLIGATION_UNSUPPORTED: "the determining policy carries an obligation that this version lacks",
-    Reason.POLICY_ERROR: "a policy failed to evaluate, which denies",
-    Reason.REQUEST_UNREPRESENTABLE: "the request cannot be decoded or shown to the policies",
-    Reason.LIMIT_EXCEEDED: "this sidecar has as many open streams as it will hold; close some or try later",
-}
 
 
 class Journal(Protocol):
@@ -103,6 +94,7 @@ class Pipeline:
         """
         self.counters = Counters()
         self.streams = Streams()
+        self.meters = Meters()  # what callers have used of limits
         self.shadow: Shadow | None = None  # set while a shadow run goes on
         self._node, self._boot_id = node, boot_id
         self._anonymous = f"spiffe://{trust_domain}/anonymous"
@@ -163,7 +155,7 @@ class Pipeline:
     def authorize(self, attempt: Attempt, request: bytes | None, *, now_ms: int) -> Permitted:
         """Return the right to forward `attempt`, or raise RefusedError with the decision."""
         shape = self.shape(attempt.service, attempt.method)
-        unary = shape is Shape.UNARY
+        unary, taken = shape is Shape.UNARY, NOTHING
         if not unary and len(self.streams) >= limits.MAX_OPEN_STREAMS:
             level = self.level(attempt.service)
             decision = self._decision(Effect(allow=False, reason=Reason.LIMIT_EXCEEDED), attempt, level)
@@ -173,6 +165,8 @@ class Pipeline:
                 self._compare(
                     self.shadow, attempt, None if shape is Shape.STREAM else request, decision, now_ms
                 )
+            if decision.controls:
+                decision, taken = metered(self.meters, decision, self._use(attempt, request, now_ms))
         self.counters.decided(attempt.direction, decision)
         if self._journal is not None and (not decision.allowed or decision.would_deny is not None):
             self._journal.notable(attempt, decision)
@@ -180,9 +174,9 @@ class Pipeline:
             raise RefusedError(decision)
         # Only *the* request can decide a call again; an opening message is bound by the permit, and no policy reads it.
         if shape is not Shape.SERVER_STREAM or request is None:
-            return permitted(attempt, decision, None, self._epoch)
+            return permitted(attempt, decision, None, self._epoch, taken)
         kept = request if len(request) <= limits.MAX_STREAM_REQUEST_KEPT_BYTES else None
-        return permitted(attempt, decision, kept, self._epoch)
+        return permitted(attempt, decision, kept, self._epoch, taken)
 
     def _compare(
         self, shadow: Shadow, attempt: Attempt, request: bytes | None, decision: Decision, now_ms: int
@@ -218,6 +212,10 @@ class Pipeline:
             self._doubtful()
         return handle
 
+    def unforwarded(self, permit: Permitted) -> None:
+        """Give back what a call took of limits, because it is not forwarded after all."""
+        self.meters.give_back(permit.taken)
+
     def closed(self, handle: int) -> None:
         """Forget an open stream."""
         self.streams.closed(handle)
@@ -229,7 +227,7 @@ class Pipeline:
     # What the driver asks
 
     def decide(self, attempt: Attempt, request: bytes | None, *, now_ms: int) -> Decision:
-        """Decide without counting or permitting; `egm check` asks the same question."""
+        """Decide without counting or permitting, and without looking at limits."""
         level = self.level(attempt.service)
         held = self._state.in_force
         monotonic_ms = self._clock.monotonic_ms()
@@ -260,6 +258,13 @@ class Pipeline:
         effect = effect_of(level, lease, identified, finding_of(verdict, governs=governs))
         return self._decision(effect, attempt, level, verdict)
 
+    def preview(self, attempt: Attempt, request: bytes | None, *, now_ms: int) -> Decision:
+        """Return what `authorize` would decide now, without counting, permitting or taking anything (`egm check`)."""
+        decision = self.decide(attempt, request, now_ms=now_ms)
+        if not decision.controls:
+            return decision
+        return previewed(self.meters, decision, self._use(attempt, request, now_ms))
+
     def level(self, service: str) -> int:
         """Return the level in force for `service`."""
         level = self._levels.get(service)
@@ -268,6 +273,21 @@ class Pipeline:
             mesh = None if held is None else held.engine.mesh
             level = self._levels[service] = level_in_force(mesh, self._local_level, service)
         return level
+
+    def _use(self, attempt: Attempt, request: bytes | None, now_ms: int) -> Use:
+        """Return what the limits of a decision count: who, when, and how much of a field the request asks for."""
+        held = self._state.in_force
+        single = None if self.shape(attempt.service, attempt.method) is Shape.STREAM else request
+
+        def amount(control: Control) -> int:
+            if held is None or single is None:
+                raise StateError(Reason.OBLIGATION_UNMET, unreadable(control))
+            return held.engine.amount(attempt.method, attempt.service, single, control.field)
+
+        monotonic_ms = self._clock.monotonic_ms()
+        trusted_ms = self._state.trusted_now_ms(now_ms, monotonic_ms)
+        caller = attempt.principal or self._anonymous
+        return Use(attempt.direction.value, caller, amount, trusted_ms, monotonic_ms)
 
     def _denial(self, attempt: Attempt, held: InForce) -> Denial | None:
         """Return the revocation or quarantine that the call falls under; costs next to nothing when there is none."""
@@ -342,6 +362,15 @@ class Pipeline:
     ) -> Decision:
         self._count += 1
         held: InForce | None = self._state.in_force
+        restrictions: Obligations = ()
+        if effect.allow and level >= REACTIVE:
+            restrictions = self._denials.restrictions(attempt.principal or self._anonymous, 0)
+            if beyond_us(restrictions):
+                effect = Effect(allow=False, reason=Reason.OBLIGATION_UNSUPPORTED)
+        obligations, controls = (verdict.obligations, verdict.controls) if effect.allow else ((), ())
+        if restrictions and effect.allow:
+            obligations = tuple(sorted({*obligations, *restrictions}))
+            controls += controls_of(restrictions)
         reason, would_deny = effect.reason, effect.would_deny
         if attempt.unidentified is not None:  # the attempt knows more precisely why
             if reason is Reason.CALLER_UNIDENTIFIED:
@@ -357,17 +386,11 @@ class Pipeline:
             verdict.policies,
             verdict.errors,
             would_deny,
-            "" if effect.allow and would_deny is None else _detail(attempt, would_deny or reason, verdict),
-            obligations=verdict.obligations if effect.allow else (),
+            ""
+            if effect.allow and would_deny is None
+            else wording.detail(attempt, would_deny or reason, verdict),
+            obligations=obligations,
+            restrictions=restrictions,
+            controls=controls,
             method_alone=effect.allow and verdict.method_alone,
         )
-
-
-def _detail(attempt: Attempt, reason: Reason, verdict: Verdict) -> str:
-    """Say in one sentence what was refused (or would have been); safe to show the caller."""
-    if reason not in {Reason.POLICY_DENIED, Reason.NO_POLICY_PERMITS}:
-        return verdict.detail or _DETAIL.get(reason, "")
-    who = attempt.principal or "an anonymous caller"
-    if reason is Reason.POLICY_DENIED:
-        return f"a policy forbids {who} to call {attempt.method} on {attempt.service}"
-    return f"no policy permits {who} to call {attempt.method} on {attempt.service}"

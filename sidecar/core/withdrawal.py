@@ -49,6 +49,7 @@ def _ended(again: Decision, reason: Reason, detail: str) -> Decision:
         detail=detail,
         would_deny=None,
         obligations=(),
+        controls=(),
         method_alone=False,
     )
 
@@ -70,9 +71,10 @@ def _lacks(before: Decision, again: Decision) -> str:
 
 def _unmet(before: Decision, again: Decision) -> bool:
     """Return whether a stream lacks what is done at its opening: not asked for then, or not insisted on."""
-    if again.level < GOVERNED or not again.obligations:
-        return False
-    return before.level < GOVERNED or newly_asked(before.obligations, again.obligations)
+    # Below level 4 what policy asks is not insisted on; what incident response asks is, at every level that has it.
+    asked = again.obligations if again.level >= GOVERNED else again.restrictions
+    insisted = before.obligations if before.level >= GOVERNED else before.restrictions
+    return bool(asked) and newly_asked(insisted, asked)
 
 
 def _unbound(before: Decision, again: Decision) -> bool:

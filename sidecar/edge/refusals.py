@@ -30,7 +30,7 @@ async def refuse(context: Context, attempt: Attempt, decision: Decision) -> NoRe
     message = (
         f"egm: {what[:MAX_TEXT_CHARS]} (decision {decision.id}, policy version {decision.policy_version})"
     )
-    await _end(context, decision.reason, message, _about(attempt, decision))
+    await _end(context, decision.reason, message, _about(attempt, decision), decision.retry_ms)
 
 
 async def fail(context: Context, attempt: Attempt, decision: Decision | None, error: MeshError) -> NoReturn:
@@ -54,7 +54,9 @@ def _about(attempt: Attempt, decision: Decision | None) -> dict[str, str]:
     return about
 
 
-async def _end(context: Context, reason: Reason, message: str, about: dict[str, str]) -> NoReturn:
-    code, text, trailing = status_of(reason, message, about)
+async def _end(
+    context: Context, reason: Reason, message: str, about: dict[str, str], retry_ms: int = 0
+) -> NoReturn:
+    code, text, trailing = status_of(reason, message, about, retry_ms=retry_ms)
     await context.abort(code, text, cast("Any", trailing))
     raise AssertionError("abort returned")

@@ -57,6 +57,9 @@ class OpenGate:
         """Withdraw what the test says, of every call."""
         return None if self.withdraw is None else self.decision(self.withdraw)
 
+    def unforwarded(self, permitted: Permitted) -> None:
+        """Take nothing back: nothing is limited."""
+
     def opened(self, permitted: Permitted, cut: Callable[[Decision], None]) -> int:
         """Keep the stream until it closes."""
         handle = len(self.attempts)

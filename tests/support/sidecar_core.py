@@ -80,6 +80,10 @@ class RuleDecider:
         """Return whether any answer asks for approvers."""
         return any("require_approval" in dict(verdict.obligations) for verdict in self.rules.values())
 
+    def amount(self, method: str, service: str, request: bytes, field: tuple[str, ...]) -> int:
+        """Return the number that the request is, in units."""
+        return int(request)
+
     def governs(self, method: str, service: str) -> bool:
         """Return the same for every method."""
         return self.governed
@@ -88,7 +92,7 @@ class RuleDecider:
 ALLOW = Verdict(allowed=True, reason=Reason.ALLOWED, policies=("may",))
 FORBID = Verdict(allowed=False, reason=Reason.POLICY_DENIED, policies=("never",))
 BROKEN = Verdict(allowed=False, reason=Reason.POLICY_ERROR, policies=(), errors=("broken",))
-OBLIGED = Verdict(allowed=True, reason=Reason.ALLOWED, policies=("may",), obligations=(("rate", "1/s"),))
+OBLIGED = Verdict(allowed=True, reason=Reason.ALLOWED, policies=("may",), obligations=(("lease", "30s"),))
 
 
 def mesh(level: int = 4, ttl_s: int = 60, grace_s: int = 120, **services: int) -> MeshSettings:

@@ -38,6 +38,8 @@ STATUS_OF: Final[Mapping[Reason, grpc.StatusCode]] = MappingProxyType(
         Reason.POLICY_ERROR: _Code.PERMISSION_DENIED,
         Reason.REQUEST_UNREPRESENTABLE: _Code.PERMISSION_DENIED,
         Reason.OBLIGATION_UNSUPPORTED: _Code.PERMISSION_DENIED,
+        Reason.RATE_EXCEEDED: _Code.RESOURCE_EXHAUSTED,
+        Reason.BUDGET_EXCEEDED: _Code.RESOURCE_EXHAUSTED,
         Reason.OBLIGATION_UNMET: _Code.FAILED_PRECONDITION,
         Reason.POLICY_MISSING: _Code.UNAVAILABLE,
         Reason.POLICY_STALE: _Code.UNAVAILABLE,
@@ -131,11 +133,12 @@ def _kind_of(error: MeshError) -> str:
 
 
 def status_of(
-    reason: Reason, message: str, metadata: Mapping[str, str] | None = None
+    reason: Reason, message: str, metadata: Mapping[str, str] | None = None, *, retry_ms: int = 0
 ) -> tuple[grpc.StatusCode, str, tuple[tuple[str, bytes], ...]]:
     """Return (code, message, trailing metadata) that tell a peer `reason` in the richer error model.
 
-    The metadata is a tuple of tuples because `context.abort` accepts nothing else.
+    With `retry_ms` a RetryInfo says when to call again. The metadata is a tuple of tuples because `context.abort`
+    accepts nothing else.
     """
     code = STATUS_OF[reason]
     text = message[:MAX_DETAIL_CHARS]
@@ -144,7 +147,13 @@ def status_of(
     )
     packed = any_pb2.Any()
     packed.Pack(info)
-    status = status_pb2.Status(code=code.value[0], message=text, details=[packed])
+    details = [packed]
+    if retry_ms > 0:
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromMilliseconds(retry_ms)
+        details.append(any_pb2.Any())
+        details[-1].Pack(retry)
+    status = status_pb2.Status(code=code.value[0], message=text, details=details)
     return code, text, ((STATUS_DETAILS_KEY, status.SerializeToString()),)
 
 

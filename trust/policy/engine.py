@@ -19,6 +19,7 @@ from trust.errors import EvidenceError, Reason
 from trust.mesh import MeshSettings
 from trust.policy import worlds
 from trust.policy.context import build_context
+from trust.policy.controls import amount_of
 from trust.policy.descriptors import MethodTable
 from trust.policy.evaluation import UNEVALUATED, Question, evaluate
 from trust.policy.panics import is_panic
@@ -184,6 +185,21 @@ class Engine:
     def awaits_approval(self, principal: str, method: str, service: str) -> bool:
         """Return whether a permit that could determine such a call asks for approvers of its (opening) message."""
         return self._prepare(principal, method, service).approvals
+
+    def amount(self, method: str, service: str, request: bytes, field: tuple[str, ...]) -> int:
+        """Return what a field of a request holds, in units of 0.0001, for a budget.
+
+        Raises:
+            EvidenceError: OBLIGATION_UNMET: it is no amount, or nothing describes the request;
+                REQUEST_UNREPRESENTABLE: the bytes are not the request that is described.
+        """
+        info = self.methods_of(service).get(method)
+        if info is None:
+            detail = (
+                f"policy sums {'.'.join(field)} of the request, and no descriptor tells how to read {method}"
+            )
+            raise EvidenceError(Reason.OBLIGATION_UNMET, detail)
+        return amount_of(info.decode(request), field)
 
     def payload_policies(self) -> tuple[str, ...]:
         """The policies that ask to keep payloads, sorted."""

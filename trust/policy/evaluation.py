@@ -84,6 +84,7 @@ def _read(answer: Mapping[str, Any], rules: tuple[Rule, ...]) -> Verdict:
             Reason.ALLOWED,
             ids,
             obligations=tuple(sorted(obligations)),
+            controls=tuple(sorted({control for rule in permits for control in rule.controls})),
             method_alone=bool(permits) and all(rule.method_alone for rule in permits),
         )
     if ids:

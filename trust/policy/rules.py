@@ -18,11 +18,12 @@ from trust.approval_rule import obligation_of
 from trust.bundle import Bundle
 from trust.errors import EvidenceError, Reason
 from trust.nesting import line_too_deep
+from trust.policy.controls import BUDGET, RATE, Control, controls_of
 from trust.policy.reads import Path, inspect
 from trust.policy.types import BINDING, METHOD_ALONE, METHOD_ALONE_ANNOTATION
 
 # Annotations of permits that bind the node which allows a call.
-OBLIGATIONS: Final = frozenset({*APPROVALS, "lease", "rate", "budget", "audit"})
+OBLIGATIONS: Final = frozenset({*APPROVALS, "lease", RATE, BUDGET, "audit"})
 AUDIT_PAYLOAD: Final = ("audit", "payload")  # keep what was sent, sealed to the auditors of mesh.json
 BINDING_RULE: Final = f"@{BINDING} can only be {METHOD_ALONE_ANNOTATION}, on a permit"
 PARSE_CHUNK_POLICIES: Final = 8  # building syntax trees holds the GIL: about 1 ms at a time
@@ -74,6 +75,7 @@ class Rule:
     reads: frozenset[Path]
     obligations: tuple[tuple[str, str], ...]
     piece: Piece
+    controls: tuple[Control, ...] = ()  # the limits among them
     method_alone: bool = False  # streams that it allows need not bind their opening message
 
 
@@ -208,8 +210,10 @@ def _rule(
     binding = template.annotations.get(BINDING)
     if binding is not None and (binding != METHOD_ALONE or not permit):
         raise _invalid(piece.where, BINDING_RULE)
+    name = annotation if namespace is None else f"{namespace}:{annotation}"
+    asked = tuple(sorted(obligations.items()))
     return Rule(
-        id=annotation if namespace is None else f"{namespace}:{annotation}",
+        id=name,
         annotation=annotation,
         namespace=namespace,
         permit=permit,
@@ -217,8 +221,9 @@ def _rule(
         action=shared.scope(_action_scope(template.action)),
         resource=shared.scope(_scope(template.resource)),
         reads=shared.paths(paths),
-        obligations=tuple(sorted(obligations.items())),
+        obligations=asked,
         piece=piece,
+        controls=controls_of(asked, name) if permit else (),
         method_alone=binding is not None,
     )
 

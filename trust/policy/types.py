@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from trust.errors import Reason
+from trust.policy.controls import Control
 
 # On a permit policy: the permits of streams that it allows need not bind the opening message.
 BINDING: Final = "permit"
@@ -48,4 +49,5 @@ class Verdict:
     errors: tuple[str, ...] = ()  # ids of policies that failed to evaluate; non-empty means denied
     obligations: tuple[tuple[str, str], ...] = ()  # (annotation, value) of determining policies, sorted
     detail: str = ""  # safe to show the caller
+    controls: tuple[Control, ...] = ()  # limits of the determining permits, sorted
     method_alone: bool = False  # every determining permit lets a stream's token bind the method alone

@@ -32,7 +32,10 @@ def verdict(*obligations: tuple[str, str]) -> Verdict:
         ((PAYLOAD,), Finding.ALLOWED),
         ((("audit", "Payload"),), Finding.OBLIGED),
         ((("audit", "headers"),), Finding.OBLIGED),
-        ((PAYLOAD, ("rate", "1/s")), Finding.OBLIGED),
+        ((PAYLOAD, ("lease", "30s")), Finding.OBLIGED),
+        ((PAYLOAD, ("rate", "1/s"), ("budget", "10 per day of amount")), Finding.ALLOWED),
+        ((("rate", "1/fortnight"),), Finding.OBLIGED),
+        ((("budget", "0 per day"),), Finding.OBLIGED),
     ],
 )
 def test_only_what_this_version_can_do_counts_as_allowed(
@@ -79,3 +82,4 @@ def test_an_open_stream_lacks_what_only_a_later_policy_asks() -> None:
     """What it was opened under may be more, never less."""
     assert newly_asked((), (PAYLOAD,))
     assert not newly_asked((PAYLOAD,), (PAYLOAD,)) and not newly_asked((PAYLOAD,), ())
+    assert not newly_asked((), (("rate", "1/s"),))  # it counts what is opened, and this one is open

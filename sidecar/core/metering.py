@@ -1,0 +1,116 @@
+"""Whether an allowed call is within the limits that its policies, or incident response, set; and what it takes of them.
+
+Limits of policy bind from level 3 on, restrictions by incident response from level 2 on; below, what they would have
+refused is said and passes.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Final
+
+from sidecar.core.call import Decision
+from sidecar.core.levels import POLICY_AWARE, REACTIVE
+from sidecar.core.meters import NOTHING, Charge, Meters, Short, Taken
+from trust.errors import MeshError, Reason
+from trust.policy.controls import BUDGET, UNITS_PER_ONE, Control
+
+EXCEEDED: Final = frozenset({Reason.RATE_EXCEEDED, Reason.BUDGET_EXCEEDED, Reason.OBLIGATION_UNMET})
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """One call, as limits see it."""
+
+    direction: str  # a call between two workloads of one node passes it twice
+    caller: str  # SPIFFE ID; all that are not identified are one
+    amount: Callable[
+        [Control], int
+    ]  # what it asks for of a budget's field; raises MeshError when it cannot be told
+    now_ms: int  # trusted Unix time
+    monotonic_ms: int
+
+
+def metered(meters: Meters, decision: Decision, use: Use) -> tuple[Decision, Taken]:
+    """Return the decision with limits counted in, and what was taken of them; nothing when it is refused.
+
+    Args:
+        meters: of this node.
+        decision: allowed, with `controls`.
+        use: the call.
+    """
+    times = {"now_ms": use.now_ms, "monotonic_ms": use.monotonic_ms}
+    taken = NOTHING
+    for binding in (True, False):
+        controls = [c for c in decision.controls if _binds(c, decision.level) is binding]
+        if not controls:
+            continue
+        charges, shortage = _charges(controls, use.amount)
+        if shortage is None:
+            short = meters.short(use.direction, use.caller, charges, **times)
+            shortage = None if short is None else _exceeded(short, use.caller, use.now_ms)
+        if shortage is None:
+            more = meters.take(use.direction, use.caller, charges, **times)
+            taken = Taken(taken.rates + more.rates, taken.budgets + more.budgets)
+        elif binding:
+            return _refused(decision, *shortage), NOTHING
+        elif decision.would_deny is None:
+            decision = replace(decision, would_deny=shortage[0], detail=shortage[1])
+    return decision, taken
+
+
+def previewed(meters: Meters, decision: Decision, use: Use) -> Decision:
+    """Return what `metered` would decide now, and take nothing."""
+    decided, taken = metered(meters, decision, use)
+    meters.give_back(taken)
+    return decided
+
+
+def unreadable(control: Control) -> str:
+    """Say why a budget cannot be counted for a stream."""
+    return (
+        f"{control.by} sums {'.'.join(control.field)} of the request (@{control.name}), and a stream has "
+        "no single request: the budget must count calls, or be on methods with one request and a descriptor"
+    )
+
+
+def _binds(control: Control, level: int) -> bool:
+    return level >= (POLICY_AWARE if control.source else REACTIVE)
+
+
+_Shortage = tuple[Reason, str, int]  # reason, detail, retry_ms
+
+
+def _charges(
+    controls: Iterable[Control], amount: Callable[[Control], int]
+) -> tuple[list[Charge], _Shortage | None]:
+    try:
+        return [Charge(c, amount(c) if c.field else 1) for c in controls], None
+    except MeshError as error:
+        return [], (error.reason, error.detail, 0)
+
+
+def _exceeded(short: Short, caller: str, now_ms: int) -> _Shortage:
+    control = short.control
+    allows = f'{control.by} allows {caller} @{control.name}("{control.text}")'
+    if control.name != BUDGET:
+        detail = f"{allows}, which is used up; call again in {short.retry_ms / 1000:.1f} s"
+        return Reason.RATE_EXCEEDED, detail, short.retry_ms
+    left = f"{short.left / UNITS_PER_ONE:.10g}" if control.field else str(short.left)
+    until = datetime.fromtimestamp((now_ms + short.retry_ms) // 1000, UTC)
+    detail = f"{allows}, of which {left} is left until {until:%Y-%m-%d %H:%M} UTC; ask for less, or call again then"
+    return Reason.BUDGET_EXCEEDED, detail, short.retry_ms
+
+
+def _refused(decision: Decision, reason: Reason, detail: str, retry_ms: int) -> Decision:
+    return replace(
+        decision,
+        allowed=False,
+        reason=reason,
+        detail=detail,
+        would_deny=None,
+        obligations=(),
+        controls=(),
+        method_alone=False,
+        retry_ms=retry_ms,
+    )
