@@ -37,7 +37,7 @@ from trust.authoring import (
 from trust.bundle import Bundle, read_bundle, read_claimed_bundle
 from trust.chain import Stored, sha256_of_target, verify_metadata, verify_policy
 from trust.edge.clock import SystemClock
-from trust.edge.distribution_client import GrpcFileSource
+from trust.edge.file_source import GrpcFileSource
 from trust.errors import CapacityError, EvidenceError, InputError, Reason
 from trust.keys import key_name
 from trust.metadata import ONLINE_ROLES, check, check_root, check_targets, lint_rotation
@@ -87,6 +87,7 @@ class Release:
     def __init__(self, mesh: MeshFile, directory: Path, client: OperatorClient) -> None:
         self._mesh, self._directory, self._client = mesh, directory, client
         self._clock, self._memory = SystemClock(), OperatorMemory(directory)
+        self._loop: asyncio.AbstractEventLoop | None = None  # of the connections; files are read in threads
 
     async def in_force(self) -> InForce:
         """Fetch and verify what is published now.
@@ -94,6 +95,7 @@ class Release:
         Raises:
             MeshError: the control plane cannot be reached, or serves what does not verify.
         """
+        self._loop = asyncio.get_running_loop()
         return await asyncio.to_thread(self._in_force)
 
     def _in_force(self) -> InForce:
@@ -131,6 +133,7 @@ class Release:
             [self._mesh.control_plane],
             lambda: grpc.ssl_channel_credentials(credentials.anchors, credentials.key, credentials.chain),
             [("grpc.ssl_target_name_override", f"control-plane.{self._mesh.trust_domain}")],
+            loop=self._loop,
         )
 
     async def propose(

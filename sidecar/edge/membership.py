@@ -38,7 +38,7 @@ from trust.gossip import Head
 from trust.identity import IdentitySource
 from trust.misbehaviour import Anchors
 from trust.node_key import NodeKey, verify_endorsement
-from trust.ports import Clock
+from trust.ports import Clock, FileSource
 from trust.repository import metadata_path
 from trust.spiffe import SpiffeId
 from trust.verified import BASE_ROLE
@@ -137,7 +137,8 @@ class Membership:
 
     def source(self, control_plane: RotatingSource) -> AnySource:
         """Return where policy files come from: the control plane, then peers."""
-        return AnySource(control_plane, self._identity, self.me, self._in_turn)
+        loop = asyncio.get_running_loop()
+        return AnySource(control_plane, self._identity, self.me, self._in_turn, loop=loop)
 
     def named(self, peers: list[tuple[str, str]]) -> None:
         """Take the peers that the control plane names."""
@@ -287,24 +288,25 @@ class Membership:
             task.add_done_callback(lambda _: self._comparing.clear())
 
     async def _compare(self, peer: SpiffeId) -> None:
+        address = self.peers.addresses().get(peer.name)
+        if address is None:
+            return
+        source = peer_source(self._identity, self.me, peer, address)
         try:
-            proof = await asyncio.to_thread(self._split_proof, peer)
+            proof = await asyncio.to_thread(self._split_proof, source)
             if proof is not None:
                 self.denials.accuse(proof)
         except (MeshError, OSError) as error:
             logger.warning("the split view with %s is not proven yet: %s", peer, error)
-
-    def _split_proof(self, peer: SpiffeId) -> bytes | None:
-        """Fetch the peer's metadata of our version; return the proof that both were signed, unverified."""
-        version, stored = self._client.base[0], self._client.stored()
-        address = self.peers.addresses().get(peer.name)
-        if stored is None or address is None:
-            return None
-        source = peer_source(self._identity, self.me, peer, address)
-        try:
-            other = b"".join(source.fetch(metadata_path(BASE_ROLE, version)))
         finally:
             source.close()
+
+    def _split_proof(self, source: FileSource) -> bytes | None:
+        """Fetch the peer's metadata of our version; return the proof that both were signed, unverified."""
+        version, stored = self._client.base[0], self._client.stored()
+        if stored is None:
+            return None
+        other = b"".join(source.fetch(metadata_path(BASE_ROLE, version)))
         return by_metadata(BASE_ROLE, stored.roles[BASE_ROLE], other, stored.roots)
 
     def _node_key(self, endorsement: bytes) -> NodeKey:

@@ -18,7 +18,7 @@ from sidecar.edge.first_answer import Place, first_answer
 from trust import limits
 from trust.authoring import parse_metadata
 from trust.chain import Stored, sha256_of_target
-from trust.edge.distribution_client import FetchLimits, GrpcFileSource
+from trust.edge.file_source import FetchLimits, GrpcFileSource
 from trust.edge.gossip import PEERS, Check
 from trust.edge.grpc_errors import abort
 from trust.edge.tls import channel_credentials, channel_options
@@ -146,6 +146,8 @@ class AnySource:
         identity: IdentitySource,
         me: SpiffeId,
         peers: Callable[[], Mapping[str, str]],
+        *,
+        loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         """Take where files come from.
 
@@ -154,8 +156,9 @@ class AnySource:
             identity: supplies the certificate to show to peers.
             me: this node.
             peers: NAME -> HOST:PORT, in the order in which to ask.
+            loop: in which connections to peers live; `fetch` runs in threads.
         """
-        self._identity, self._me, self._peers = identity, me, peers
+        self._identity, self._me, self._peers, self._loop = identity, me, peers, loop
         self._first = Place("the control plane", control_plane, authority=True)
         self._last_peer = ""
         self._lock = threading.Lock()
@@ -210,7 +213,7 @@ class AnySource:
         known = self._known.get((name, address))
         if known is None:
             server = SpiffeId.of(self._me.trust_domain, "node", name)
-            source = peer_source(self._identity, self._me, server, address)
+            source = peer_source(self._identity, self._me, server, address, loop=self._loop)
             with self._lock:
                 if self._closed:
                     raise StateError(Reason.SOURCE_UNAVAILABLE, "the sources of policy files are closed")
@@ -219,11 +222,19 @@ class AnySource:
         return known
 
 
-def peer_source(identity: IdentitySource, me: SpiffeId, peer: SpiffeId, address: str) -> GrpcFileSource:
-    """Return where the policy files of one peer come from."""
+def peer_source(
+    identity: IdentitySource,
+    me: SpiffeId,
+    peer: SpiffeId,
+    address: str,
+    *,
+    loop: asyncio.AbstractEventLoop | None = None,
+) -> GrpcFileSource:
+    """Return where the policy files of one peer come from; `loop` is needed where none runs (in a thread)."""
     return GrpcFileSource(
         [address],
         lambda: channel_credentials(identity, me),
         channel_options(peer),
         bounds=_PEER_LIMITS,
+        loop=loop,
     )

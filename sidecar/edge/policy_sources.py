@@ -5,7 +5,8 @@ from collections.abc import Callable
 from sidecar.config import SidecarConfig
 from sidecar.edge.feeds import Listener, ListenerFactory, PolicyFeed
 from sidecar.edge.policy_keeper import PolicyKeeper
-from trust.edge.distribution_client import GrpcFileSource, WatchListener
+from trust.edge.distribution_client import WatchListener
+from trust.edge.file_source import GrpcFileSource
 from trust.edge.mqtt import BrokerUrl, MqttListener
 from trust.edge.tls import channel_credentials, channel_options
 from trust.identity import IdentitySource

@@ -17,7 +17,8 @@ from egm.v1 import distribution_pb2_grpc as rpc
 from tests.support.eventually import eventually
 from trust import limits
 from trust.backoff import Backoff
-from trust.edge.distribution_client import FetchLimits, GrpcFileSource, WatchListener
+from trust.edge.distribution_client import WatchListener
+from trust.edge.file_source import FetchLimits, GrpcFileSource
 from trust.errors import EvidenceError, Reason, StateError
 
 Chunks = Iterator[pb.FileChunk]
@@ -58,12 +59,28 @@ def serving(servicer: rpc.DistributionServicer) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def source(*addresses: str, bounds: FetchLimits = QUICK) -> Iterator[GrpcFileSource]:
-    made = GrpcFileSource(addresses, local, bounds=bounds)
+def looping() -> Iterator[asyncio.AbstractEventLoop]:
+    """Run the loop of the connections; the test is the thread that fetches."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
     try:
-        yield made
+        yield loop
     finally:
-        made.close()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.run_until_complete(asyncio.sleep(0))
+        loop.close()
+
+
+@contextlib.contextmanager
+def source(*addresses: str, bounds: FetchLimits = QUICK) -> Iterator[GrpcFileSource]:
+    with looping() as loop:
+        made = GrpcFileSource(addresses, local, bounds=bounds, loop=loop)
+        try:
+            yield made
+        finally:
+            made.close()
 
 
 def whole(request: pb.GetFileRequest, _context: grpc.ServicerContext) -> Chunks:
@@ -283,8 +300,8 @@ def test_rotation_in_the_middle_of_a_download_costs_a_resume() -> None:
         seen.append(1)
         return local()
 
-    with serving(Server(whole)) as address:
-        files = GrpcFileSource([address], credentials, bounds=QUICK)
+    with serving(Server(whole)) as address, looping() as loop:
+        files = GrpcFileSource([address], credentials, bounds=QUICK, loop=loop)
         received = bytearray()
         for number, chunk in enumerate(files.fetch("targets/x")):
             received += chunk
@@ -301,17 +318,67 @@ def test_without_a_certificate_the_reason_is_the_identity() -> None:
     def none() -> grpc.ChannelCredentials:
         raise StateError(Reason.IDENTITY_UNAVAILABLE, "no certificate yet")
 
-    with pytest.raises(StateError) as caught:
-        list(GrpcFileSource(["127.0.0.1:1"], none).fetch("metadata/timestamp.json"))
+    with looping() as loop, pytest.raises(StateError) as caught:
+        list(GrpcFileSource(["127.0.0.1:1"], none, loop=loop).fetch("metadata/timestamp.json"))
     assert caught.value.reason is Reason.IDENTITY_UNAVAILABLE
 
 
 def test_a_closed_source_refuses() -> None:
     """After shutdown no connection is opened again."""
+    with looping() as loop:
+        files = GrpcFileSource(["127.0.0.1:1"], local, loop=loop)
+        files.close()
+        with pytest.raises(StateError):
+            list(files.fetch("metadata/timestamp.json"))
+
+
+async def test_a_source_closed_in_its_loop_lets_the_waiting_thread_go_at_once() -> None:
+    """A sidecar that ends must not wait for a server that says nothing, nor for a thread that waits for its loop."""
+    asked = threading.Event()
+
+    def silent(_request: pb.GetFileRequest, context: grpc.ServicerContext) -> Chunks:
+        asked.set()
+        _until_left(context)
+        return iter(())
+
+    with serving(Server(silent)) as address:
+        files = GrpcFileSource([address], local, bounds=FetchLimits(timeout_s=60.0))
+        failures: list[BaseException] = []
+
+        def fetch() -> None:
+            try:
+                list(files.fetch("targets/x"))
+            except StateError as error:
+                failures.append(error)
+
+        thread = threading.Thread(target=fetch)
+        thread.start()
+        await eventually(asked.is_set, "the server is asked")
+        files.close()
+        thread.join(20)  # blocks the loop, as the end of a process may
+        assert not thread.is_alive()
+        assert [error.reason for error in failures if isinstance(error, StateError)] == [
+            Reason.SOURCE_UNAVAILABLE
+        ]
+
+
+async def test_a_fetch_in_the_loop_of_the_connections_is_a_bug_and_says_so() -> None:
+    """It would wait for itself, for ever."""
     files = GrpcFileSource(["127.0.0.1:1"], local)
-    files.close()
-    with pytest.raises(StateError):
+    with pytest.raises(RuntimeError, match="in a thread"):
         list(files.fetch("metadata/timestamp.json"))
+    files.close()
+
+
+def test_a_loop_that_has_ended_is_a_closed_source() -> None:
+    """A thread that outlives its process's loop ends, too."""
+    with looping() as loop:
+        files = GrpcFileSource(["127.0.0.1:1"], local, loop=loop)
+    with pytest.raises(StateError) as caught:
+        list(files.fetch("metadata/timestamp.json"))
+    assert caught.value.reason is Reason.SOURCE_UNAVAILABLE
+    files.rotate()
+    files.close()
 
 
 class Watched(rpc.DistributionServicer):
