@@ -200,6 +200,8 @@ class Execution:
             if permitted.taken:
                 self._metered = permitted
             if case is not None and notary is not None:
+                if permitted.decision.obligations:
+                    case.remaining_s = self.context.time_remaining()
                 try:
                     self.metadata += await notary.opened(case, permitted.decision, now_ms=now_ms)
                 except MeshError as error:

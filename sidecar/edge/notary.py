@@ -19,6 +19,7 @@ from sidecar.edge.metadata import Pair
 from sidecar.edge.passports import Fetch, Passports, told_address
 from sidecar.edge.payload_sealer import PayloadSealer
 from sidecar.edge.scribe import Scribe, digest
+from trust.approval import APPROVAL_KEY
 from trust.attestation.credential import Credential
 from trust.errors import MeshError, Reason, StateError
 from trust.handover import HANDOVER_KEY
@@ -67,7 +68,7 @@ class Notary:
             trust: who is attested; None asks it of nobody.
             named: told of this node's credential when a permit names it; must return at once.
         """
-        self._ids = ids
+        self._ids, self._clock = ids, clock
         self._scribe = Scribe(node=node, boot_id=boot_id, clock=clock, in_force=in_force, callee=callee)
         self._level, self._in_force, self._callee = level, in_force, callee
         self._journal, self._signing, self._alarm = journal, signing, alarm
@@ -94,6 +95,7 @@ class Notary:
             case.node_address = "" if case.credential is None else told_address(pairs)
         except MeshError as error:
             case.malformed = error
+        case.approvals = tuple(value for key, value in pairs if key == APPROVAL_KEY)
         traces = [value for key, value in pairs if key == _TRACEPARENT]
         case.traceparent = traces[0] if len(traces) == 1 and isinstance(traces[0], str) else ""
         return case
@@ -247,6 +249,8 @@ class Notary:
             check_enough(case.permit, decision)
         if decision.obligations:
             await self.duties.meet(case, decision, now_ms=now_ms)
+            if case.held:  # as long as approvers took: its permit begins now
+                now_ms = self._clock.now_ms()
         case.request = None  # a stream may stay open for long
         extra: tuple[Pair, ...] = case.extra
         if case.level >= CRYPTOGRAPHIC and case.attempt.direction is Direction.OUTBOUND:
