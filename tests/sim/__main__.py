@@ -7,8 +7,8 @@ import time
 from collections.abc import Iterator
 
 from tests.sim.kernel import Violation
-from tests.sim.mesh import TROUBLE_MS
 from tests.sim.runs import one_seed, run_seed
+from tests.sim.trouble import TROUBLE_MS
 
 
 def _until(first: int, deadline: float, trouble_ms: int) -> Iterator[tuple[int, int]]:

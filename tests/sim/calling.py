@@ -71,7 +71,8 @@ class Calling:
                 node.name, target, lambda: world.nodes[target].calling.called(pairs, body), twice=True
             )
         if status == "OK" and case.carries:
-            self.notary.answered(case, [(HELD_KEY, case.named)])  # what comes back first from the callee's door
+            # what comes back first from the callee's door
+            self.notary.answered(case, [(HELD_KEY, case.named)])
         self.notary.closed(case, status, 0.001)
         if status == "OK":
             world.observer.acknowledged.append((node.name, case.execution_id))

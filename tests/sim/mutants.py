@@ -17,8 +17,8 @@ from sidecar.core.replay import ReplayCache
 from sidecar.core.trust_state import TrustState
 from sidecar.edge.attestation_files import WitnessStore
 from sidecar.edge.notary import Notary
-from tests.sim.mesh import TROUBLE_MS
 from tests.sim.runs import SHORT_MS
+from tests.sim.trouble import TROUBLE_MS
 from trust import chain, denials, limits
 from trust.attestation import credential, witness
 from trust.attestation.memory import Memory
@@ -58,10 +58,19 @@ def _no_counter(patch: Patch) -> None:
 
 
 def _no_consistency(patch: Patch) -> None:
-    def unseen(memory: Memory, now: Any, evidence: Any) -> Any:
-        return witness._own_checkpoint(evidence).checkpoint
+    patch.setattr(witness, "_forked", lambda *_: False)
+    patch.setattr(witness, "check_consistency", _nothing)
 
-    patch.setattr(witness, "_check_ledger", unseen)
+
+def _may_shrink(patch: Patch) -> None:
+    """A shorter ledger counts as if nothing was seen of it before."""
+    real = witness._check_ledger
+
+    def check(memory: Memory, now: Any, evidence: Any) -> Any:
+        size = witness._own_checkpoint(evidence).checkpoint.size
+        return real(Memory() if size < memory.size else memory, now, evidence)
+
+    patch.setattr(witness, "_check_ledger", check)
 
 
 def _no_quarantine(patch: Patch) -> None:
@@ -193,7 +202,7 @@ def _never_looks(patch: Patch) -> None:
     patch.setattr(FeedState, "announced", _nothing)
 
 
-_FORK = tuple((at, "fork", at) for at in (2_500,))
+_REWRITE = tuple((at, "rewrite", at) for at in (4_500, 5_500))
 _OLD_DISK = ((2_800, "backup", 1), *((at, "restore", at) for at in range(3_500, 6_800, 300)))
 _ALL_RESTART = tuple(
     step
@@ -205,6 +214,12 @@ _ALL_RESTART = tuple(
         (at + 1_000, "heal", 1),
     )
 )
+_RESTARTS_REPLAYED = (
+    *((at, "crash", at) for at in (3_000, 3_010, 3_020)),
+    *((at, "replay", at) for at in range(3_500, 9_500, 500)),
+)
+_MISDIRECTED = ((1_000, "misdirect", 1),)
+_REVOKED = tuple((at, "revoke", at) for at in range(1_600, 4_000, 300))
 _RESTARTS = tuple((at, "crash", at) for at in range(2_500, 7_000, 400))
 _BOAST = ((500, "boast", 1), (2_500, "alone", 1), (6_000, "alone", 1))
 _FROZEN = tuple(
@@ -217,8 +232,10 @@ _NEWER = tuple((at, "publish", at) for at in range(1_500, 6_500, 400))
 _KEPT_BACK = ((2_500, "intercept", 1),)
 
 MUTANTS = (
-    Mutant("witness: nonce", _no_nonce, "invariant 2.*did not ask for"),
+    Mutant("witness: nonce", _no_nonce, "invariant 2.*did not ask for", _MISDIRECTED, TROUBLE_MS),
     Mutant("witness: counter", _no_counter, "invariant 3.*vouches", _OLD_DISK),
+    Mutant("witness: ledger consistency proof", _no_consistency, "invariant 6.*itself cosigned", _REWRITE),
+    Mutant("witness: ledger never shrinks", _may_shrink, "invariant 3.*vouches", _REWRITE),
     Mutant("witness: quarantine", _no_quarantine, "invariant 4.*quarantined"),
     Mutant(
         "witness: persist before answer",
@@ -230,28 +247,31 @@ MUTANTS = (
     Mutant("credential: k distinct", _one_cosignature, "invariant 2.*cosignatures", _BOAST, TROUBLE_MS),
     Mutant("credential: time to live", _endless_credential, "invariant 2.*cosignatures", _BOAST, TROUBLE_MS),
     Mutant("trust state: own", _own_standing, "invariant 2"),
-    Mutant("trust state: peer", _peer_standing, "invariant 2"),
+    Mutant("trust state: peer", _peer_standing, "invariant 2", _BOAST, TROUBLE_MS),
     Mutant("gossip: sequence", _no_sequence, "gossip:.*second time"),
     Mutant("gossip: bound", _no_bound, "gossip:.*bounds"),
     Mutant("gossip: proof verified", _no_proof_check, "invariant 4.*never lied"),
     Mutant("revocation: signature", _no_directive_signature, "invariant 4.*no emergency key"),
-    Mutant("revocation: expiry", _endless_directive, "invariant 4.*still denies"),
+    Mutant("revocation: expiry", _endless_directive, "invariant 4.*still denies", _REVOKED, TROUBLE_MS),
     Mutant("revocation: persisted", _directive_not_kept, "invariant 4.*revoked there", _ALL_RESTART),
-    Mutant("revocation: asked for every call", _directive_not_asked, "invariant 4.*(revoked|quarantined)"),
+    Mutant(
+        "revocation: asked for every call",
+        _directive_not_asked,
+        "invariant 4.*(revoked|quarantined)",
+        _REVOKED,
+    ),
     Mutant("replay cache", _not_spent, "invariant 7.*second time"),
     Mutant(
         "replay cache: floor across restarts",
         _spent_forgotten_at_restart,
         "invariant 7.*second time",
-        _RESTARTS,
+        _RESTARTS_REPLAYED,
+        TROUBLE_MS,
     ),
     Mutant("permit: request bytes", _no_request_check, "invariant 7", _KEPT_BACK),
     Mutant("lease", _endless_lease, "invariant 2", _NO_LEASE, TROUBLE_MS),
     Mutant("version floor", _no_floor, "invariant 3", _NEWER),
-    Mutant("quorum of approvers", _no_quorum, "invariant 1"),
+    Mutant("quorum of approvers", _no_quorum, "invariant 1", ((2_000, "no_quorum", 1),)),
     Mutant("intent durable before forward", _not_durable, "invariant 5"),
     Mutant("feed: looks by itself", _never_looks, "invariant 8"),
 )
-
-# Removed alone nothing notices yet: the histories meet in gossip first (docs/simulation.md).
-UNNOTICED = (Mutant("witness: ledger consistency", _no_consistency, "invariant (3|6)", _FORK, TROUBLE_MS),)

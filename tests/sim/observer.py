@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tests.sim.node import Node
 
 QUORUM = 3
+Leaves = tuple[bytes, ...]
 
 
 class Observer:
@@ -43,8 +44,9 @@ class Observer:
         self.stated_ms: dict[bytes, int] = {}
         self.credentials: dict[bytes, bytes] = {}  # credential -> its evidence, both by digest
         self.memory: dict[tuple[str, str], tuple[int, int]] = {}  # (witness, node) -> counter, size
-        self.branch: dict[tuple[str, int, bytes], bool] = {}  # head -> whether it is of the other history
-        self.faces: dict[tuple[str, str], bool] = {}  # (witness, node) -> which of two histories it cosigned
+        self.leaves: dict[tuple[str, int, bytes], Leaves] = {}  # tree head -> what is in that tree
+        self.shown: dict[tuple[str, str], Leaves] = {}  # (witness, node) -> the newest history it cosigned
+        self.settled: dict[str, Leaves] = {}  # node -> the longest history that gathered a quorum
         self.cosigned: dict[tuple[str, int, bytes], set[str]] = {}
         self.heard: dict[tuple[str, str], int] = {}  # (node, directive) -> its end, true time
         self.genuine: set[str] = set()  # directives that the emergency key signed
@@ -78,10 +80,9 @@ class Observer:
         """A node put a credential together; whether it is worth anything is not asked here."""
         self.credentials[hashlib.sha256(credential).digest()] = evidence.sha256
 
-    def head_made(self, node: "Node", checkpoint: Checkpoint, other: bool) -> None:
-        """A node signed a tree head; the one with the record at `fork_at` differs from the other history."""
-        if node.fork_at is not None and checkpoint.size > node.fork_at:
-            self.branch[node.name, checkpoint.size, checkpoint.root] = other
+    def head_made(self, node: "Node", checkpoint: Checkpoint, leaves: Leaves) -> None:
+        """A node signed a tree head over these records."""
+        self.leaves[node.name, checkpoint.size, checkpoint.root] = leaves
 
     def vouched_by_liar(self, witness: "Node", evidence: Evidence) -> None:
         """A lying witness cosigned."""
@@ -105,10 +106,12 @@ class Observer:
                     f"{witness.name} vouches for {name} at {said.counter}/{checkpoint.size} after {counter}/{size}",
                 )
             self.memory[witness.name, name] = (said.counter, checkpoint.size)
-        face = self.branch.get((name, checkpoint.size, checkpoint.root))
-        known = face if face is None else self.faces.setdefault((witness.name, name), face)
-        if known is not face and witness.name not in self.world.restored:
-            self._fell(6, f"{witness.name} itself cosigned two histories of the ledger of {name}")
+        leaves = self.leaves[name, checkpoint.size, checkpoint.root]
+        if witness.name not in self.world.restored:
+            before = self.shown.get((witness.name, name), ())
+            if leaves[: len(before)] != before:
+                self._fell(6, f"{witness.name} itself cosigned two histories of the ledger of {name}")
+            self.shown[witness.name, name] = leaves
         if witness.keeper.denials.of_node(str(said.node)) is not None:
             self._fell(4, f"{witness.name} vouches for {name}, which it knows to be quarantined or revoked")
         held = witness.state.in_force
@@ -123,14 +126,14 @@ class Observer:
         said = evidence.statement
         head = parse_checkpoint(said.checkpoint.rpartition(b"\n\n")[0] + b"\n")
         node = said.node.name
-        self.cosigned.setdefault((node, head.size, head.root), set()).add(witness)
-        faces = {
-            self.branch[key]
-            for key, signers in self.cosigned.items()
-            if key[0] == node and key in self.branch and len(signers) >= QUORUM
-        }
-        if len(faces) == 2:
-            self._fell(6, f"two histories of the ledger of {node} gathered {QUORUM} cosignatures each")
+        signers = self.cosigned.setdefault((node, head.size, head.root), set())
+        signers.add(witness)
+        if len(signers) >= QUORUM:
+            leaves, longest = self.leaves[node, head.size, head.root], self.settled.get(node, ())
+            both = min(len(leaves), len(longest))
+            if leaves[:both] != longest[:both]:
+                self._fell(6, f"two histories of the ledger of {node} gathered {QUORUM} cosignatures each")
+            self.settled[node] = max(leaves, longest, key=len)
 
     def allowed(self, node: "Node", decision: Decision) -> None:
         """A call was allowed here, and will be forwarded now."""
@@ -146,7 +149,7 @@ class Observer:
         if late > 0:
             self._fell(2, f"{node.name} allowed {late} ms after lease and grace")
         newer = [at for version, at in self.withdrawn_ms.items() if version > held.version]
-        if not self.world.frozen and newer and now_ms - min(newer) > LEASE_MS + GRACE_MS + slack:
+        if not self.world.policy.frozen and newer and now_ms - min(newer) > LEASE_MS + GRACE_MS + slack:
             self._fell(4, f"{node.name} used a right {now_ms - min(newer)} ms after it was withdrawn")
         if "boasts" not in node.lies:
             own = node.trust.own()
@@ -221,7 +224,7 @@ class Observer:
                 self.behind_since.setdefault((node.name, node.boots * 10_000 + held.version), now_ms)
                 if held.policy.versions[BASE_ROLE] and held.policy.base.sha256 not in self.legitimate:
                     self._fell(1, f"{node.name} enforces a bundle that no quorum signed")
-            if node.keeper.denials.any or self.heard:
+            if node.keeper.denials.any:
                 self._denials(node)
 
     def _denials(self, node: "Node") -> None:
@@ -255,6 +258,7 @@ class Observer:
             if (
                 name == node.name
                 and name not in self.world.restored
+                and not node.lies
                 and (at is None or at > len(node.ledger.leaves))
             ):
                 self._fell(5, f"{node.name} lost an acknowledged call in a crash")
@@ -263,35 +267,46 @@ class Observer:
 
     def converged(self) -> None:
         """Everything that must be true again some periods after the heal."""
-        world = self.world
-        newest = world.published_version
-        for node in world.nodes.values():
-            held = node.state.in_force
-            if held is None or held.version != newest:
-                at = None if held is None else held.version
-                self._fell(8, f"{node.name} is at version {at}, not {newest}")
-            bad = bool(node.lies) or node.name in world.restored
-            denied = node.keeper.denials.of_node(str(node.me)) is not None
-            if not bad and not denied and not node.trust.attested(node.trusted_ms(), node.monotonic_ms()):
-                self._fell(8, f"{node.name} is not attested after the heal")
+        missing = self.unsettled()
+        if missing is not None:
+            self._fell(*missing)
+
+    def unsettled(self) -> tuple[int, str] | None:
+        """Return which invariant does not hold again yet after the heal, and why."""
+        honest = [node for node in self.world.nodes.values() if not node.lies]
+        for node in self.world.nodes.values():
+            missing = self._behind(node) or self._unproven(node, honest)
+            if missing is not None:
+                return missing
         directives = {
             tuple(
                 one.id
-                for one in n.keeper.denials.active
-                if one.by is By.EMERGENCY and (one.until_ms or 0) > world.now_ms + world.slack_ms
+                for one in node.keeper.denials.active
+                if one.by is By.EMERGENCY and (one.until_ms or 0) > self.world.now_ms + self.world.slack_ms
             )
-            for n in world.nodes.values()
-            if not n.lies
+            for node in honest
         }
         if len(directives) > 1:
-            self._fell(8, "nodes hold different directives after the heal")
-        proofs = {frozenset(n.keeper.denied_nodes()) for n in world.nodes.values() if not n.lies}
+            return 8, "nodes hold different directives after the heal"
+        proofs = {frozenset(node.keeper.denied_nodes()) for node in honest}
         if len(proofs) > 1:
-            self._fell(
-                8, f"nodes disagree on who is in quarantine after the heal: {sorted(map(sorted, proofs))}"
-            )
-        for node in world.nodes.values():
-            if "equivocates" in node.lies and world.equivocated(node):
-                others = [n for n in world.nodes.values() if not n.lies]
-                if any(n.keeper.denials.of_node(str(node.me)) is None for n in others):
-                    self._fell(6, f"{node.name} showed two histories and is not quarantined everywhere")
+            seen = sorted(map(sorted, proofs))
+            return 8, f"nodes disagree on who is in quarantine after the heal: {seen}"
+        return None
+
+    def _behind(self, node: "Node") -> tuple[int, str] | None:
+        held, newest = node.state.in_force, self.world.policy.version
+        if held is None or held.version != newest:
+            return 8, f"{node.name} is at version {None if held is None else held.version}, not {newest}"
+        bad = bool(node.lies) or node.name in self.world.restored
+        denied = node.keeper.denials.of_node(str(node.me)) is not None
+        if not bad and not denied and not node.trust.attested(node.trusted_ms(), node.monotonic_ms()):
+            return 8, f"{node.name} is not attested after the heal"
+        return None
+
+    def _unproven(self, node: "Node", honest: "list[Node]") -> tuple[int, str] | None:
+        """Whether a node showed two histories, and somebody does not hold that against it."""
+        two = node.equivocated()
+        if two and any(one.keeper.denials.of_node(str(node.me)) is None for one in honest):
+            return 6, f"{node.name} showed two histories and is not quarantined everywhere"
+        return None

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from tests.sim.kernel import Violation
-from tests.sim.mesh import TROUBLE_MS, Mesh, Step, schedule_of
+from tests.sim.mesh import Mesh
+from tests.sim.trouble import TROUBLE_MS, Step, schedule_of
 
 SHORT_MS = 7_000  # of trouble, for `make test`: more seeds in the same time
 _MAX_TRIES = 60

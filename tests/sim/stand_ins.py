@@ -4,15 +4,16 @@ import contextlib
 import functools
 import logging
 import random
+import sys
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest import mock
 
 from sidecar.edge import attestation_files, permit_floor, witness_desk
 from tests.sim.kernel import write_atomic
 from tests.sim.realm import RememberedKey, endorsed
-from trust import heads, misbehaviour, note
+from trust import heads, keys, node_key, note
 from trust.attestation import cosignature, dsse, statement
 from trust.edge import denial_keeper
 
@@ -31,6 +32,14 @@ async def _at_once(action: Callable[..., Any], *arguments: Any) -> Any:
     return action(*arguments)
 
 
+@functools.cache
+def users_of(name: str) -> tuple[ModuleType, ...]:
+    """Return the modules of `trust` that call this function of `trust.node_key`."""
+    real = getattr(node_key, name)
+    loaded = [module for path, module in sorted(sys.modules.items()) if path.startswith("trust.")]
+    return tuple(module for module in loaded if getattr(module, name, None) is real)
+
+
 @contextlib.contextmanager
 def stand_ins(dice: random.Random) -> Iterator[None]:
     """Replace the edges' doors to the real world."""
@@ -41,8 +50,11 @@ def stand_ins(dice: random.Random) -> Iterator[None]:
         (attestation_files, "write_atomic", write_atomic),
         (permit_floor, "write_atomic", write_atomic),
         (denial_keeper, "write_atomic", write_atomic),
-        (misbehaviour, "verify_endorsement", lambda data, *_: endorsed(data)),
-        (misbehaviour, "endorsement_times", lambda _data: (0, 2**52)),
+        *(
+            (where, "verify_endorsement", lambda data, *_: endorsed(data))
+            for where in users_of("verify_endorsement")
+        ),
+        *((where, "endorsement_times", lambda _data: (0, 2**52)) for where in users_of("endorsement_times")),
         (note, "Ed25519PublicKey", RememberedKey),
         (cosignature, "Ed25519PublicKey", RememberedKey),
         (dsse, "Ed25519PublicKey", RememberedKey),
@@ -56,6 +68,7 @@ def stand_ins(dice: random.Random) -> Iterator[None]:
             (statement, "parse_statement"),
             (dsse, "decode"),
             (heads, "open_checkpoint"),
+            (keys, "_check_ed25519_point"),
         )
     ]
     quiet = logging.root.manager.disable

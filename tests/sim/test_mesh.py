@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.sim.kernel import Violation
-from tests.sim.mesh import FORKS, Mesh, schedule_of
+from tests.sim.mesh import Mesh
 from tests.sim.mutants import MUTANTS, Mutant
 from tests.sim.runs import SHORT_MS, live, run_seed, shrink
+from tests.sim.trouble import FORKS, schedule_of
 from trust.attestation.roster import Roster
 
 SEEDS = 200
@@ -81,7 +82,7 @@ def test_an_equivocating_node_that_shows_each_witness_always_the_same_history_is
         mesh, error = live(seed, [*schedule, (2_500, "fork", seed)])
         assert error is None, error
         (liar,) = (node for node in mesh.nodes.values() if node.lies)
-        assert liar.hides and mesh.equivocated(liar)
+        assert liar.hides and liar.equivocated()
 
 
 def test_with_one_liar_more_than_tolerated_two_histories_gather_a_quorum() -> None:
