@@ -24,6 +24,12 @@ _COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "check": ("control_plane.cli.check:app", "Would this call be allowed? Why, and by which policies?"),
     "doctor": ("control_plane.cli.doctor:app", "What is wrong with this mesh, and how to mend it."),
     "audit": ("control_plane.cli.audit:app", "What operators did, newest first."),
+    "analytics": (
+        "control_plane.cli.analytics:app",
+        "Who calls what, how often, how long, how it fails.",
+    ),
+    "alerts": ("control_plane.cli.alerts:app", "What fires: list, show, ack, test."),
+    "top": ("control_plane.cli.top:app", "The mesh live: nodes, services, busiest edges, alerts."),
     "lineage": ("control_plane.cli.lineage:app", "Executions over all nodes: list, show, tree, payload."),
     "ledger": ("control_plane.cli.ledger:app", "A node's append-only log: verify it, take proofs from it."),
     "evidence": (

@@ -2,7 +2,7 @@
 
 import typer
 
-from control_plane.cli import policy_release, policy_shadow, policy_source
+from control_plane.cli import policy_recommend, policy_release, policy_shadow, policy_source
 
 app = typer.Typer(
     add_completion=False,
@@ -10,5 +10,6 @@ app = typer.Typer(
     help="Write, test, propose, review, sign and publish policy.",
 )
 policy_source.register(app)
+policy_recommend.register(app)
 policy_release.register(app)
 app.add_typer(policy_shadow.app, name="shadow")

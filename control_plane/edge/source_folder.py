@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Final
 
 from trust import limits
-from trust.bundle import DESCRIPTORS, ENTITIES, Bundle, read_claimed_bundle
+from trust.bundle import DESCRIPTORS, ENTITIES, REFERENCE_VALUES, Bundle, read_claimed_bundle
 from trust.edge.files import write_atomic
 from trust.errors import InputError, Reason
 from trust.policy.source import SETTINGS, build
 
-_FILES: Final = (SETTINGS, ENTITIES, DESCRIPTORS)
+_FILES: Final = (SETTINGS, ENTITIES, DESCRIPTORS, REFERENCE_VALUES)
 _FOLDERS: Final = ("policies", "tests")
 
 
