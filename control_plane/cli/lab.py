@@ -4,7 +4,7 @@ import json
 import shutil
 import sys
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -34,6 +34,9 @@ def run_command(
             "--dir", help="Keep everything here (default: a directory that is removed if all holds)."
         ),
     ] = None,
+    network: Annotated[
+        str, typer.Option(help="links or namespaces, instead of what the scenario says (docs/lab.md).")
+    ] = "",
     as_json: JsonFlag = False,
 ) -> None:
     """Run a scenario: real processes, real sockets, faults between them.
@@ -44,6 +47,8 @@ def run_command(
     from control_plane.lab.run_scenario import Runner, StepResult
 
     read = load_scenario(find_scenario(scenario))
+    if network:
+        read.plan = replace(read.plan, network=network)
 
     def report(result: StepResult) -> None:
         if as_json:

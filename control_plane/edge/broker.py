@@ -75,12 +75,19 @@ class EmbeddedBroker:
         port: 0 takes the port of the last run if it is free, so that nodes find the broker again, else any.
         data_dir: remembers that port; created when missing.
         password: the publisher's; None: one that only this instance knows.
+        anywhere: also on another address than loopback, for the lab's own namespaces.
     """
 
     def __init__(
-        self, host: str = "127.0.0.1", port: int = 0, *, data_dir: Path, password: str | None = None
+        self,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        *,
+        data_dir: Path,
+        password: str | None = None,
+        anywhere: bool = False,
     ) -> None:
-        if not _is_loopback(host):
+        if not anywhere and not _is_loopback(host):
             raise InputError(
                 Reason.CONFIG_INVALID,
                 f"the embedded broker has no TLS and listens on loopback only, not on {host!r}; "

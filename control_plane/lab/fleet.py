@@ -15,12 +15,13 @@ from typing import Final
 import yaml
 
 from control_plane.lab.bootstrap import prepare, publish
-from control_plane.lab.diallers import Diallers
-from control_plane.lab.links import Link
+from control_plane.lab.diallers import OPERATOR, Diallers
+from control_plane.lab.links import Connect, Link, Streams, connect
 from control_plane.lab.member import SkewFile
 from control_plane.lab.mesh import CONTROL_PLANE, LOOPBACK, DevelopmentMesh, Plan
+from control_plane.lab.namespaces import Namespaces
 from control_plane.lab.network import Network
-from control_plane.lab.plan import BROKER, LabPlan, Service
+from control_plane.lab.plan import BROKER, NAMESPACES, LabPlan, Service
 from control_plane.lab.ports import free_port
 from control_plane.lab.processes import Process
 from trust.address import split_address
@@ -43,6 +44,10 @@ class Fleet:
         self._links: dict[str, Link] = {}  # by what is behind them
         self._serving: list[asyncio.Task[None]] = []
         self._taken: set[int] = set()
+        self._namespaces: Namespaces | None = None
+        if plan.network == NAMESPACES:
+            self._namespaces = Namespaces(plan.members())
+            network.carrier = self._namespaces.follow
 
     @property
     def running(self) -> DevelopmentMesh:
@@ -70,6 +75,8 @@ class Fleet:
         Raises:
             MeshError: what could not be started, and where its log is.
         """
+        if self._namespaces is not None:
+            await asyncio.to_thread(self._namespaces.make)
         await asyncio.to_thread(prepare, self.directory, self.plan.trust_domain)
         found = await asyncio.gather(*(self._start_service(*item) for item in self.plan.services.items()))
         publisher, listener = await self._start_broker()
@@ -82,7 +89,12 @@ class Fleet:
             placement={name: (*node.services, *node.workloads) for name, node in self.plan.nodes.items()},
         )
         self.mesh = DevelopmentMesh(
-            self.directory, plan, self.processes, process=self._egm, reached=self._reached
+            self.directory,
+            plan,
+            self.processes,
+            process=self._egm,
+            reached=self._reached,
+            host=self._host,
         )
         await self.mesh.start_control_plane()
         version = await publish(self.mesh, archive, title="The first policy of the lab")
@@ -102,6 +114,8 @@ class Fleet:
             task.cancel()
         await asyncio.gather(*self._serving, return_exceptions=True)
         self._links.clear()
+        if self._namespaces is not None:
+            await asyncio.to_thread(self._namespaces.remove)
 
     def pause(self, name: str) -> None:
         """Freeze a process (SIGSTOP), as a long pause of its machine would."""
@@ -161,7 +175,9 @@ class Fleet:
             await asyncio.to_thread(_replace, self.disk(name), home / "data")
         config = yaml.safe_load((self.directory / "nodes" / name / "sidecar.yaml").read_text())
         config["data_dir"] = str(home / "data")
-        for listener in (config["admin"], *config.get("inbound", ()), *config["outbound"]):
+        for listener in (config["admin"], *config.get("inbound", ())):
+            listener["listen"] = f"{self._host(name)}:{free_port(self._taken)}"
+        for listener in config["outbound"]:
             listener["listen"] = f"{LOOPBACK}:{free_port(self._taken)}"
         path = home / "sidecar.yaml"
         write_atomic(path, yaml.safe_dump(config, sort_keys=False).encode())
@@ -169,7 +185,31 @@ class Fleet:
         process = self._egm(name + TWIN, ["sidecar", "run", "-c", str(path), "--json"], log)
         self.processes[name + TWIN] = process
         await process.start()
-        return {f"{one['workload']} {one['service']}": one["listen"] for one in config["outbound"]}
+        return {
+            f"{one['workload']} {one['service']}": self.entry(name, one["listen"])
+            for one in config["outbound"]
+        }
+
+    def entry(self, node: str, address: str) -> str:
+        """Return where the lab, and programs beside it, reach a loopback listener of a node."""
+        if self._namespaces is None:
+            return address
+        key = f"{node} {address}"
+        if key not in self._links:
+            link = Link(node, address, self._network, lambda _peer, _own: OPERATOR, self._connect(node))
+            self._links[key] = self._serve(link)
+        return self._links[key].address
+
+    def _connect(self, node: str) -> Connect:
+        """Return what dials from where a node is."""
+        inside = self._namespaces
+        if inside is None:
+            return connect
+
+        async def from_inside(at: tuple[str, int]) -> Streams:
+            return await asyncio.open_connection(sock=await inside.connect(node, at))
+
+        return from_inside
 
     @contextlib.contextmanager
     def _frozen(self, name: str) -> Iterator[None]:
@@ -184,29 +224,40 @@ class Fleet:
 
     # parts
 
-    def _member(self, role: str, *arguments: str, clock: str | None = None) -> list[str]:
+    def _host(self, member: str) -> str:
+        return LOOPBACK if self._namespaces is None else self._namespaces.host(member)
+
+    def _member(self, of: str, role: str, *arguments: str, clock: str | None = None) -> list[str]:
+        """Return the program of one role, where member `of` has its network."""
         program = [sys.executable, "-m", "control_plane.lab.member", "--parent", str(os.getpid())]
         if clock is not None:
             self.skew_file(clock).create()
             program += ["--clock", str(self.directory / "clocks" / clock)]
-        return [*program, role, *arguments]
+        program = [*program, role, *arguments]
+        node = of.removesuffix(TWIN)
+        return program if self._namespaces is None else self._namespaces.program(node, program)
 
     def _egm(self, name: str, arguments: Sequence[str], log: Path) -> Process:
-        program = self._member("egm", clock=name)
+        program = self._member(name, "egm", clock=name)
         return Process(name, arguments, log=log, program=program, forked=None)
 
     async def _start_service(self, name: str, service: Service) -> str:
         if service.address is not None:
             return service.address
-        address = f"{LOOPBACK}:{free_port(self._taken)}"
+        address, node = f"{LOOPBACK}:{free_port(self._taken)}", self.plan.node_of(name)
         log = self.directory / "logs" / f"service-{name}.log"
         if service.is_sample:
-            process = Process(name, [], log=log, program=self._member("sample", address), forked=None)
+            process = Process(name, [], log=log, program=self._member(node, "sample", address), forked=None)
         else:
             port = address.rpartition(":")[2]
             command = [part.replace("{port}", port).replace("{address}", address) for part in service.command]
             process = PlainProcess(
-                name, self._member("exec", *command), address, log=log, environment=service.environment
+                name,
+                self._member(node, "exec", *command),
+                address,
+                log=log,
+                environment=service.environment,
+                connect=self._connect(node),
             )
         self.processes[f"service {name}"] = process
         await process.start()
@@ -218,8 +269,8 @@ class Fleet:
         home.mkdir(parents=True, exist_ok=True)
         password = secrets.token_urlsafe(24)
         write_atomic(home / "password", password.encode(), mode=0o600)
-        listen = f"{LOOPBACK}:{free_port(self._taken)}"
-        program = self._member("broker", listen, str(home), str(home / "password"))
+        listen = f"{self._host(BROKER)}:{free_port(self._taken)}"
+        program = self._member(BROKER, "broker", listen, str(home), str(home / "password"))
         log = self.directory / "logs" / f"{BROKER}.log"
         self.processes[BROKER] = process = Process(BROKER, [], log=log, program=program, forked=None)
         await process.start()
@@ -228,12 +279,16 @@ class Fleet:
 
     def _reached(self, member: str, address: str) -> str:
         """Return the address of the link to a listener of a member."""
+        if self._namespaces is not None:
+            return address
         if address not in self._links:
-            link = Link(member, address, self._network, Diallers(self._pids))
-            link.bind()
-            self._serving.append(asyncio.get_running_loop().create_task(link.serve()))
-            self._links[address] = link
+            self._links[address] = self._serve(Link(member, address, self._network, Diallers(self._pids)))
         return self._links[address].address
+
+    def _serve(self, link: Link) -> Link:
+        link.bind()
+        self._serving.append(asyncio.get_running_loop().create_task(link.serve()))
+        return link
 
     def _pids(self) -> Mapping[str, int]:
         return {name: pid for name, process in self.processes.items() if (pid := process.pid) is not None}
@@ -245,16 +300,23 @@ class PlainProcess(Process):
     tells = False
 
     def __init__(
-        self, name: str, program: Sequence[str], address: str, *, log: Path, environment: Mapping[str, str]
+        self,
+        name: str,
+        program: Sequence[str],
+        address: str,
+        *,
+        log: Path,
+        environment: Mapping[str, str],
+        connect: Connect,
     ) -> None:
         super().__init__(name, [], log=log, environment=environment, program=program, forked=None)
-        self._address = split_address(address)
+        self._address, self._connect = split_address(address), connect
 
     async def until_ready(self, process: asyncio.subprocess.Process) -> dict[str, object]:
         """Wait until the port takes a connection."""
         while process.returncode is None:
             try:
-                _, writer = await asyncio.open_connection(*self._address)
+                _, writer = await self._connect(self._address)
             except OSError:
                 await asyncio.sleep(_PORT_POLL_S)
                 continue

@@ -283,7 +283,7 @@ class LabMesh:
             raise InputError(
                 Reason.NOT_FOUND, f"{workload!r} has no listener for {service!r}; it has: {known}"
             )
-        return found
+        return found if twin else self.fleet.entry(node, found)
 
     def load(self, calls: Sequence[Call], *, workers: int = 1, pause_s: float = 0.02, judge: Judge) -> Load:
         """Start calling, over and over, until `stop()` of what is returned.

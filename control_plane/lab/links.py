@@ -2,9 +2,10 @@
 
 import asyncio
 import contextlib
+import functools
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from control_plane.lab.network import Network, Pair
@@ -19,13 +20,22 @@ _RST: Final = struct.pack("ii", 1, 0)  # SO_LINGER: close with a reset
 Address = tuple[str, int]
 # (address of the dialler, address it dialled) -> member, or None when it is none of the mesh
 Dialler = Callable[[Address, Address], str | None]
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+Connect = Callable[[Address], Awaitable[Streams]]
 _FIN, _ABORT = b"", None  # what follows the last chunk: an end, or a reset
+
+
+async def connect(address: Address) -> Streams:
+    """Reach a listener of this machine."""
+    return await asyncio.open_connection(*address)
 
 
 class Link:
     """The way to one listener of one member."""
 
-    def __init__(self, target: str, address: str, network: Network, dialler: Dialler) -> None:
+    def __init__(
+        self, target: str, address: str, network: Network, dialler: Dialler, connect: Connect = connect
+    ) -> None:
         """Describe a link.
 
         Args:
@@ -33,9 +43,10 @@ class Link:
             address: where it really listens, "host:port".
             network: says what happens on the way.
             dialler: says who dialled.
+            connect: reaches the listener.
         """
         self.target, self._network, self._dialler = target, network, dialler
-        self._upstream = split_address(address)
+        self._upstream, self._connect = split_address(address), connect
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         self._server: asyncio.Server | None = None
         self._open: dict[asyncio.Task[None], _Connection] = {}
@@ -77,7 +88,7 @@ class Link:
         assert task is not None  # noqa: S101 (a callback of start_server is a task)
         self._open[task] = connection
         try:
-            await connection.run(self._upstream)
+            await connection.run(functools.partial(self._connect, self._upstream))
         except asyncio.CancelledError:
             reset(writer)  # the link is stopped: a callback that ends cancelled would be reported as an error
         finally:
@@ -117,14 +128,14 @@ class _Connection:
         if self._far is not None:
             reset(self._far)
 
-    async def run(self, upstream: Address) -> None:
+    async def run(self, connect: Callable[[], Awaitable[Streams]]) -> None:
         """Carry bytes both ways until both ends are done or one breaks."""
         try:
             async with asyncio.TaskGroup() as group:
                 reading = group.create_task(self._there.read(self._near_reader))
                 if not await self._reachable(reading):
                     raise ConnectionAbortedError
-                far_reader, self._far = await asyncio.open_connection(*upstream)
+                far_reader, self._far = await connect()
                 group.create_task(self._there.write(self._far))
                 group.create_task(self._back.read(far_reader))
                 group.create_task(self._back.write(self._near))

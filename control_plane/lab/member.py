@@ -70,7 +70,7 @@ async def _broker(listen: str, data_dir: str, password: str) -> None:
     from control_plane.edge.broker import EmbeddedBroker
 
     host, _, port = listen.rpartition(":")
-    broker = EmbeddedBroker(host, int(port), data_dir=Path(data_dir), password=password)
+    broker = EmbeddedBroker(host, int(port), data_dir=Path(data_dir), password=password, anywhere=True)
     await _serve_until_told({"event": "ready", "broker": await broker.start()}, broker.stop)
 
 

@@ -71,6 +71,11 @@ def own_process(name: str, arguments: Sequence[str], log: Path) -> Process:
     return Process(name, arguments, log=log)
 
 
+def on_loopback(_member: str) -> str:
+    """Members are processes of one machine."""
+    return LOOPBACK
+
+
 def as_it_is(_member: str, address: str) -> str:
     """Members reach each other where they listen."""
     return address
@@ -87,6 +92,8 @@ class DevelopmentMesh:
     process: Callable[[str, Sequence[str], Path], Process] = own_process  # (member, arguments, log)
     # (member, where it listens) -> the address that the other members are told (the lab puts links between)
     reached: Callable[[str, str], str] = as_it_is
+    # member -> the host that its listeners for other members bind; those of its own workloads are on the loopback
+    host: Callable[[str], str] = on_loopback
 
     @property
     def control_plane(self) -> Process:
@@ -109,8 +116,8 @@ class DevelopmentMesh:
             "name": "cp-1",
             "trust_domain": self.plan.trust_domain,
             "data_dir": str(home / "data"),
-            "listen": _kept_address(home / "listen", taken),
-            "join_listen": _kept_address(home / "join", taken),
+            "listen": _kept_address(home / "listen", taken, self.host(CONTROL_PLANE)),
+            "join_listen": _kept_address(home / "join", taken, self.host(CONTROL_PLANE)),
             "root": str(domain / "root.json"),
             "online_keys": {
                 "snapshot": str(domain / "online" / "snapshot.pem"),
@@ -154,7 +161,10 @@ class DevelopmentMesh:
         }
 
     def _admin_addresses(self, taken: set[int]) -> dict[str, str]:
-        return {name: _kept_address(self._home(name) / "admin", taken) for name in self.plan.nodes()}
+        return {
+            name: _kept_address(self._home(name) / "admin", taken, self.host(name))
+            for name in self.plan.nodes()
+        }
 
     async def start_nodes(self) -> None:
         """Enrol and start every sidecar."""
@@ -179,20 +189,20 @@ class DevelopmentMesh:
         self.file = self.mesh.model_copy(update={"nodes": nodes, "workloads": workloads})
 
     def _node_plan(self, name: str, workloads: Sequence[str], taken: set[int]) -> "NodePlan":
-        def kept(listener: str) -> str:
-            return _kept_address(self._home(name) / listener, taken)
+        def kept(listener: str, host: str) -> str:
+            return _kept_address(self._home(name) / listener, taken, host)
 
         return NodePlan(
             name,
             workloads,
-            admin=kept("admin"),
+            admin=kept("admin", self.host(name)),
             inbound={
-                service: kept("inbound" if service == name else f"inbound-{service}")
+                service: kept("inbound" if service == name else f"inbound-{service}", self.host(name))
                 for service in workloads
                 if service in self.plan.services
             },
             outbound={
-                (workload, service): kept(f"outbound-{workload}-{service}")
+                (workload, service): kept(f"outbound-{workload}-{service}", LOOPBACK)
                 for workload in workloads
                 for service in self.plan.services
                 if service != workload
@@ -290,13 +300,13 @@ def _not_ready(waiting: Mapping[str, str], logs: Path) -> StateError:
     return StateError(Reason.SOURCE_UNAVAILABLE, f"not every node is ready: {detail}; see {logs}")
 
 
-def _kept_address(file: Path, taken: set[int]) -> str:
-    """Return the loopback address remembered in `file`, or choose one and remember it."""
+def _kept_address(file: Path, taken: set[int], host: str) -> str:
+    """Return the address remembered in `file`, or choose a port of `host` and remember it."""
     if file.is_file():
         address = file.read_text().strip()
         taken.add(int(address.rpartition(":")[2]))
         return address
-    address = f"{LOOPBACK}:{free_port(taken)}"
+    address = f"{host}:{free_port(taken)}"
     write_atomic(file, address.encode())
     return address
 
@@ -308,4 +318,4 @@ def _witness_key(data_dir: Path, trust_domain: str, name: str) -> str:
 
 
 def _kept_broker(broker: str, file: Path, taken: set[int]) -> str:
-    return f"embedded://{_kept_address(file, taken)}" if broker == "embedded" else broker
+    return f"embedded://{_kept_address(file, taken, LOOPBACK)}" if broker == "embedded" else broker

@@ -57,6 +57,9 @@ class Network:
         self._faults: dict[Pair, Fault] = {}
         self._changed = asyncio.Event()
         self._on_reset: list[Callable[[Pair], None]] = []
+        self.carrier: Callable[[dict[Pair, Fault]], None] | None = (
+            None  # told first; what it refuses is not done
+        )
 
     def fault(self, source: str, target: str) -> Fault:
         """Return what happens to bytes from `source` to `target` now."""
@@ -72,11 +75,10 @@ class Network:
 
     def apply(self, pairs: Iterable[Pair], fault: Fault) -> None:
         """Put `fault` on every direction of `pairs`, instead of what was there."""
-        for pair in pairs:
-            if fault == NONE:
-                self._faults.pop(pair, None)
-            else:
-                self._faults[pair] = fault
+        changed = list(pairs)
+        faults = {**self._faults, **dict.fromkeys(changed, fault)}
+        self._replace({pair: found for pair, found in faults.items() if found != NONE})
+        for pair in changed:
             if fault.reset:
                 for reset in self._on_reset:
                     reset(pair)
@@ -84,8 +86,13 @@ class Network:
 
     def heal(self) -> None:
         """Take every fault away."""
-        self._faults.clear()
+        self._replace({})
         self._wake()
+
+    def _replace(self, faults: dict[Pair, Fault]) -> None:
+        if self.carrier is not None:
+            self.carrier(faults)
+        self._faults = faults
 
     def on_reset(self, reset: Callable[[Pair], None]) -> None:
         """Call `reset` with every direction whose connections are to be reset."""

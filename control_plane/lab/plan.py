@@ -19,6 +19,9 @@ Files = Mapping[str, str | bytes | None]  # of a policy folder, by path; None: t
 BROKER: Final = "broker"
 RESERVED: Final = frozenset({CONTROL_PLANE, BROKER, "operator"})
 SAMPLE_SERVICES: Final = tuple(sorted(s.full_name for s in shop_pb2.DESCRIPTOR.services_by_name.values()))
+LINKS: Final = "links"
+NAMESPACES: Final = "namespaces"
+NETWORKS: Final = (LINKS, NAMESPACES)
 LEASE_S: Final = 4  # short, so that a partition shows soon
 GRACE_S: Final = 4
 _ROLE: Final = "member"
@@ -73,6 +76,8 @@ class LabPlan:
         level: instead of the policy's own.
         descriptors: FileDescriptorSet of your services, so that requests and replies can be written as mappings.
         lease_s, grace_s: of the default policy alone.
+        network: LINKS, a proxy in front of each listener; NAMESPACES, one network namespace per member (Linux, root),
+            which can only be cut.
         seed: decides jitter and losses of links.
     """
 
@@ -83,9 +88,14 @@ class LabPlan:
     lease_s: int = LEASE_S
     grace_s: int = GRACE_S
     trust_domain: str = "mesh.local"
+    network: str = LINKS
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.network not in NETWORKS:
+            raise InputError(
+                Reason.INPUT_INVALID, f"network {self.network!r}: use one of {', '.join(NETWORKS)}"
+            )
         if not self.nodes:
             raise InputError(Reason.INPUT_INVALID, 'a mesh needs a node: LabPlan.of("a", "b", "c")')
         owners: dict[str, str] = {}
@@ -97,6 +107,11 @@ class LabPlan:
                 raise InputError(Reason.INPUT_INVALID, f"node {name!r} has neither services nor workloads")
             for one in (*node.services, *node.workloads):
                 check_name(one)
+                if self.network == NAMESPACES and one in node.services and node.services[one].address:
+                    raise InputError(
+                        Reason.INPUT_INVALID,
+                        f"service {one!r} runs outside the mesh; in a namespace the lab must start it",
+                    )
                 if owners.setdefault(one, name) != name or (one in node.services and one in node.workloads):
                     raise InputError(
                         Reason.INPUT_INVALID, f"{one!r} is named twice; names are of the whole mesh"
@@ -110,11 +125,12 @@ class LabPlan:
         lease_s: int = LEASE_S,
         grace_s: int = GRACE_S,
         policy: Path | Mapping[str, str | bytes] | None = None,
+        network: str = LINKS,
         seed: int = 0,
     ) -> "LabPlan":
         """Return a plan of nodes with a sample service of the same name each."""
         nodes = {name: Node({name: Service()}) for name in names}
-        return cls(nodes, policy, level=level, lease_s=lease_s, grace_s=grace_s, seed=seed)
+        return cls(nodes, policy, level=level, lease_s=lease_s, grace_s=grace_s, network=network, seed=seed)
 
     @property
     def services(self) -> dict[str, Service]:

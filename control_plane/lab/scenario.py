@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from control_plane.lab.network import Fault
-from control_plane.lab.plan import GRACE_S, LEASE_S, LabPlan, Node, Service, parse_duration_ms
+from control_plane.lab.plan import GRACE_S, LEASE_S, LINKS, LabPlan, Node, Service, parse_duration_ms
 from trust.errors import InputError, MeshError, Reason
 from trust.policy.problems import Problem
 from trust.policy.yaml_text import Document, parse_yaml
@@ -57,6 +57,7 @@ class MeshText(_Strict):
     lease_s: int = LEASE_S
     grace_s: int = GRACE_S
     trust_domain: str = "mesh.local"
+    network: str = LINKS
     seed: int = 0
 
 
@@ -254,6 +255,7 @@ class Scenario:
             lease_s=mesh.lease_s,
             grace_s=mesh.grace_s,
             trust_domain=mesh.trust_domain,
+            network=mesh.network,
             seed=mesh.seed,
         )
 
