@@ -43,7 +43,7 @@ class RemoteDesk:
 
     def __init__(self, channels: Channels, addresses: Sequence[str], node: SpiffeId) -> None:
         """Take mTLS channels, where control planes answer, and who this node is."""
-        self._channels, self._addresses, self._node = channels, tuple(addresses), node
+        self.channels, self._addresses, self._node = channels, tuple(addresses), node
         self._server_dns = control_plane_dns(node.trust_domain)
 
     async def open(self, request: pb.OpenTicketRequest) -> pb.OpenTicketResponse:
@@ -65,7 +65,7 @@ class RemoteDesk:
         failure: MeshError = StateError(Reason.SOURCE_UNAVAILABLE, "no control plane address is configured")
         for address in self._addresses:
             try:
-                channel = self._channels.get(address, client=self._node, server_dns=self._server_dns)
+                channel = self.channels.get(address, client=self._node, server_dns=self._server_dns)
                 return await ask(rpc.ApprovalsStub(channel))
             except grpc.aio.AioRpcError as error:
                 failure = error_from_rpc(error)

@@ -78,7 +78,7 @@ class ApprovalDuty:
             ids: draws execution ids (UUIDv7, 16 bytes).
             alarm: told when approvers cannot be asked; with an empty text when they can again.
         """
-        self._trust_domain, self._groups, self._desk, self._spent = trust_domain, groups, desk, spent
+        self._trust_domain, self._groups, self.desk, self._spent = trust_domain, groups, desk, spent
         self._now, self._monotonic_ms, self._serials, self._ids = now_ms, monotonic_ms, serials, ids
         self._alarm = alarm
         self._windows = Windows()
@@ -219,7 +219,7 @@ class ApprovalDuty:
             content_bytes=size,
         )
         try:
-            answer = await self._desk.open(request)
+            answer = await self.desk.open(request)
         except MeshError as error:
             if error.reason is Reason.SOURCE_UNAVAILABLE:
                 self._away = (self._monotonic_ms() + int(limits.APPROVAL_RETRY_S * 1000), error.detail)
@@ -298,10 +298,10 @@ class ApprovalDuty:
         told = [self._untold.popleft() for _ in range(min(len(self._untold), limits.MAX_COLLECTED_TICKETS))]
         try:
             if told:
-                await self._desk.spent(told)
+                await self.desk.spent(told)
             told = []
             ids = list(self._waiting)[: limits.MAX_COLLECTED_TICKETS]
-            found = await self._desk.collect(ids) if ids else {}
+            found = await self.desk.collect(ids) if ids else {}
         except MeshError as error:
             self._untold.extendleft(reversed(told))
             logger.debug("approvals were not collected, will retry: %s", error)
@@ -312,7 +312,7 @@ class ApprovalDuty:
                     news.set_result(notes)
 
     async def _tell(self, ids: list[str]) -> None:
-        await self._desk.spent(ids)
+        await self.desk.spent(ids)
         for ticket_id in ids:
             if ticket_id in self._untold:
                 self._untold.remove(ticket_id)
