@@ -14,7 +14,7 @@ from typing import Any
 
 import grpc.aio
 
-from egm.v1 import credentials_pb2_grpc, node_pb2_grpc, operator_pb2
+from egm.v1 import credentials_pb2_grpc, node_pb2_grpc
 from sidecar.config import SidecarConfig
 from sidecar.core.bundle_state import BundleState
 from sidecar.core.pipeline import Pipeline
@@ -23,6 +23,7 @@ from sidecar.core.trust_state import TrustState
 from sidecar.edge import telemetry
 from sidecar.edge.admin import NodeServicer
 from sidecar.edge.announcer import Announcer, Ready
+from sidecar.edge.approvals import ApprovalDuty, approval_duty
 from sidecar.edge.attestation import Attestation, accepted_builds
 from sidecar.edge.attestation import Parts as AttestationParts
 from sidecar.edge.callees import Callees
@@ -33,6 +34,7 @@ from sidecar.edge.journal import LogJournal
 from sidecar.edge.listeners import Listeners, Parts, own_server
 from sidecar.edge.members import make_identity, members, read_root, start_patiently
 from sidecar.edge.membership import Membership
+from sidecar.edge.meter_file import MeterDuty, opened_budgets
 from sidecar.edge.policy_keeper import PolicyKeeper
 from sidecar.edge.policy_sources import control_plane_files, policy_feed
 from sidecar.edge.provenance import CREDENTIALS_DIRECTORY, Provenance
@@ -41,7 +43,6 @@ from sidecar.edge.reports import Reporter
 from sidecar.edge.shadow import ShadowRunner
 from sidecar.edge.status import NodeView
 from sidecar.edge.upstream import UPSTREAM_OPTIONS
-from trust import limits
 from trust.attestation.credential import Credential
 from trust.edge.clock import SystemClock
 from trust.edge.credential_files import KeptCredentials
@@ -161,6 +162,7 @@ class Sidecar:
             swapped=self.membership.swapped,
         )
         self.provenance: Provenance | None = None
+        self.approvals: ApprovalDuty | None = None  # set when it serves
         self.callees = Callees(config, lambda: state.in_force)
         self._own_servers: list[grpc.aio.Server] = []
 
@@ -198,6 +200,12 @@ class Sidecar:
             trust=self.trust,
             credentials=self._kept,
         )
+        budgets = opened_budgets(self.config.data_dir, self.pipeline.meters, self.view.state, self.clock)
+        provenance.notary.duties.add(MeterDuty(budgets))
+        self.approvals = approvals = approval_duty(
+            self.config, channels, self.view.state, self.clock, self.view.alarms
+        )
+        provenance.notary.duties.add(approvals)
         attestation = self._attestation(provenance, channels)
         self.view.attestation = attestation.status
         listeners = Listeners(
@@ -230,6 +238,7 @@ class Sidecar:
                 "provenance": provenance.run,
                 "attestation": attestation.run,
                 "callers": self._callers(provenance, channels).run,
+                "approvals": approvals.run,
                 "changes": functools.partial(self.announcer.run, addresses, reporter),
                 **self.membership.start(channels, self.broker),
             }
@@ -240,6 +249,7 @@ class Sidecar:
                 *self.callees.notes(),
                 *provenance.notes(),
                 *self.membership.notes(),
+                *budgets.notes(),
             )
             await self._until_stopped(background)
             self.view.draining = True
@@ -248,6 +258,7 @@ class Sidecar:
             await asyncio.gather(listeners.stop(self.config.limits.drain_grace_s), reporter.report())
         finally:
             await listeners.stop(0)
+            await budgets.close()
             await provenance.close()
             await channels.close()
 
@@ -330,7 +341,7 @@ class Sidecar:
             channels,
             self.config.control_plane.addresses,
             node=self.config.spiffe_id("node", self.config.node),
-            status=self._reported,
+            status=lambda: self.view.reported(self.trust.own()),
             period_s=self.config.limits.report_period_s,
             peers=self.membership.named,
         )
@@ -347,13 +358,6 @@ class Sidecar:
             clock=self.clock,
             local_level=self.config.level,
         )
-
-    def _reported(self) -> operator_pb2.NodeStatus:
-        """Return the status with what the control plane can verify of it."""
-        status, own = self.view.status(), self.trust.own()
-        if own is not None and status.ByteSize() + len(own.data) < limits.MAX_NODE_STATUS_BYTES - 64:
-            status.credential = own.data
-        return status
 
     async def _serve_health(self) -> None:
         await self.announcer.show()

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
+from sidecar.core.bundle_state import BundleState
 from sidecar.core.call import Decision
 from sidecar.core.levels import GOVERNED
 from sidecar.core.metering import EXCEEDED
@@ -25,6 +26,7 @@ from trust import limits
 from trust.edge.files import write_atomic
 from trust.errors import Reason, StateError
 from trust.policy.controls import BUDGET
+from trust.ports import Clock
 
 logger = logging.getLogger(__name__)
 
@@ -163,10 +165,17 @@ class MeterFile:
             return
         if not data or self._descriptor is None:
             return
-        if os.write(self._descriptor, data) != len(data):
-            raise OSError(f"{self._path}: written in part")
-        os.fdatasync(self._descriptor)
+        append(self._descriptor, data)
         self._grown += len(data)
+
+
+def opened_budgets(data_dir: Path, meters: Meters, state: BundleState, clock: Clock) -> MeterFile:
+    """Return what keeps the budgets of a node across restarts, as its earlier run left them. Blocking, short."""
+    file = MeterFile(
+        data_dir / FILE, meters, lambda: state.trusted_now_ms(clock.now_ms(), clock.monotonic_ms())
+    )
+    file.load()
+    return file
 
 
 class MeterDuty:
@@ -213,6 +222,17 @@ def parse(data: bytes) -> Iterable[Spent]:
             raise ValueError(f"line {bad} is damaged")
         found.append(Spent(match[3].decode(), int(match[4]), int(match[5]), int(match[6])))
     return found
+
+
+def append(descriptor: int, data: bytes) -> None:
+    """Write at the end of a file, durably.
+
+    Raises:
+        OSError: how much was written is not known.
+    """
+    if os.write(descriptor, data) != len(data):
+        raise OSError("written in part")
+    os.fdatasync(descriptor)
 
 
 def _line(spent: Spent) -> bytes:

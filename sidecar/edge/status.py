@@ -9,6 +9,8 @@ from sidecar.core.bundle_state import BundleState, Lease
 from sidecar.core.pipeline import Pipeline
 from sidecar.core.readiness import Alarms, Facts, Readiness, assess
 from sidecar.core.trust_state import Standing
+from trust import limits
+from trust.attestation.credential import Credential
 from trust.errors import MeshError
 from trust.identity import IdentitySource
 from trust.ports import Clock
@@ -65,6 +67,13 @@ class NodeView:
         )
         self._was_ready = self._was_ready or not readiness.not_ready
         return readiness
+
+    def reported(self, own: Credential | None) -> operator_pb2.NodeStatus:
+        """Return the status with what the control plane can verify of it: the node's own credential, if it fits."""
+        status = self.status()
+        if own is not None and status.ByteSize() + len(own.data) < limits.MAX_NODE_STATUS_BYTES - 64:
+            status.credential = own.data
+        return status
 
     def status(self) -> operator_pb2.NodeStatus:
         """Return everything in the protocol's form."""
