@@ -123,6 +123,14 @@ class ControlPlaneConfig(_Strict):
         description="Receivers of alerts by name; rules in the signed policy choose among them.",
     )
 
+    responder_key: str = Field(
+        default="",
+        description="An emergency key (file or signer URI) by which incidents are answered; policy must name it.",
+    )
+    responder_passphrase_file: Path | None = Field(
+        default=None, description="Its passphrase (mode 0600); default: as for every key file."
+    )
+
     @field_validator("webhooks")
     @classmethod
     def _webhook_names(cls, value: dict[str, WebhookConfig]) -> dict[str, WebhookConfig]:
@@ -230,6 +238,10 @@ def _absolute(config: ControlPlaneConfig, base: Path) -> ControlPlaneConfig:
         )
         for name, hook in config.webhooks.items()
     }
+    if config.responder_key:
+        changes["responder_key"] = ref(config.responder_key)
+    if config.responder_passphrase_file is not None:
+        changes["responder_passphrase_file"] = base / config.responder_passphrase_file
     scheme, separator, rest = config.store.partition(":///")
     if separator and scheme.startswith("sqlite") and rest and not rest.startswith("/"):
         changes["store"] = f"{scheme}:///{base / rest}"

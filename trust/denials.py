@@ -170,6 +170,11 @@ class Denials:
         """The proofs that are not settled."""
         return tuple(proven for proven, _ in self._proofs.values())
 
+    @property
+    def proven_since(self) -> tuple[tuple[Proven, int], ...]:
+        """The same, each with when it was accepted here, Unix ms."""
+        return tuple(self._proofs.values())
+
     def restrictions(self, principal: str, now_ms: int) -> tuple[tuple[str, str], ...]:
         """Return what calls by `principal` (SPIFFE ID) must meet beyond what policy asks: obligations, ascending.
 

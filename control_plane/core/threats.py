@@ -22,6 +22,7 @@ MIN_REVOKED: Final = 3
 MIN_WITHOUT_PERMIT: Final = 3  # a node that has not heard of a raised level yet makes one or two
 MIN_UNATTESTED: Final = 5
 _MAX_COUNTED: Final = 10_000  # (rule, subject) in one window
+_PROOF_DIGITS: Final = 12
 _MAX_EVIDENCE: Final = 8  # records of one finding
 
 
@@ -174,15 +175,14 @@ class Threats:
         caller.note_node(node, at_ms)
 
 
-def proven(proof_id: str, node: str, why: str, *, window_s: int, at_ms: int) -> Finding:
+def proven(proof_id: str, node: str, why: str, *, at_ms: int) -> Finding:
     """Return the finding of a misbehaviour proof that was accepted; `node` is a SPIFFE ID or empty.
 
-    Its window is that in which it was accepted, so that it is found once.
+    What stands for its window follows from the proof, so that it is found once, whoever accepts it and when.
     """
     evidence = Evidence(node.rpartition("/")[2], note=f"misbehaviour proof {proof_id}")
-    return Finding(
-        "EGM-T007", node or f"proof {proof_id[:16]}", window_of(at_ms, window_s), at_ms, why, (evidence,)
-    )
+    window = int(proof_id[:_PROOF_DIGITS], 16)
+    return Finding("EGM-T007", node or f"proof {proof_id[:16]}", window, at_ms, why, (evidence,))
 
 
 def tampered(node: str, alarm: str, *, window_s: int, at_ms: int) -> Finding | None:

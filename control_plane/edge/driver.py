@@ -26,6 +26,7 @@ from control_plane.edge.denials import DenialDesk
 from control_plane.edge.distribution import Announcements, DistributionServicer
 from control_plane.edge.fleet import FleetServicer, NodeReports
 from control_plane.edge.health import Health
+from control_plane.edge.incidents import DetectionDesk
 from control_plane.edge.join import JoinServicer
 from control_plane.edge.observing import ObservationDesk
 from control_plane.edge.operator import OperatorServicer
@@ -100,9 +101,11 @@ class _Plane:
         denials: DenialDesk,
         approvals: ApprovalOffice,
         observing: ObservationDesk,
+        detecting: DetectionDesk,
     ) -> None:
         """Take the parts, opened."""
         self._denials, self._approvals, self._observing = denials, approvals, observing
+        self._detecting = detecting
         self._config, self._status, self._reports = status.config, status, reports
         self._announcements, self._files, self._broker_url = announcements, files, broker_url
         self._records = RecordsServicer(
@@ -134,6 +137,7 @@ class _Plane:
             self._denials.add_to(server)
             self._approvals.add_to(server)
             self._observing.add_to(server)
+            self._detecting.add_to(server)
             shadow.add_to(server)
             health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
 
@@ -169,6 +173,7 @@ class _Plane:
             self._watch_health(),
             *self._denials.background(),
             *self._observing.background(),
+            *self._detecting.background(),
         ]
 
     async def drain(self) -> None:
@@ -178,6 +183,7 @@ class _Plane:
         self._announcements.close()
         self._records.close()
         await asyncio.gather(*(server.stop(limits.DRAIN_GRACE_S) for server in self._servers))
+        await self._detecting.close()
 
     async def _watch_health(self) -> None:
         while True:
@@ -285,6 +291,18 @@ async def _open(config: ControlPlaneConfig, stack: AsyncExitStack) -> _Plane:
         settings=lambda: publisher.settings,
         broker=broker,
     )
+    detecting = await asyncio.to_thread(
+        DetectionDesk,
+        config,
+        database,
+        clock,
+        f"{config.name}/{secrets.token_hex(8)}",
+        keeper=denials.keeper,
+        reports=reports,
+        settings=lambda: publisher.settings,
+        event=observing.alerting.event,
+    )
+    status.others.append(lambda: detecting.detection.problems)
     return _Plane(
         status,
         reports=reports,
@@ -294,6 +312,7 @@ async def _open(config: ControlPlaneConfig, stack: AsyncExitStack) -> _Plane:
         denials=denials,
         approvals=approvals,
         observing=observing,
+        detecting=detecting,
     )
 
 

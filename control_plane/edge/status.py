@@ -1,6 +1,7 @@
 """How this control plane is: what works, what does not, and since when the mesh would notice."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Final
 
 from control_plane.config import ControlPlaneConfig
@@ -28,6 +29,7 @@ class StatusSource:
     identity: OwnIdentity
     ca: CertificateAuthority
     clock: Clock
+    others: list[Callable[[], list[str]]] = field(default_factory=list)  # what else has problems to tell of
 
     async def current(self) -> operator_pb2.ControlPlaneStatus:
         """Return the status now; with the store away it still answers, and says so."""
@@ -65,7 +67,7 @@ class StatusSource:
             found.append(self.identity.problem)
         if self.ca.not_after_ms - self.clock.now_ms() < CA_WARNING_MS:
             found.append("the CA certificate ends within 30 days: rotate it")
-        return found
+        return [*found, *(problem for other in self.others for problem in other())]
 
     def unhealthy(self) -> list[str]:
         """Return why this control plane does not do its work; empty when it serves."""

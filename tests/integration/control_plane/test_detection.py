@@ -1,0 +1,262 @@
+"""Detection over the index: behind a cursor, once, across restarts and with two control planes; and its responses."""
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from securesystemslib.signer import CryptoSigner
+
+from control_plane.core.executions import Batch
+from control_plane.core.incidents import Incident, State
+from control_plane.core.responses import Fate, Response
+from control_plane.edge.detection import Detection
+from control_plane.edge.responder import Responder
+from control_plane.edge.store import audit, executions, incidents
+from control_plane.edge.store.database import Database
+from control_plane.edge.store.fleet import StoredNode
+from egm.v1 import operator_pb2
+from tests.support.records import refusal, workload
+from trust import limits
+from trust.detection import DetectionSettings
+from trust.edge.denial_keeper import DenialKeeper
+from trust.mesh import MeshSettings
+from trust.misbehaviour import Anchors
+from trust.record import Intent, Outcome, Side, build_record
+
+TD = "mesh.test"
+NOW_MS = 1_790_000_100_000
+MALLORY = workload("mallory")
+
+
+class Clock:
+    """A clock that a test moves."""
+
+    def __init__(self) -> None:
+        self.ms = NOW_MS
+
+    def now_ms(self) -> int:
+        """Unix ms."""
+        return self.ms
+
+    def monotonic_ms(self) -> int:
+        """Never goes back."""
+        return self.ms - NOW_MS + 1_000
+
+
+class Reports:
+    """What nodes report."""
+
+    def __init__(self, *alarms: str) -> None:
+        self.alarms = alarms
+
+    async def records(self) -> Sequence[StoredNode]:
+        """One node with its alarms."""
+        status = operator_pb2.NodeStatus(node="b", alarms=self.alarms)
+        return [StoredNode("b", NOW_MS, NOW_MS, status.SerializeToString())]
+
+
+class Plane:
+    """The detection of one control plane over a store, with its own denials and a responder."""
+
+    def __init__(
+        self,
+        database: Database,
+        home: Path,
+        *,
+        name: str = "cp-1",
+        key: bool = True,
+        alarms: Sequence[str] = (),
+        **settings: object,
+    ) -> None:
+        signer = CryptoSigner.generate_ed25519()
+        self.clock, self.opened = Clock(), list[Incident]()
+        home.mkdir(parents=True, exist_ok=True)
+        self.keeper = DenialKeeper(
+            home / "denials.json",
+            TD,
+            now_ms=self.clock.now_ms,
+            monotonic_ms=self.clock.monotonic_ms,
+            anchors=lambda: Anchors(TD, b"", None, b""),
+        )
+        self.mesh = MeshSettings(
+            trust_domain=TD,
+            emergency_keys={"responder": signer.public_key.keyval["public"]} if key else {},
+            detection=DetectionSettings.model_validate(settings),
+        )
+        self.keeper.govern(self.mesh)
+        self.database = database
+        self.detection = Detection(
+            database,
+            self.clock,
+            name,
+            trust_domain=TD,
+            mesh=lambda: self.mesh,
+            denials=self.keeper.denials,
+            reports=Reports(*alarms),
+            responder=Responder(signer, "responder", self.keeper),
+            opened=self.opened.append,
+        )
+
+    async def look(self) -> None:
+        """Look at everything there is."""
+        while await self.detection.step():
+            pass
+
+    async def incidents(self) -> list[Incident]:
+        """Every incident."""
+        async with self.database.read() as connection:
+            return await incidents.page(connection, incidents.Wanted())
+
+    async def responses(self) -> list[Response]:
+        """What was done about the only incident."""
+        async with self.database.read() as connection:
+            (incident,) = await incidents.page(connection, incidents.Wanted())
+            return await incidents.responses_of(connection, incident.id)
+
+
+async def ship(database: Database, *records: Intent | Outcome, at: int = 0, node: str = "b") -> None:
+    """Have a node ship records."""
+    batch = Batch(node, "l1", at, tuple(map(build_record, records)), records, after_gap=False)
+    async with database.write() as connection:
+        await executions.add(connection, batch)
+
+
+def replayed(number: int = 1, *, caller: str = MALLORY, node: str = "b", at_ms: int = NOW_MS) -> Intent:
+    """A replayed permit that the callee's sidecar refused."""
+    return refusal(
+        number, reason="PERMIT_REPLAYED", caller=caller, node=node, side=Side.INBOUND, wall_ms=at_ms
+    )
+
+
+async def test_incident_is_found_once_across_restarts_and_by_two_control_planes(
+    database: Database, tmp_path: Path
+) -> None:
+    """A restart, and a control plane that takes over, look at the same records again."""
+    first = Plane(database, tmp_path / "1")
+    await ship(database, replayed(1), replayed(2))
+    await first.look()
+    (incident,) = await first.incidents()
+    assert (incident.rule, incident.subject, incident.nodes) == ("EGM-T002", MALLORY, ("b",))
+    assert [(one.node, one.ledger, one.index) for one in incident.evidence] == [("b", "l1", 0)]
+    assert [one.id for one in first.opened] == [incident.id]
+
+    again = Plane(database, tmp_path / "1")  # killed: nothing was written down of what was learned
+    await again.look()
+    second = Plane(database, tmp_path / "2", name="cp-2")
+    await second.look()  # not its turn
+    second.clock.ms += limits.DETECTION_LEASE_S * 1000 + 1_000
+    await second.look()
+    assert await second.incidents() == [incident]
+    assert not again.opened
+    assert not second.opened
+
+
+async def test_what_was_learned_goes_on_after_an_orderly_stop(database: Database, tmp_path: Path) -> None:
+    """The next control plane begins where this one stopped, at once, and counts go on."""
+    first = Plane(database, tmp_path / "1")
+    probes = [refusal(n, caller=MALLORY, method=f"a.B/M{n}", node="b", wall_ms=NOW_MS) for n in range(1, 6)]
+    await ship(database, *probes[:3])
+    await first.look()
+    await first.detection.close()
+    assert not await first.detection.step()  # closed is closed
+    await ship(database, *probes[3:], at=3)
+    second = Plane(database, tmp_path / "2", name="cp-2")
+    await second.look()
+    assert [one.rule for one in await second.incidents()] == ["EGM-T003"]
+
+
+async def test_damaged_learning_is_learned_anew_and_detection_goes_on(
+    database: Database, tmp_path: Path
+) -> None:
+    """Who writes to the database can make it forget, not make it stop or run code."""
+    import sqlalchemy as sa
+
+    from control_plane.edge.store.models import detection_state
+
+    first = Plane(database, tmp_path / "1")
+    await first.look()
+    await first.detection.close()
+    async with database.write() as connection:
+        await connection.execute(sa.update(detection_state).values(learned=b"\x80\x04garbage"))
+    second = Plane(database, tmp_path / "2", name="cp-2")
+    await ship(database, replayed(1))
+    await second.look()
+    assert len(await second.incidents()) == 1
+
+
+async def test_quarantine_by_rule_denies_everywhere_and_is_written_down(
+    database: Database, tmp_path: Path
+) -> None:
+    """Directive, audit trail and incident agree; a second finding does not do it again."""
+    plane = Plane(
+        database,
+        tmp_path,
+        respond=True,
+        responses=[{"on": "EGM-T002", "do": ["alert", "quarantine"], "ttl_s": 600}],
+    )
+    await ship(database, replayed(1))
+    await plane.look()
+    alert, quarantine = await plane.responses()
+    assert (alert.fate, quarantine.fate) == (Fate.DONE, Fate.DONE)
+    assert plane.keeper.denials.check(workloads=(MALLORY,), nodes=(), keys=(), method="a.B/C") is not None
+    assert quarantine.directive in plane.keeper.denials.directives
+    assert quarantine.until_ms == NOW_MS + 1 + 600_000
+    async with database.read() as connection:
+        said = [entry.detail for entry in await audit.page(connection, limit=10)]
+    assert any(text.startswith("quarantine mallory done") for text in said)
+    plane.clock.ms += 300_000
+    await ship(database, replayed(2, at_ms=plane.clock.ms), at=1)
+    await plane.look()
+    assert len(await plane.responses()) == 2
+    plane.clock.ms += 600_000  # it ended, and the attack goes on
+    await ship(database, replayed(3, at_ms=plane.clock.ms), at=2)
+    await plane.look()
+    assert [one.action.value for one in await plane.responses()] == ["alert", "quarantine", "quarantine"]
+
+
+async def test_planned_response_is_done_by_the_next_run_after_a_crash(
+    database: Database, tmp_path: Path
+) -> None:
+    """It was written down before anything was done, so nothing is lost between the two."""
+    rule = {"on": "EGM-T002", "do": ["cut"]}
+    plane = Plane(database, tmp_path / "1", respond=True, responses=[rule])
+    await ship(database, replayed(1))
+
+    async def crash() -> int:
+        raise asyncio.CancelledError
+
+    plane.detection.respond = crash  # type: ignore[method-assign]
+    with contextlib.suppress(asyncio.CancelledError):
+        await plane.detection.step()
+    assert [one.fate for one in await plane.responses()] == [Fate.PLANNED]
+    second = Plane(database, tmp_path / "2", respond=True, responses=[rule])
+    await second.look()
+    assert [one.fate for one in await second.responses()] == [Fate.DONE]
+    assert second.keeper.denials.any
+
+
+async def test_responder_that_policy_does_not_name_does_nothing_and_says_so(
+    database: Database, tmp_path: Path
+) -> None:
+    """The approvers decide who may respond; a configured key alone is nothing."""
+    plane = Plane(
+        database, tmp_path, key=False, respond=True, responses=[{"on": "EGM-T002", "do": ["quarantine"]}]
+    )
+    await ship(database, replayed(1))
+    await plane.look()
+    (one,) = await plane.responses()
+    assert one.fate is Fate.FAILED
+    assert "emergency_keys" in one.why
+    assert not plane.keeper.denials.active
+    assert plane.detection.problems
+
+
+async def test_alarm_of_a_node_about_tampered_policy_becomes_an_incident(
+    database: Database, tmp_path: Path
+) -> None:
+    """What a node refused to adopt, a person should see."""
+    plane = Plane(database, tmp_path, alarms=["new policy refused: QUORUM_NOT_MET: 1 of 2", "disk full"])
+    await plane.look()
+    (incident,) = await plane.incidents()
+    assert (incident.rule, incident.subject, incident.state) == ("EGM-T008", "policy at b", State.OPEN)
