@@ -44,6 +44,7 @@ class Purpose(enum.StrEnum):
     SIGNING = "signing"  # of root metadata and policy
     AUDITOR = "auditor"  # reading sealed payloads
     EMERGENCY = "emergency"  # denying at once: egm revoke
+    APPROVALS = "approvals"  # of single calls: egm approvals
 
 
 DomainOption = Annotated[Path, typer.Option("--domain", help="Directory of the trust domain (egm init).")]
@@ -66,7 +67,8 @@ def new(
     purpose: Annotated[
         Purpose,
         typer.Option(
-            help="signing: root and policy; emergency: revoke at once (Ed25519); auditor: read payloads (X25519)."
+            help="signing: root and policy; emergency: revoke at once; approvals: of single calls (all Ed25519); "
+            "auditor: read payloads (X25519)."
         ),
     ] = Purpose.SIGNING,
     as_json: JsonFlag = False,
@@ -87,6 +89,9 @@ def new(
     if purpose is Purpose.EMERGENCY:
         data["bundle"] = f"emergency_keys: {{{name}: {public.keyval['public']}}}"
         text += f"\nin bundle.yaml of the base bundle, for the approvers to sign:\n  {data['bundle']}"
+    if purpose is Purpose.APPROVALS:
+        data["bundle"] = f"approver_groups: {{GROUP: {{{name}: {public.keyval['public']}}}}}"
+        text += f"\nin bundle.yaml of the base bundle, for the approvers of policy to sign:\n  {data['bundle']}"
     emit(data, as_json=as_json, text=text)
 
 

@@ -36,6 +36,7 @@ _COMMANDS: Final[dict[str, tuple[str, str]]] = {
         "control_plane.cli.evidence:app",
         "Executions as a file that proves itself: export, verify offline.",
     ),
+    "approvals": ("control_plane.cli.approvals:app", "Calls that wait for people: list, show, approve, deny."),
     "revoke": ("control_plane.cli.revoke:app", "Deny a workload, node, key or method at once."),
     "node": ("control_plane.cli.node:app", "Nodes of the mesh, and tokens for new ones."),
     "ca": ("control_plane.cli.ca:app", "The embedded CA, and its rotation."),
