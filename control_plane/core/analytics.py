@@ -82,7 +82,7 @@ class Key:
         return Key(self.node, self.side, OTHER, OTHER, OTHER)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class Edge:
     """Who calls which method of which service."""
 
