@@ -3,15 +3,18 @@
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from typing import Any
 
 import grpc
 import grpc.aio
 import pytest
 
+from control_plane.lab.ports import free_port
+from egm.v1 import credentials_pb2, credentials_pb2_grpc
 from sidecar.core.trust_state import Standing
 from sidecar.edge.attestation import Attestation
+from sidecar.edge.credentials import CredentialClient
 from tests.integration.sidecar.test_level_five import settled
 from tests.support.attested_mesh import NODES, Attested, attested, standing
 from tests.support.eventually import eventually
@@ -20,7 +23,8 @@ from tests.support.interop_service import DUPLEX, UNARY, ask
 from tests.support.sidecar_mesh import Mesh, policy
 from tests.support.sidecars import RunningSidecar
 from trust.edge.grpc_errors import error_from_rpc
-from trust.errors import Reason, StateError
+from trust.edge.tls import Channels
+from trust.errors import CapacityError, MeshError, Reason, StateError
 
 Nodes = dict[str, RunningSidecar]
 CALLERS = 4
@@ -200,3 +204,46 @@ async def test_a_callee_fetches_a_credential_that_it_lacks(mesh: Mesh) -> None:
                 await call(ask(size=1), timeout=10)
             assert error_from_rpc(error.value).reason is Reason.ATTESTATION_UNKNOWN
             assert await call(ask(size=1), timeout=10) == b"\0", "from then on it is carried"
+        await ask_each_other(mesh, nodes)
+
+
+async def ask_each_other(mesh: Mesh, nodes: Nodes) -> None:
+    """Check what a node answers that is asked for its credential, where it is looked for, and who may ask."""
+    a, b = nodes["a"].sidecar, nodes["b"].sidecar
+    me, other, own = b.membership.me, a.membership.me, a.trust.own()
+    assert own is not None
+    channels = Channels(b.identity)
+
+    def client(known: str, told: str = "", at_once: int = 2) -> CredentialClient:
+        addresses = {"a": known} if known else {}
+        return CredentialClient(
+            me, channels, b.identity, known=lambda: addresses, told=lambda _node: told, at_once=at_once
+        )
+
+    async def refused(asked: Awaitable[bytes]) -> Reason:
+        with pytest.raises(MeshError) as error:
+            await asked
+        return error.value.reason
+
+    dead = f"127.0.0.1:{free_port(set())}"
+    assert await client(nodes["a"].admin).newest(other) == own.data
+    assert await client(dead, nodes["a"].admin).newest(other) == own.data
+    assert await client("", nodes["a"].admin).newest(other) == own.data
+    assert await refused(client("").newest(other)) is Reason.ATTESTATION_UNKNOWN
+    assert await refused(client(nodes["a"].admin).by_digest(other, b"\x01" * 32)) is Reason.NOT_FOUND
+    assert await refused(client(dead).newest(other)) is not Reason.ATTESTATION_UNKNOWN
+    impostor = client(nodes["b"].admin)  # who answers there is not the node that was meant
+    assert await refused(impostor.newest(other)) is not Reason.ATTESTATION_UNKNOWN
+    busy = client(nodes["a"].admin, at_once=1)
+    asked = [busy.newest(other), busy.newest(other), busy.by_digest(other, own.sha256)]
+    shared, same, third = await asyncio.gather(*asked, return_exceptions=True)
+    assert shared == same == own.data
+    assert isinstance(third, CapacityError)
+    await busy.close()
+    await channels.close()
+    credentials = mesh.domain.credentials("operator", "alice")
+    async with credentials.channel(nodes["a"].admin, other.dns_name) as channel:
+        stub = credentials_pb2_grpc.CredentialsStub(channel)
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await stub.GetCredential(credentials_pb2.GetCredentialRequest(), timeout=10)
+        assert error_from_rpc(error.value).reason is Reason.NOT_AUTHORIZED
