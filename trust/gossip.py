@@ -56,6 +56,7 @@ class Told:
     heads: tuple[Head, ...] = ()
     policy: tuple[int, bytes] = (0, b"")
     credentials: tuple[bytes, ...] = ()
+    relay: int | None = None  # how many members after the receiver, by name, it is asked to tell
 
     def splits_from(self, mine: tuple[int, bytes]) -> bool:
         """Return whether its sender holds another content of the policy version that is held here."""

@@ -84,6 +84,7 @@ class DenialDesk:
             changed=self._changed,
             alarm=self._alarm,
             clear=self._clear,
+            beside=True,
         )
         self._lookout = Lookout(self.keeper, self._node_key, self._roster)
         identity.subscribe(self._lookout.heads.forget_keys)

@@ -1,8 +1,9 @@
 """Whom a node talks to, and when: `(state, event, now) -> peers`, a constant number of them however large the mesh.
 
-In each period the next few peers of a ring; after news at once, and once more a moment later, so that nearly everybody
-hears it by rumour and the periodic exchanges only mend what rumour missed. A peer that did not answer is passed over
-for a while, but never given up.
+In each period the next few peers of a ring. News goes out at once: where every member is known, down a tree that
+follows the order of names, each telling a few and asking them to tell the next so many, so that everybody hears it once
+and soon; else to a few by rumour. A moment later it goes to a few others, which mends what broke; the periodic
+exchanges mend the rest. A peer that did not answer is passed over for a while, but never given up.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,9 +17,15 @@ _MAX_SKIPPED_MS: Final = 30_000
 
 @dataclass(frozen=True, slots=True)
 class Talk:
-    """Exchange with this peer now."""
+    """Exchange with this peer now. `rest` follows it in the tree, None outside of it: the peer is to tell those."""
 
     peer: str
+    rest: tuple[str, ...] | None = None
+
+    @property
+    def relay(self) -> int | None:
+        """How many members after it the peer is asked to tell."""
+        return None if self.rest is None else len(self.rest)
 
 
 @dataclass(slots=True)
@@ -31,16 +38,24 @@ class Rounds:
     """The rounds of one node. Not thread-safe: owned by the event loop."""
 
     def __init__(
-        self, *, now_ms: int, peers: int = limits.GOSSIP_PEERS, fanout: int = limits.GOSSIP_FANOUT
+        self,
+        *,
+        now_ms: int,
+        me: str = "",
+        peers: int = limits.GOSSIP_PEERS,
+        fanout: int = limits.GOSSIP_FANOUT,
     ) -> None:
         """Begin without peers.
 
         Args:
             now_ms: monotonic, ms.
+            me: this node's name, which gives it its place in the tree; without it news goes by rumour alone.
             peers: in one round of a period, >= 1.
             fanout: peers in a round that news starts, >= 1.
         """
-        self._peers, self._fanout = peers, fanout
+        self._me, self._peers, self._fanout = me, peers, fanout
+        self._centres: list[str] = []  # who tells everybody by itself: control planes
+        self._after: tuple[str, ...] = ()  # the other nodes in the order of names, beginning after this one
         self._ring: list[str] = []
         self._at = 0
         self._standing: dict[str, _Standing] = {}
@@ -58,21 +73,65 @@ class Rounds:
         """Whether another round follows soon because of news."""
         return self._hot_ms is not None
 
-    def met(self, peers: Sequence[str]) -> None:
+    def met(self, peers: Sequence[str], *, centres: Sequence[str] = ()) -> None:
         """Take the peers that are known now, in an order that the caller has shuffled; at most MAX_PEERS count.
 
         Those known before keep their place, so that being told again does not start the ring anew.
+
+        Args:
+            peers: other nodes.
+            centres: control planes, which take part, and come first: they are few, and the ring is cut at its limit.
         """
-        wanted = list(dict.fromkeys(peers))[: limits.MAX_PEERS]
+        self._centres = list(dict.fromkeys(centres))
+        wanted = list(dict.fromkeys([*self._centres, *peers]))[: limits.MAX_PEERS]
+        nodes = sorted(set(wanted) - set(self._centres))
+        self._after = (*(one for one in nodes if one > self._me), *(one for one in nodes if one < self._me))
         kept = [peer for peer in self._ring if peer in set(wanted)]
         self._ring = kept + [peer for peer in wanted if peer not in set(kept)]
         self._standing = {peer: self._standing.get(peer, _Standing()) for peer in self._ring}
         self._at = self._at % len(self._ring) if self._ring else 0
 
-    def learned(self, *, now_ms: int) -> list[Talk]:
-        """Something is new here: tell the next peers at once."""
+    @property
+    def _complete(self) -> bool:
+        """Whether every member has a place in the tree: all are known, as far as can be told."""
+        return bool(self._me) and len(self._after) + len(self._centres) < limits.MAX_PEERS
+
+    def learned(self, *, now_ms: int, relay: int | None = None, origin: bool = False) -> list[Talk]:
+        """Something is new here: return whom to tell at once.
+
+        Args:
+            now_ms: monotonic, ms.
+            relay: how many members after this one it was asked to tell; None when nobody asked.
+            origin: whether it is new to everybody: it was handed in, or found out, here.
+        """
         self._hot_rounds = limits.GOSSIP_HOT_ROUNDS
-        return self._hot(now_ms)
+        if not self._complete or (relay is None and not origin):
+            return self._hot(now_ms)
+        self._hot_rounds -= 1
+        self._hot_ms = now_ms + limits.GOSSIP_HOT_MS
+        if not origin:
+            return self._branches(self._after[:relay], now_ms)
+        centres = [Talk(one) for one in self._centres if self._standing[one].skip_until_ms <= now_ms]
+        return [*centres[: self._fanout], *self._branches(self._after, now_ms)]
+
+    def instead(self, talk: Talk) -> list[Talk]:
+        """Return whom to tell in place of one that could not be reached, so that those after it hear the news."""
+        return [Talk(talk.rest[0], talk.rest[1:])] if talk.rest else []
+
+    def _branches(self, following: Sequence[str], now_ms: int) -> list[Talk]:
+        """Share members out among a few of them; who is passed over leads none, if another can."""
+        talks: list[Talk] = []
+        share, more = divmod(len(following), self._fanout)
+        start = 0
+        for number in range(min(self._fanout, len(following))):
+            end = start + share + (number < more)
+            part, start = tuple(following[start:end]), end
+            reachable = [
+                index for index, one in enumerate(part) if self._standing[one].skip_until_ms <= now_ms
+            ]
+            first = reachable[0] if reachable else 0
+            talks.append(Talk(part[first], part[first + 1 :]))
+        return talks
 
     def tick(self, *, now_ms: int) -> list[Talk]:
         """Return whom to talk to now; call it no later than `wake_at_ms`."""

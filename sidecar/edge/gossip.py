@@ -18,6 +18,7 @@ from trust.denials import Spread
 from trust.edge.gossip import Member
 from trust.edge.tls import Channels
 from trust.errors import MeshError
+from trust.gossip import Told
 from trust.misbehaviour import proof_id
 from trust.ports import Clock
 from trust.revocation import read_directive
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 TICK_S: Final = 0.25  # how soon what is over ends
 _STABLE_S: Final = 10.0
+_MAX_PASSED_ON: Final = 4_096
 _CONTROL_PLANE: Final = "control-plane "  # before an address: no node has a name with a space
 
 
@@ -57,22 +59,23 @@ class Gossiper:
         self._member, self._channels, self._clock = member, channels, clock
         self._control_planes, self._peers, self._shuffled = tuple(control_planes), peers, shuffled
         self._trust_domain = member.me.trust_domain
-        self._rounds = Rounds(now_ms=clock.monotonic_ms())
+        self._rounds = Rounds(now_ms=clock.monotonic_ms(), me=member.me.name)
         self._wake = asyncio.Event()
         self._news: list[str] = []  # ids that are new here: pushed with the next messages
-        self._fresh = False
+        self._fresh = self._origin = False
+        self._relay: int | None = None  # how many others those that told the news asked this node to tell
+        self._passed_on: dict[str, None] = {}  # ids that were passed on because somebody asked: each once
         self._told_to_all = False  # while news is read that everybody is being told
         self._talking: dict[str, asyncio.Task[None]] = {}
         self.watching: str | None = None  # the control plane whose stream is open
         member.keeper.subscribe(self._learned)
+        member.asked = self._asked
         self.met()
 
     def met(self) -> None:
         """Take the peers that are known now."""
         planes = [f"{_CONTROL_PLANE}{address}" for address in self._control_planes]
-        # Control planes first: they are few, and the ring is cut at its limit.
-        everybody = [*planes, *self._shuffled()]
-        self._rounds.met(everybody)
+        self._rounds.met(self._shuffled(), centres=planes)
 
     @contextlib.contextmanager
     def from_everybody_s_source(self) -> Iterator[None]:
@@ -105,15 +108,33 @@ class Gossiper:
             return  # the exchanges of the next periods mend what the teller does not reach
         name = read_directive(spread.directive).id if spread.directive else proof_id(spread.proof)
         self._news.append(name)
+        self._origin |= self._member.hearing is None
         self._fresh = True
         self._wake.set()  # the loop takes together what came together
+
+    def _asked(self, told: Told) -> None:
+        """Pass on what a peer asks to pass on, news here or not: another may have been quicker, and asked nothing."""
+        held = self._member.keeper.denials
+        names = [read_directive(one).id for one in told.directives if one in held.directives.values()]
+        names += [proof_id(one) for one in told.proofs if one in held.proofs.values()]
+        names = [name for name in names if name not in self._passed_on]
+        if not names:
+            return
+        for name in names:
+            if len(self._passed_on) >= _MAX_PASSED_ON:
+                del self._passed_on[next(iter(self._passed_on))]
+            self._passed_on[name] = None
+        self._news += [name for name in names if name not in self._news]
+        self._relay = max(told.relay or 0, self._relay or 0)
+        self._fresh = True
+        self._wake.set()
 
     async def _talk_forever(self) -> None:
         while True:
             now_ms = self._clock.monotonic_ms()
             if self._fresh:
-                self._fresh = False
-                talks = self._rounds.learned(now_ms=now_ms)
+                talks = self._rounds.learned(now_ms=now_ms, relay=self._relay, origin=self._origin)
+                self._fresh, self._origin, self._relay = False, False, None
             else:
                 talks = self._rounds.tick(now_ms=now_ms)
             self._start(talks)
@@ -131,25 +152,35 @@ class Gossiper:
         if talks and not self._rounds.hot:
             self._news = []
         for talk in talks:
-            key = f"{talk.peer} (news)" if news else talk.peer
-            if key in self._talking:
-                continue
-            task = asyncio.get_running_loop().create_task(self._talk(talk.peer, news), name=f"gossip {key}")
-            self._talking[key] = task
-            task.add_done_callback(functools.partial(self._forget, key))
+            self._begin(talk, news)
+
+    def _begin(self, talk: Talk, news: tuple[str, ...]) -> None:
+        key = f"{talk.peer} (news)" if news else talk.peer
+        if key in self._talking:
+            return
+        task = asyncio.get_running_loop().create_task(self._talk(talk, news), name=f"gossip {key}")
+        self._talking[key] = task
+        task.add_done_callback(functools.partial(self._forget, key))
 
     def _forget(self, key: str, task: asyncio.Task[None]) -> None:
         if self._talking.get(key) is task:
             del self._talking[key]
 
-    async def _talk(self, peer: str, news: Sequence[str]) -> None:
+    async def _talk(self, talk: Talk, news: tuple[str, ...]) -> None:
+        """Exchange with a peer; when it cannot be reached, those it was to tell hear of it from here."""
+        if not await self._exchanged(talk, news):
+            for other in self._rounds.instead(talk):
+                self._begin(other, news)
+
+    async def _exchanged(self, talk: Talk, news: tuple[str, ...]) -> bool:
+        peer = talk.peer
         found = self._reach(peer)
         if found is None:
-            return
+            return False
         address, who, dns = found
         try:
             channel = self._channels.get(address, client=self._member.me, server_dns=dns)
-            await self._member.exchange(gossip_pb2_grpc.GossipStub(channel), who, news)
+            await self._member.exchange(gossip_pb2_grpc.GossipStub(channel), who, news, relay=talk.relay)
         except grpc.aio.AioRpcError as error:
             logger.debug("gossip with %s: %s %s", peer, error.code().name, error.details())
             self._rounds.failed(peer, now_ms=self._clock.monotonic_ms())
@@ -158,6 +189,8 @@ class Gossiper:
             self._rounds.failed(peer, now_ms=self._clock.monotonic_ms())
         else:
             self._rounds.answered(peer)
+            return True
+        return False
 
     def _reach(self, peer: str) -> tuple[str, SpiffeId, str] | None:
         """Return address, identity and DNS name of a peer; a control plane is one of its kind."""

@@ -100,6 +100,7 @@ class Membership:
             changed=lambda _changed: self._denied(_changed, changed),
             alarm=self._alarm,
             clear=alarms.clear,
+            beside=True,
         )
         self._lookout = Lookout(self.denials, self._node_key, self._roster)
         self._read: dict[tuple[bytes, ...], tuple[SpiffeId, int]] = {}  # certificates: whose, until when (ms)

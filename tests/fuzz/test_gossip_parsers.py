@@ -2,6 +2,7 @@
 
 import contextlib
 from pathlib import Path
+from typing import NoReturn
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,7 +11,8 @@ from egm.v1 import gossip_pb2
 from tests.support.emergency import FIRST, MAX_TTL_S, TD
 from trust.edge.denial_keeper import DenialKeeper
 from trust.edge.gossip import Member, from_wire
-from trust.errors import InputError, MeshError, Reason
+from trust.edge.lookout import Lookout
+from trust.errors import EvidenceError, InputError, MeshError, Reason
 from trust.misbehaviour import Anchors, Proof, read_proof, verify_proof
 from trust.revocation import Directive, Kind, open_directive, read_directive
 from trust.spiffe import SpiffeId
@@ -61,7 +63,15 @@ def test_proof_parser_is_total_and_canonical(data: bytes) -> None:
 
 @given(
     st.sampled_from(
-        ["ledger-fork", "ledger-shrunk", "counter-back", "witness-rollback", "cosigned-fork", "policy-split"]
+        [
+            "ledger-fork",
+            "ledger-shrunk",
+            "counter-back",
+            "policy-back",
+            "witness-rollback",
+            "cosigned-fork",
+            "policy-split",
+        ]
     ),
     st.sampled_from([f"spiffe://{TD}/node/a", "targets", "timestamp", "", "x"]),
     st.lists(st.binary(max_size=200), min_size=2, max_size=2),
@@ -81,6 +91,11 @@ def test_judges_are_total(
         raise AssertionError("nonsense was proven")
 
 
+def unknown() -> NoReturn:
+    """Refuse an endorsement."""
+    raise EvidenceError(Reason.PERMIT_INVALID, "nobody is known")
+
+
 @given(st.binary(max_size=300), st.lists(st.binary(max_size=100), max_size=3))
 def test_gossip_message_of_nonsense_changes_nothing(data: bytes, items: list[bytes]) -> None:
     """A hostile peer may say anything."""
@@ -92,7 +107,15 @@ def test_gossip_message_of_nonsense_changes_nothing(data: bytes, items: list[byt
         monotonic_ms=lambda: 0,
         anchors=lambda: Anchors(TD),
     )
-    member = Member(SpiffeId.of(TD, "node", "a"), "boot", keeper, timestamp=lambda: (0, b""))
+    lookout = Lookout(keeper, lambda _data: unknown(), lambda: None)
+    member = Member(
+        SpiffeId.of(TD, "node", "a"),
+        "boot",
+        keeper,
+        timestamp=lambda: (0, b""),
+        saw=lookout.saw,
+        vouched=lookout.vouched,
+    )
     message = gossip_pb2.GossipMessage(
         sender=str(peer),
         sequence=1,
@@ -102,6 +125,8 @@ def test_gossip_message_of_nonsense_changes_nothing(data: bytes, items: list[byt
         directives=items,
         proofs=items,
         heads=[gossip_pb2.SignedHead(checkpoint=data, endorsement=data)],
+        credentials=[data],
+        relay=len(data),
     )
     member.receive(message, peer)
     assert not keeper.denials.any

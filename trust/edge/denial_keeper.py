@@ -5,8 +5,11 @@
 What is in the file was verified before it was written; directives are verified again under each policy.
 """
 
+import asyncio
+import contextlib
 import json
 import logging
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -43,6 +46,7 @@ class DenialKeeper:
         changed: Callable[[Changed], None] = lambda _changed: None,
         alarm: Callable[[str, str], None] = lambda _kind, _text: None,
         clear: Callable[[str], None] = lambda _kind: None,
+        beside: bool = False,
     ) -> None:
         """Read what an earlier run wrote; it is in effect with the first `govern`.
 
@@ -55,6 +59,8 @@ class DenialKeeper:
             changed: decides open streams again; called before anything is written.
             alarm: told what a person should see: kind and text.
             clear: told the kind of an alarm whose cause is gone.
+            beside: write what a peer brought in a thread, once the loop has told others; it is in effect at once, and
+                who brought it has it, too. What a person hands in is durable before they hear of it all the same.
 
         Raises:
             InputError: CONFIG_INVALID, if the file cannot be read: it is not known what was revoked.
@@ -63,6 +69,9 @@ class DenialKeeper:
         self._path, self._now_ms, self._monotonic_ms = path, now_ms, monotonic_ms
         self._anchors, self._changed, self._alarm, self._clear = anchors, changed, alarm, clear
         self._listeners: list[Callable[[Spread], None]] = []
+        self._beside, self._taking = beside, False
+        self._lock = threading.Lock()  # one write at a time
+        self._later: bytes | None = None  # what a thread is about to write
         self._emergency_keys: tuple[str, ...] = ()
         self._listed = -1
         self._directives: Mapping[str, bytes] = {}
@@ -133,6 +142,13 @@ class DenialKeeper:
 
     def take(self, directives: Sequence[bytes], proofs: Sequence[bytes]) -> bool:
         """Take what a peer sent; what does not verify here is passed over. Return whether anything was news."""
+        self._taking = self._beside
+        try:
+            return self._take(directives, proofs)
+        finally:
+            self._taking = False
+
+    def _take(self, directives: Sequence[bytes], proofs: Sequence[bytes]) -> bool:
         news = False
         held = self.denials
         for data in directives:
@@ -187,16 +203,45 @@ class DenialKeeper:
                 for data in effect.proofs
             ],
         }
+        data = json.dumps(record).encode()
+        if self._taking:
+            self._write_beside(data)
+            return
+        with self._lock:
+            self._later = None
+            error = self._write(data)
+        self._written(error)
+
+    def _write_beside(self, data: bytes) -> None:
+        """Have a thread write; of several contents only the newest is written."""
+        waiting, self._later = self._later is not None, data
+        if waiting:
+            return
+        loop = asyncio.get_running_loop()
+
+        def work() -> None:
+            with self._lock:
+                newest, self._later = self._later, None
+                error = None if newest is None else self._write(newest)
+            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+                loop.call_soon_threadsafe(self._written, error)
+
+        loop.run_in_executor(None, work)
+
+    def _write(self, data: bytes) -> OSError | None:
         try:
-            write_atomic(self._path, json.dumps(record).encode(), mode=0o600)
+            write_atomic(self._path, data, mode=0o600)
         except OSError as error:
-            # In effect without a record is safer than not in effect.
-            text = (
-                f"revocations are in effect but cannot be written to {self._path}: {error.strerror or error}"
-            )
-            self._alarm("denials", text)
-        else:
+            return error
+        return None
+
+    def _written(self, error: OSError | None) -> None:
+        if error is None:
             self._clear("denials")
+            return
+        # In effect without a record is safer than not in effect.
+        text = f"revocations are in effect but cannot be written to {self._path}: {error.strerror or error}"
+        self._alarm("denials", text)
 
     def _restore(self) -> None:
         try:

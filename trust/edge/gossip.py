@@ -89,7 +89,10 @@ class Member:
             vouched: takes a trust credential that a peer showed, unverified; must not raise for bad bytes.
         """
         self._credentials, self._vouched = credentials, vouched
-        self.hearing: SpiffeId | None = None  # whose message is being taken in
+        self.hearing: Told | None = None  # the message that is being taken in
+        self.asked: Callable[[Told], None] = lambda _told: (
+            None
+        )  # takes a message that asks to pass its items on
         self._policy, self._split = policy, split
         self.me, self.keeper, self.blobs = me, keeper, Blobs()
         self._boot_id, self._timestamp, self._announced = boot_id, timestamp, announced
@@ -131,7 +134,7 @@ class Member:
             self.repeated += 1
             return told
         self.exchanges += 1
-        self.hearing = peer
+        self.hearing = told
         try:
             self._take(told, peer)
         finally:
@@ -149,11 +152,26 @@ class Member:
             self._saw(head)
         for credential in told.credentials:
             self._vouched(credential)
+        if told.relay is not None:
+            self.asked(told)
         if told.splits_from(self._policy()):
             self._split(peer)
 
-    async def exchange(self, stub: "rpc.GossipAsyncStub", peer: SpiffeId, news: Sequence[str] = ()) -> None:
+    async def exchange(
+        self,
+        stub: "rpc.GossipAsyncStub",
+        peer: SpiffeId,
+        news: Sequence[str] = (),
+        *,
+        relay: int | None = None,
+    ) -> None:
         """Exchange with one peer, twice if the first shows that something differs.
+
+        Args:
+            stub: of the peer.
+            peer: who it is.
+            news: ids of what is new here; then nothing else is sent.
+            relay: with news: how many members after it, by name, the peer is asked to tell.
 
         Raises:
             grpc.aio.AioRpcError: it did not answer.
@@ -161,7 +179,7 @@ class Member:
         """
         # News travels light: heads and credentials are for the exchanges of a period.
         first = (
-            gossip.opening(self.inventory(), news=news)
+            replace(gossip.opening(self.inventory(), news=news), relay=relay)
             if news
             else gossip.opening(self.inventory(), heads=self._heads(), credentials=self._credentials())
         )
@@ -293,6 +311,7 @@ def to_wire(told: Told, *, sender: str, boot_id: str, sequence: int) -> pb.Gossi
         policy_version=told.policy[0],
         policy_sha256=told.policy[1],
         credentials=told.credentials,
+        relay=told.relay,
     )
 
 
@@ -319,6 +338,7 @@ def from_wire(message: pb.GossipMessage) -> Told:
         tuple(Head(h.checkpoint, h.endorsement) for h in message.heads),
         (message.policy_version, message.policy_sha256),
         tuple(message.credentials),
+        message.relay if message.HasField("relay") else None,
     )
 
 

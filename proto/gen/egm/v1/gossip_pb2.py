@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13\x65gm/v1/gossip.proto\x12\x06\x65gm.v1\"\xb7\x02\n\rGossipMessage\x12\x0e\n\x06sender\x18\x01 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x02 \x01(\t\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12\x19\n\x11timestamp_version\x18\x04 \x01(\x03\x12\x16\n\x0etimestamp_json\x18\x05 \x01(\x0c\x12\x13\n\x0bheld_sha256\x18\x06 \x01(\x0c\x12\x0c\n\x04held\x18\x07 \x03(\x0c\x12\x12\n\nlists_held\x18\x08 \x01(\x08\x12\x12\n\ndirectives\x18\t \x03(\x0c\x12\x0e\n\x06proofs\x18\n \x03(\x0c\x12!\n\x05heads\x18\x0b \x03(\x0b\x32\x12.egm.v1.SignedHead\x12\x16\n\x0epolicy_version\x18\x0c \x01(\x03\x12\x15\n\rpolicy_sha256\x18\r \x01(\x0c\x12\x13\n\x0b\x63redentials\x18\x0e \x03(\x0c\"5\n\nSignedHead\x12\x12\n\ncheckpoint\x18\x01 \x01(\x0c\x12\x13\n\x0b\x65ndorsement\x18\x02 \x01(\x0c\"\x14\n\x12WatchGossipRequest\" \n\x0eGetBlobRequest\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\"\x14\n\x04\x42lob\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\"\n\rRevokeRequest\x12\x11\n\tdirective\x18\x01 \x01(\x0c\"*\n\x0eRevokeResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04news\x18\x02 \x01(\x08\"\x1e\n\rAccuseRequest\x12\r\n\x05proof\x18\x01 \x01(\x0c\"L\n\x0e\x41\x63\x63useResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04news\x18\x02 \x01(\x08\x12\x0f\n\x07\x61\x63\x63used\x18\x03 \x01(\t\x12\x0f\n\x07summary\x18\x04 \x01(\t\"\x14\n\x12ListDenialsRequest\"c\n\x13ListDenialsResponse\x12$\n\x07\x64\x65nials\x18\x01 \x03(\x0b\x32\x13.egm.v1.DenialEntry\x12\x16\n\x0e\x65mergency_keys\x18\x02 \x03(\t\x12\x0e\n\x06proofs\x18\x03 \x03(\x0c\"\x95\x01\n\x0b\x44\x65nialEntry\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\x12\n\n\x02\x62y\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0b\n\x03why\x18\x05 \x01(\t\x12\n\n\x02id\x18\x06 \x01(\t\x12\x10\n\x08key_name\x18\x07 \x01(\t\x12\x10\n\x08until_ms\x18\x08 \x01(\x03\x12\x10\n\x08since_ms\x18\t \x01(\x03\x32\xb1\x01\n\x06Gossip\x12\x38\n\x08\x45xchange\x12\x15.egm.v1.GossipMessage\x1a\x15.egm.v1.GossipMessage\x12<\n\x05Watch\x12\x1a.egm.v1.WatchGossipRequest\x1a\x15.egm.v1.GossipMessage0\x01\x12/\n\x07GetBlob\x12\x16.egm.v1.GetBlobRequest\x1a\x0c.egm.v1.Blob2\xc5\x01\n\tEmergency\x12\x37\n\x06Revoke\x12\x15.egm.v1.RevokeRequest\x1a\x16.egm.v1.RevokeResponse\x12\x37\n\x06\x41\x63\x63use\x12\x15.egm.v1.AccuseRequest\x1a\x16.egm.v1.AccuseResponse\x12\x46\n\x0bListDenials\x12\x1a.egm.v1.ListDenialsRequest\x1a\x1b.egm.v1.ListDenialsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13\x65gm/v1/gossip.proto\x12\x06\x65gm.v1\"\xd5\x02\n\rGossipMessage\x12\x0e\n\x06sender\x18\x01 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x02 \x01(\t\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12\x19\n\x11timestamp_version\x18\x04 \x01(\x03\x12\x16\n\x0etimestamp_json\x18\x05 \x01(\x0c\x12\x13\n\x0bheld_sha256\x18\x06 \x01(\x0c\x12\x0c\n\x04held\x18\x07 \x03(\x0c\x12\x12\n\nlists_held\x18\x08 \x01(\x08\x12\x12\n\ndirectives\x18\t \x03(\x0c\x12\x0e\n\x06proofs\x18\n \x03(\x0c\x12!\n\x05heads\x18\x0b \x03(\x0b\x32\x12.egm.v1.SignedHead\x12\x16\n\x0epolicy_version\x18\x0c \x01(\x03\x12\x15\n\rpolicy_sha256\x18\r \x01(\x0c\x12\x13\n\x0b\x63redentials\x18\x0e \x03(\x0c\x12\x12\n\x05relay\x18\x0f \x01(\rH\x00\x88\x01\x01\x42\x08\n\x06_relay\"5\n\nSignedHead\x12\x12\n\ncheckpoint\x18\x01 \x01(\x0c\x12\x13\n\x0b\x65ndorsement\x18\x02 \x01(\x0c\"\x14\n\x12WatchGossipRequest\" \n\x0eGetBlobRequest\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\"\x14\n\x04\x42lob\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\"\n\rRevokeRequest\x12\x11\n\tdirective\x18\x01 \x01(\x0c\"*\n\x0eRevokeResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04news\x18\x02 \x01(\x08\"\x1e\n\rAccuseRequest\x12\r\n\x05proof\x18\x01 \x01(\x0c\"L\n\x0e\x41\x63\x63useResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04news\x18\x02 \x01(\x08\x12\x0f\n\x07\x61\x63\x63used\x18\x03 \x01(\t\x12\x0f\n\x07summary\x18\x04 \x01(\t\"\x14\n\x12ListDenialsRequest\"c\n\x13ListDenialsResponse\x12$\n\x07\x64\x65nials\x18\x01 \x03(\x0b\x32\x13.egm.v1.DenialEntry\x12\x16\n\x0e\x65mergency_keys\x18\x02 \x03(\t\x12\x0e\n\x06proofs\x18\x03 \x03(\x0c\"\x95\x01\n\x0b\x44\x65nialEntry\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\x12\n\n\x02\x62y\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0b\n\x03why\x18\x05 \x01(\t\x12\n\n\x02id\x18\x06 \x01(\t\x12\x10\n\x08key_name\x18\x07 \x01(\t\x12\x10\n\x08until_ms\x18\x08 \x01(\x03\x12\x10\n\x08since_ms\x18\t \x01(\x03\x32\xb1\x01\n\x06Gossip\x12\x38\n\x08\x45xchange\x12\x15.egm.v1.GossipMessage\x1a\x15.egm.v1.GossipMessage\x12<\n\x05Watch\x12\x1a.egm.v1.WatchGossipRequest\x1a\x15.egm.v1.GossipMessage0\x01\x12/\n\x07GetBlob\x12\x16.egm.v1.GetBlobRequest\x1a\x0c.egm.v1.Blob2\xc5\x01\n\tEmergency\x12\x37\n\x06Revoke\x12\x15.egm.v1.RevokeRequest\x1a\x16.egm.v1.RevokeResponse\x12\x37\n\x06\x41\x63\x63use\x12\x15.egm.v1.AccuseRequest\x1a\x16.egm.v1.AccuseResponse\x12\x46\n\x0bListDenials\x12\x1a.egm.v1.ListDenialsRequest\x1a\x1b.egm.v1.ListDenialsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,31 +32,31 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'egm.v1.gossip_pb2', _global
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_GOSSIPMESSAGE']._serialized_start=32
-  _globals['_GOSSIPMESSAGE']._serialized_end=343
-  _globals['_SIGNEDHEAD']._serialized_start=345
-  _globals['_SIGNEDHEAD']._serialized_end=398
-  _globals['_WATCHGOSSIPREQUEST']._serialized_start=400
-  _globals['_WATCHGOSSIPREQUEST']._serialized_end=420
-  _globals['_GETBLOBREQUEST']._serialized_start=422
-  _globals['_GETBLOBREQUEST']._serialized_end=454
-  _globals['_BLOB']._serialized_start=456
-  _globals['_BLOB']._serialized_end=476
-  _globals['_REVOKEREQUEST']._serialized_start=478
-  _globals['_REVOKEREQUEST']._serialized_end=512
-  _globals['_REVOKERESPONSE']._serialized_start=514
-  _globals['_REVOKERESPONSE']._serialized_end=556
-  _globals['_ACCUSEREQUEST']._serialized_start=558
-  _globals['_ACCUSEREQUEST']._serialized_end=588
-  _globals['_ACCUSERESPONSE']._serialized_start=590
-  _globals['_ACCUSERESPONSE']._serialized_end=666
-  _globals['_LISTDENIALSREQUEST']._serialized_start=668
-  _globals['_LISTDENIALSREQUEST']._serialized_end=688
-  _globals['_LISTDENIALSRESPONSE']._serialized_start=690
-  _globals['_LISTDENIALSRESPONSE']._serialized_end=789
-  _globals['_DENIALENTRY']._serialized_start=792
-  _globals['_DENIALENTRY']._serialized_end=941
-  _globals['_GOSSIP']._serialized_start=944
-  _globals['_GOSSIP']._serialized_end=1121
-  _globals['_EMERGENCY']._serialized_start=1124
-  _globals['_EMERGENCY']._serialized_end=1321
+  _globals['_GOSSIPMESSAGE']._serialized_end=373
+  _globals['_SIGNEDHEAD']._serialized_start=375
+  _globals['_SIGNEDHEAD']._serialized_end=428
+  _globals['_WATCHGOSSIPREQUEST']._serialized_start=430
+  _globals['_WATCHGOSSIPREQUEST']._serialized_end=450
+  _globals['_GETBLOBREQUEST']._serialized_start=452
+  _globals['_GETBLOBREQUEST']._serialized_end=484
+  _globals['_BLOB']._serialized_start=486
+  _globals['_BLOB']._serialized_end=506
+  _globals['_REVOKEREQUEST']._serialized_start=508
+  _globals['_REVOKEREQUEST']._serialized_end=542
+  _globals['_REVOKERESPONSE']._serialized_start=544
+  _globals['_REVOKERESPONSE']._serialized_end=586
+  _globals['_ACCUSEREQUEST']._serialized_start=588
+  _globals['_ACCUSEREQUEST']._serialized_end=618
+  _globals['_ACCUSERESPONSE']._serialized_start=620
+  _globals['_ACCUSERESPONSE']._serialized_end=696
+  _globals['_LISTDENIALSREQUEST']._serialized_start=698
+  _globals['_LISTDENIALSREQUEST']._serialized_end=718
+  _globals['_LISTDENIALSRESPONSE']._serialized_start=720
+  _globals['_LISTDENIALSRESPONSE']._serialized_end=819
+  _globals['_DENIALENTRY']._serialized_start=822
+  _globals['_DENIALENTRY']._serialized_end=971
+  _globals['_GOSSIP']._serialized_start=974
+  _globals['_GOSSIP']._serialized_end=1151
+  _globals['_EMERGENCY']._serialized_start=1154
+  _globals['_EMERGENCY']._serialized_end=1351
 # @@protoc_insertion_point(module_scope)

@@ -39,6 +39,7 @@ class GossipMessage(_message.Message):
     POLICY_VERSION_FIELD_NUMBER: _builtins.int
     POLICY_SHA256_FIELD_NUMBER: _builtins.int
     CREDENTIALS_FIELD_NUMBER: _builtins.int
+    RELAY_FIELD_NUMBER: _builtins.int
     sender: _builtins.str
     """SPIFFE ID; must be the peer's"""
     boot_id: _builtins.str
@@ -56,6 +57,8 @@ class GossipMessage(_message.Message):
     """of the base bundle held; 0 for none"""
     policy_sha256: _builtins.bytes
     """of the canonical bytes of its targets metadata: peers notice a split view"""
+    relay: _builtins.int
+    """News: how many members that follow the receiver in the order of names it is asked to tell. Absent: whom it likes."""
     @_builtins.property
     def held(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """those ids, 32 bytes each; sent when the digests differ"""
@@ -87,12 +90,15 @@ class GossipMessage(_message.Message):
         policy_version: _builtins.int = ...,
         policy_sha256: _builtins.bytes = ...,
         credentials: _abc.Iterable[_builtins.bytes] | None = ...,
+        relay: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_relay", b"_relay", "relay", b"relay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "credentials", b"credentials", "directives", b"directives", "heads", b"heads", "held", b"held", "held_sha256", b"held_sha256", "lists_held", b"lists_held", "policy_sha256", b"policy_sha256", "policy_version", b"policy_version", "proofs", b"proofs", "sender", b"sender", "sequence", b"sequence", "timestamp_json", b"timestamp_json", "timestamp_version", b"timestamp_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_relay", b"_relay", "boot_id", b"boot_id", "credentials", b"credentials", "directives", b"directives", "heads", b"heads", "held", b"held", "held_sha256", b"held_sha256", "lists_held", b"lists_held", "policy_sha256", b"policy_sha256", "policy_version", b"policy_version", "proofs", b"proofs", "relay", b"relay", "sender", b"sender", "sequence", b"sequence", "timestamp_json", b"timestamp_json", "timestamp_version", b"timestamp_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__relay: _TypeAlias = _typing.Literal["relay"]  # noqa: Y015
+    _WhichOneofArgType__relay: _TypeAlias = _typing.Literal["_relay", b"_relay"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__relay) -> _WhichOneofReturnType__relay | None: ...
 
 Global___GossipMessage: _TypeAlias = GossipMessage  # noqa: Y015
 

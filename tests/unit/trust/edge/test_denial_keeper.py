@@ -1,0 +1,136 @@
+"""Where denials are written, and when: what a person hands in before they hear of it, what a peer brought beside."""
+
+import asyncio
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.emergency import FIRST
+from trust.edge.denial_keeper import DenialKeeper
+from trust.edge.files import write_atomic
+from trust.mesh import MeshSettings
+from trust.misbehaviour import Anchors
+from trust.revocation import Kind
+
+DOMAIN = "mesh.test"
+NOW_MS = 1_800_000_000_000
+
+
+def mesh() -> MeshSettings:
+    """Return settings that name an emergency key."""
+    return MeshSettings.model_validate(
+        {
+            "format": 1,
+            "trust_domain": DOMAIN,
+            "level": 4,
+            "lease": {"ttl_s": 60, "grace_s": 10},
+            "emergency_keys": {FIRST.name: FIRST.public.hex()},
+        }
+    )
+
+
+def directive(number: int) -> bytes:
+    """Return a signed revocation."""
+    return FIRST.revoke(Kind.WORKLOAD, f"w{number}", now_ms=NOW_MS, trust_domain=DOMAIN, sequence=number + 1)
+
+
+class Kept:
+    """A keeper, and the alarms that it raised."""
+
+    def __init__(self, path: Path, *, beside: bool = True) -> None:
+        self.alarms: dict[str, str] = {}
+        self.path = path
+        self.keeper = DenialKeeper(
+            path,
+            DOMAIN,
+            now_ms=lambda: NOW_MS,
+            monotonic_ms=lambda: 0,
+            anchors=lambda: Anchors(DOMAIN),
+            alarm=self.alarms.__setitem__,
+            clear=self.clear,
+            beside=beside,
+        )
+        self.keeper.govern(mesh())
+
+    def clear(self, kind: str) -> None:
+        """Take an alarm back."""
+        self.alarms.pop(kind, None)
+
+    def written(self) -> int:
+        """Return how many directives are in the file."""
+        return len(json.loads(self.path.read_bytes())["directives"]) if self.path.exists() else 0
+
+
+async def drained() -> None:
+    """Let every thread that writes end, and the loop hear of it."""
+    await asyncio.get_running_loop().shutdown_default_executor()
+    await asyncio.sleep(0)
+
+
+async def test_what_a_person_hands_in_is_durable_on_return(tmp_path: Path) -> None:
+    """They are told that it is."""
+    kept = Kept(tmp_path / "denials.json")
+    kept.keeper.revoke(directive(0))
+    assert kept.written() == 1
+
+
+async def test_what_peers_brought_is_in_effect_at_once_and_written_beside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others are told before the disk answers; of many contents only the newest is written."""
+    go, writes, told = threading.Event(), list[bytes](), list[Any]()
+
+    def slow(path: Path, data: bytes, *, mode: int) -> None:
+        go.wait(20)
+        writes.append(data)
+        write_atomic(path, data, mode=mode)
+
+    monkeypatch.setattr("trust.edge.denial_keeper.write_atomic", slow)
+    kept = Kept(tmp_path / "denials.json")
+    kept.keeper.subscribe(told.append)
+    for number in range(5):
+        assert kept.keeper.take([directive(number)], [])
+    assert (len(kept.keeper.denials.active), len(told), kept.written()) == (5, 5, 0)
+    go.set()
+    await drained()
+    assert kept.written() == 5
+    assert len(writes) <= 2
+
+
+async def test_an_older_content_never_replaces_a_newer_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread that comes late finds nothing left to write."""
+    jobs: list[Any] = []
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(loop, "run_in_executor", lambda _pool, work: jobs.append(work))
+    kept = Kept(tmp_path / "denials.json")
+    kept.keeper.take([directive(0)], [])
+    kept.keeper.revoke(directive(1))
+    assert kept.written() == 2
+    for work in jobs:
+        work()
+    assert kept.written() == 2
+    kept.keeper.take([directive(2)], [])
+    jobs[-1]()
+    assert kept.written() == 3
+
+
+async def test_a_disk_that_fails_beside_is_an_alarm_and_the_denial_counts(tmp_path: Path) -> None:
+    """In effect without a record is safer than not in effect."""
+    kept = Kept(tmp_path / "folder" / "denials.json")
+    (tmp_path / "folder").write_bytes(b"in the way")
+    kept.keeper.take([directive(0)], [])
+    await drained()
+    assert "cannot be written" in kept.alarms["denials"]
+    assert len(kept.keeper.denials.active) == 1
+
+
+def test_without_a_loop_everything_is_written_at_once(tmp_path: Path) -> None:
+    """As the simulation uses it."""
+    kept = Kept(tmp_path / "denials.json", beside=False)
+    kept.keeper.take([directive(0)], [])
+    assert kept.written() == 1
