@@ -20,10 +20,12 @@ from trust.errors import EvidenceError
 from trust.policy import entities_text, source
 from trust.policy.casetests import ReadCase, read_cases
 from trust.policy.cedar_text import Statement, missing_id, parse_files
+from trust.policy.controls import CONTROLS
 from trust.policy.engine import Engine
 from trust.policy.lint_alerts import alert_problems
 from trust.policy.lint_approval import approval_problems, groups_of
-from trust.policy.lint_audit import AUDIT, audit_problems, auditors_of, described_by
+from trust.policy.lint_audit import AUDIT, audit_problems, auditors_of
+from trust.policy.lint_controls import Methods, control_problems, methods_of
 from trust.policy.lint_detection import detection_problems
 from trust.policy.problems import Problem, Severity, errors_of
 from trust.policy.reads import reads
@@ -51,7 +53,7 @@ class _World:
     entities: Mapping[entities_text.Uid, frozenset[entities_text.Uid]] | None  # uid -> parents
     namespace: str | None
     auditors: Mapping[str, str] | None
-    described: frozenset[str] | None  # methods with a descriptor
+    methods: Methods | None  # with a descriptor
     approvers: Groups | None
 
 
@@ -81,7 +83,7 @@ def lint_source(parsed: source.Source, *, base: Bundle | None = None) -> list[Pr
         entities=_known_entities({e.uid: e.parents for e in parsed.entities}, settings.namespace, base),
         namespace=settings.namespace,
         auditors=settings.auditors if settings.namespace is None else auditors_of(base),
-        described=described_by(parsed.descriptors, base),
+        methods=methods_of(parsed.descriptors, base),
         approvers=settings.approver_groups if settings.namespace is None else groups_of(base),
     )
     problems = _lint(parsed.policies, parsed.tests, world)
@@ -128,7 +130,7 @@ def _lint_bundle(bundle: Bundle, base: Bundle | None) -> list[Problem]:
         entities=_known_entities({e.uid: e.parents for e in entities}, namespace, base),
         namespace=namespace,
         auditors=None if settings is None else settings.auditors,
-        described=described_by(bundle.descriptors, base),
+        methods=methods_of(bundle.descriptors, base),
         approvers=None if settings is None else settings.approver_groups,
     )
     problems += _lint(bundle.policies, bundle.tests, world)
@@ -225,7 +227,10 @@ def _annotation_problems(statement: Statement, world: _World) -> list[Problem]:
     problems: list[Problem] = []
     for name in statement.policy.annotations:
         if name == AUDIT:
-            problems += audit_problems(statement, world.auditors, world.described)
+            described = None if world.methods is None else frozenset(world.methods)
+            problems += audit_problems(statement, world.auditors, described)
+        elif name in CONTROLS:
+            problems += control_problems(statement, name, world.methods, world.schema)
         elif name in APPROVALS:
             problems += approval_problems(statement, name, world.approvers)
         elif name in OBLIGATIONS:

@@ -6,9 +6,7 @@ from typing import Final
 from cedarpy import pst
 
 from trust.bundle import Bundle
-from trust.errors import EvidenceError
 from trust.policy.cedar_text import Statement
-from trust.policy.descriptors import MethodTable
 from trust.policy.problems import Problem, Severity
 from trust.policy.rules import AUDIT_PAYLOAD
 from trust.policy.validation import at
@@ -47,18 +45,6 @@ def audit_problems(
 def auditors_of(base: Bundle | None) -> Mapping[str, str] | None:
     """Return the auditors that a base bundle names; None when there is none at hand."""
     return None if base is None or base.mesh is None else base.mesh.auditors
-
-
-def described_by(descriptors: bytes | None, base: Bundle | None) -> frozenset[str] | None:
-    """Return the methods that a bundle (and its base) has descriptors of; None when they cannot be read."""
-    try:
-        tables = [
-            MethodTable.parse(descriptors),
-            MethodTable.parse(None if base is None else base.descriptors),
-        ]
-    except EvidenceError:
-        return None  # reported with the descriptors
-    return frozenset(name for table in tables for name in table.methods())
 
 
 def _undescribed(policy: pst.Template, described: frozenset[str]) -> str | None:

@@ -43,10 +43,10 @@ def too_many_in_schema(schema: str) -> bool:
 
     Counting too much is harmless: names that differ only in their namespace count as one.
     """
-    return exceeds(_action_groups(schema), limits.MAX_ACTION_MEMBERSHIPS)
+    return exceeds(action_groups(schema), limits.MAX_ACTION_MEMBERSHIPS)
 
 
-def _action_groups(schema: str) -> dict[str, set[str]]:
+def action_groups(schema: str) -> dict[str, set[str]]:
     """Return the groups that each action is declared to be in."""
     tokens = [t for t in _TOKEN.findall(schema) if not t.startswith("//")]
     parents: dict[str, set[str]] = {}

@@ -80,7 +80,7 @@ def test_good_folder_has_no_problem_but_untested_policies() -> None:
             1,
             "permits everything",
         ),
-        ('@id("a")\n@rate("100/m")\npermit(principal, action, resource);', 2, "cannot enforce"),
+        ('@id("a")\n@lease("30s")\npermit(principal, action, resource);', 2, "cannot enforce"),
         (
             '@id("a")\n@permit("message")\npermit(principal, action, resource);',
             2,
