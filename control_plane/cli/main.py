@@ -23,6 +23,7 @@ _COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "status": ("control_plane.cli.status:app", "Nodes, policy version, lease and level."),
     "check": ("control_plane.cli.check:app", "Would this call be allowed? Why, and by which policies?"),
     "doctor": ("control_plane.cli.doctor:app", "What is wrong with this mesh, and how to mend it."),
+    "assess": ("control_plane.cli.assess:app", "Measure the maturity level of this mesh, by probing."),
     "audit": ("control_plane.cli.audit:app", "What operators did, newest first."),
     "analytics": (
         "control_plane.cli.analytics:app",
