@@ -1,6 +1,6 @@
-"""Answers the assessor's reserved method in the place of the service, which never sees it.
+"""Answers the assessor's reserved methods in the place of the service, which never sees them.
 
-A callee's sidecar identifies, decides and records `egm.v1.Probe/Ping` as it does every call; only where it would dial
+A callee's sidecar identifies, decides and records `egm.v1.Probe/*` as it does every call; only where it would dial
 the service it takes this upstream instead. So an assessment touches no service, at any level.
 """
 
@@ -19,14 +19,15 @@ from sidecar.edge.upstream_call import EOF, UpstreamCall
 from trust import limits
 
 PROBE_METHOD: Final = "egm.v1.Probe/Ping"
+PROBE_SERVICE: Final = "egm.v1.Probe/"  # nothing below it ever reaches a service
 
 
 def with_probe(route: Route, *, node: str, service: str) -> Route:
-    """Return `route` for everything but the reserved method, which the node answers itself."""
+    """Return `route` for everything but the reserved methods, which the node answers itself."""
     answering = ProbeUpstream(lambda request: pong(request, node=node, service=service))
 
     def chosen(name: str, method: str, metadata: Any) -> Upstream:
-        return answering if method == PROBE_METHOD else route(name, method, metadata)
+        return answering if method.startswith(PROBE_SERVICE) else route(name, method, metadata)
 
     return chosen
 

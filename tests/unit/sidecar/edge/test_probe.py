@@ -18,12 +18,13 @@ def reply(data: bytes) -> probe_pb2.PingReply:
     return probe_pb2.PingReply.FromString(data)
 
 
-def test_only_the_reserved_method_takes_another_way() -> None:
+def test_only_reserved_methods_take_another_way() -> None:
     """A service is reached by every other method, also by those whose names look like the reserved one."""
     route = with_probe(lambda *_: SERVICE, node="a", service="shop")
 
-    assert isinstance(route("shop", PROBE_METHOD, ()), ProbeUpstream)
-    for other in ("egm.v1.Probe/Pin", "egm.v1.Probe/Pings", "egm.v1.probe/Ping", "shop.v1.Cart/Add"):
+    for reserved in (PROBE_METHOD, "egm.v1.Probe/Other"):
+        assert isinstance(route("shop", reserved, ()), ProbeUpstream)
+    for other in ("egm.v1.Probes/Ping", "egm.v1.probe/Ping", "xegm.v1.Probe/Ping", "shop.v1.Cart/Add"):
         assert route("shop", other, ()) is SERVICE
 
 

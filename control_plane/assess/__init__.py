@@ -1,0 +1,1 @@
+"""The assessor: which level of the Execution Governance Maturity Model an installation has, measured by probing."""

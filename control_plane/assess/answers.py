@@ -1,0 +1,340 @@
+"""What the answer to an attempt means: whether a control held, failed, or cannot be told. Pure, so that it is tested.
+
+An attempt that should have been refused holds only when it was refused for the right reason by something that is
+alive: a closed port refuses everything and proves nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from control_plane.assess.model import Basis, Check, Outcome
+
+UNREACHED: Final = "UNREACHED"  # no answer from anything: connection refused, timed out, handshake failed
+POLICY_REFUSALS: Final = frozenset(
+    {"NO_POLICY_PERMITS", "POLICY_DENIED", "POLICY_ERROR", "REVOKED", "NODE_QUARANTINED"}
+)
+CALLER_REFUSALS: Final = frozenset(
+    {"CALLER_UNIDENTIFIED", "CALLER_AMBIGUOUS", "CALLER_CERTIFICATE_EXPIRED", "CALLER_TOKEN_INVALID"}
+)
+PERMIT_REFUSALS: Final = frozenset(
+    {
+        "PERMIT_MISSING",
+        "PERMIT_INVALID",
+        "PERMIT_MISMATCH",
+        "PERMIT_EXPIRED",
+        "PERMIT_REPLAYED",
+        "PERMIT_UNVERIFIABLE",
+    }
+)
+ATTESTATION_REFUSALS: Final = frozenset(
+    {"ATTESTATION_MISSING", "ATTESTATION_UNKNOWN", "ATTESTATION_INVALID", "ATTESTATION_EXPIRED"}
+)
+_OVER: Final = frozenset({"SEALED", "EXPIRED", "NONE"})
+STALE_REFUSALS: Final = frozenset({"POLICY_STALE", "POLICY_EXPIRED"})
+
+# What each attempt with a permit must be answered with.
+PERMIT_ATTEMPTS: Final[Mapping[str, frozenset[str]]] = {
+    "permit-missing-refused": frozenset({"PERMIT_MISSING"}),
+    "permit-forged-refused": frozenset({"PERMIT_INVALID"}),
+    "permit-replayed-refused": frozenset({"PERMIT_REPLAYED"}),
+    "permit-misdirected-refused": frozenset({"PERMIT_MISMATCH"}),
+    "permit-stolen-refused": frozenset({"PERMIT_MISMATCH"}),
+    "permit-expired-refused": frozenset({"PERMIT_EXPIRED"}),
+    "unattested-refused": ATTESTATION_REFUSALS,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What answered one call.
+
+    Args:
+        code: gRPC status name; `UNREACHED` when nothing answered.
+        reason: of the mesh (docs/reasons.md); "" when it names none.
+        detail: as told.
+        replied: the sidecar answered the reserved method, so the call was let through.
+        decision_id: of the refusal.
+        policy_version: under which it was decided; "" unknown.
+        level: in force there; "" unknown.
+    """
+
+    code: str
+    reason: str = ""
+    detail: str = ""
+    replied: bool = False
+    decision_id: str = ""
+    policy_version: str = ""
+    level: str = ""
+
+    @property
+    def alive(self) -> bool:
+        """Whether a sidecar answered, in whatever way."""
+        return self.replied or bool(self.reason)
+
+    def __str__(self) -> str:
+        """In words."""
+        if self.replied:
+            return "the call was let through"
+        return f"{self.reason or self.code}" + (
+            f": {self.detail[:160]}" if self.detail and not self.reason else ""
+        )
+
+    def evidence(self, prefix: str = "") -> dict[str, str]:
+        """Return what can be looked up."""
+        found = {
+            "reason": self.reason or self.code,
+            "decision": self.decision_id,
+            "policy_version": self.policy_version,
+            "level": self.level,
+        }
+        return {f"{prefix}{name}": value for name, value in found.items() if value}
+
+
+def _check(  # noqa: PLR0917 (in the order of a sentence)
+    name: str, service: str, outcome: Outcome, tried: str, answered: str, evidence: Mapping[str, str]
+) -> Check:
+    return Check(name, service, outcome, Basis.PROBED, tried, answered, evidence)
+
+
+def refused_as(
+    name: str,
+    service: str,
+    tried: str,
+    answer: Answer,
+    right: frozenset[str],
+    *,
+    other_is_failure: bool = False,
+) -> Check:
+    """Judge an attempt that must be refused for one of the reasons `right`.
+
+    `other_is_failure`: another refusal of the mesh shows that the control in question was not even consulted.
+    """
+    evidence = answer.evidence()
+    if answer.reason in right:
+        return _check(name, service, Outcome.HELD, tried, f"refused: {answer}", evidence)
+    if answer.replied:
+        return _check(name, service, Outcome.FAILED, tried, f"{tried}: it was let through", evidence)
+    if answer.alive and other_is_failure:
+        why = f"{tried}: refused with {answer.reason} instead of {' or '.join(sorted(right))}"
+        return _check(name, service, Outcome.FAILED, tried, why, evidence)
+    return _check(
+        name, service, Outcome.UNKNOWN, tried, f"{tried}: the answer tells nothing ({answer})", evidence
+    )
+
+
+def stranger(service: str, answer: Answer) -> Check:
+    """A caller that no policy names must be refused before anything executes; at level 5 already for its permit."""
+    tried = "called as a workload that no policy names"
+    right = POLICY_REFUSALS | PERMIT_REFUSALS | ATTESTATION_REFUSALS | CALLER_REFUSALS
+    return refused_as("stranger-refused", service, tried, answer, right)
+
+
+def with_permit(name: str, service: str, tried: str, answer: Answer) -> Check:
+    """Judge an attempt with a permit that is not good; a refusal by policy shows that the permit was not looked at."""
+    return refused_as(name, service, tried, answer, PERMIT_ATTEMPTS[name], other_is_failure=True)
+
+
+def genuine_permit(service: str, answer: Answer, digest: str) -> Check:
+    """A permit of an attested node must pass, so that refusing all others means something."""
+    name, tried = "permit-genuine-recognised", "called with the permit of an attested probe node"
+    evidence = {**answer.evidence(), "permit_sha256": digest}
+    if answer.reason in POLICY_REFUSALS or answer.replied:
+        if answer.level and int(answer.level) < 5:
+            why = f"{tried}: level {answer.level} is in force there, which asks for no permit"
+            return _check(name, service, Outcome.FAILED, tried, why, evidence)
+        return _check(
+            name, service, Outcome.HELD, tried, f"the permit passed; then policy decided: {answer}", evidence
+        )
+    return _check(name, service, Outcome.UNKNOWN, tried, f"{tried}: it did not pass ({answer})", evidence)
+
+
+def unidentified(name: str, service: str, tried: str, attempts: Sequence[Answer], control: Answer) -> Check:
+    """Judge calls without an acceptable identity: the listener must be alive, and must not have decided them.
+
+    Args:
+        name: of the check.
+        service: called.
+        tried: in words.
+        attempts: the answers to calls without identity.
+        control: the answer to the same call with a genuine certificate.
+    """
+    evidence = {f"attempt_{n}": str(answer)[:200] for n, answer in enumerate(attempts, 1)}
+    evidence["control"] = str(control)[:200]
+    for answer in attempts:
+        if answer.replied:
+            return _check(name, service, Outcome.FAILED, tried, f"{tried}: it was let through", evidence)
+        if answer.code not in {UNREACHED, "UNAVAILABLE"} and answer.reason not in CALLER_REFUSALS:
+            why = f"{tried}: it was answered with {answer}, so somebody without identity got as far as a decision"
+            return _check(name, service, Outcome.FAILED, tried, why, evidence)
+    if not control.alive:
+        why = f"{tried}: refused, but a genuine caller got no answer either ({control})"
+        return _check(name, service, Outcome.UNKNOWN, tried, why, evidence)
+    return _check(name, service, Outcome.HELD, tried, "no connection, or refused as unidentified", evidence)
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """One decision of one node on one request."""
+
+    node: str
+    request: str  # caller, method
+    allowed: bool
+    reason: str
+    policies: tuple[str, ...]
+    policy_version: int
+    level: int
+    lease: str = "FRESH"
+
+
+def deterministic(service: str, decided: Sequence[Decided], repeats: int) -> Check:
+    """The same request must get the same answer from every node, every time."""
+    name = "decisions-agree"
+    nodes = sorted({one.node for one in decided})
+    tried = (
+        f"had {len(nodes)} nodes decide {len({one.request for one in decided})} requests {repeats} times each"
+    )
+    evidence = {"nodes": ", ".join(nodes), "decisions": str(len(decided))}
+    if lapsed := [one for one in decided if one.lease in _OVER]:
+        evidence["not_compared"] = f"{len(lapsed)}, made when the lease was over"
+        decided = [one for one in decided if one.lease not in _OVER]
+    answers: dict[str, set[tuple[object, ...]]] = {}
+    for one in decided:
+        answers.setdefault(one.request, set()).add(
+            (one.allowed, one.reason, one.policies, one.policy_version)
+        )
+    split = sorted(request for request, found in answers.items() if len(found) > 1)
+    if split:
+        first = split[0]
+        shown = "; ".join(
+            sorted(
+                {
+                    f"{o.node}: {o.reason} under version {o.policy_version}"
+                    for o in decided
+                    if o.request == first
+                }
+            )
+        )
+        return _check(
+            name, service, Outcome.FAILED, tried, f"{first} got different answers: {shown}", evidence
+        )
+    if len(decided) < 2 or repeats < 2:
+        return _check(name, service, Outcome.UNKNOWN, tried, "too few decisions to compare", evidence)
+    return _check(name, service, Outcome.HELD, tried, "one answer to each request", evidence)
+
+
+def explained(service: str, decided: Sequence[Decided], nodes: Sequence[str]) -> Check:
+    """Every node that carries the service must answer, with reason and policy version."""
+    name, tried = "decisions-explained", "asked every node that carries the service for a decision"
+    silent = sorted(set(nodes) - {one.node for one in decided})
+    bare = sorted({one.node for one in decided if not one.reason or one.policy_version == 0})
+    evidence = {
+        "nodes": ", ".join(nodes),
+        "policy_versions": ", ".join(sorted({str(o.policy_version) for o in decided})),
+    }
+    if not decided or silent:
+        return _check(
+            name,
+            service,
+            Outcome.UNKNOWN,
+            tried,
+            f"no decision from {', '.join(silent) or 'any node'}",
+            evidence,
+        )
+    if bare:
+        why = f"{', '.join(bare)} decided without a reason or without policy"
+        return _check(name, service, Outcome.FAILED, tried, why, evidence)
+    return _check(name, service, Outcome.HELD, tried, "each with reason, level and policy version", evidence)
+
+
+def forbidden(service: str, decided: Sequence[Decided]) -> Check:
+    """A stranger must be refused by policy, at a node that enforces it, for at least one method that policy governs."""
+    name, tried = "forbidden-refused", "asked the nodes to decide calls of a stranger"
+    refusing = [one for one in decided if not one.allowed and one.reason in POLICY_REFUSALS]
+    evidence = {"refused": str(len(refusing)), "asked": str(len(decided))}
+    if not decided:
+        return _check(name, service, Outcome.UNKNOWN, tried, "no node decided", evidence)
+    silent = {one.node for one in decided} - {one.node for one in refusing}
+    if silent:
+        why = f"{', '.join(sorted(silent))} lets a stranger call every method that was asked for"
+        return _check(name, service, Outcome.FAILED, tried, why, evidence)
+    shown = refusing[0]
+    evidence |= {
+        "example": shown.request,
+        "reason": shown.reason,
+        "policy_version": str(shown.policy_version),
+    }
+    return _check(name, service, Outcome.HELD, tried, f"refused: {shown.reason}", evidence)
+
+
+def stale(service: str, before: Answer, after: Answer, lease: str, how: str) -> Check:
+    """When the lease and its grace are over, everything must be refused for that reason."""
+    name, tried = "stale-refused", f"called through a probe node whose lease had ended ({how})"
+    evidence = {**before.evidence("before_"), **after.evidence("after_"), "lease": lease}
+    if not before.alive:
+        return _check(
+            name,
+            service,
+            Outcome.UNKNOWN,
+            tried,
+            f"the probe node did not answer before ({before})",
+            evidence,
+        )
+    if lease != "SEALED":
+        return _check(
+            name, service, Outcome.UNKNOWN, tried, f"the probe node's lease is {lease}, not SEALED", evidence
+        )
+    if after.reason in STALE_REFUSALS:
+        return _check(name, service, Outcome.HELD, tried, f"refused: {after.reason}", evidence)
+    if after.replied:
+        return _check(name, service, Outcome.FAILED, tried, f"{tried}: it was let through", evidence)
+    if after.alive:
+        why = f"{tried}: refused with {after.reason}, as if the policy were still in force"
+        return _check(name, service, Outcome.FAILED, tried, why, evidence)
+    return _check(name, service, Outcome.UNKNOWN, tried, f"the answer tells nothing ({after})", evidence)
+
+
+def cut_off(service: str, before: Answer, during: Answer, lease: str) -> Check:
+    """Without control plane and broker, but within the lease, a node must decide as before."""
+    name, tried = (
+        "cut-off-decides",
+        "cut a probe node off from control plane and broker, and called through it",
+    )
+    evidence = {**before.evidence("before_"), **during.evidence("during_"), "lease": lease}
+    if not before.alive or lease not in {"FRESH", "STALE"}:
+        why = f"the probe node was not in a state to be cut off (lease {lease}, {before})"
+        return _check(name, service, Outcome.UNKNOWN, tried, why, evidence)
+    if (during.replied, during.reason) == (before.replied, before.reason):
+        return _check(name, service, Outcome.HELD, tried, f"decided as before: {during}", evidence)
+    why = f"{tried}: {during} instead of {before}"
+    return _check(name, service, Outcome.FAILED, tried, why, evidence)
+
+
+@dataclass(frozen=True, slots=True)
+class Bypass:
+    """One attempt to reach a service past its sidecar. `local`: only this machine can try it that way."""
+
+    address: str
+    local: bool
+    answer: (
+        Answer  # code UNREACHED: nobody there; UNAUTHENTICATED: the service's interceptor wants its sidecar
+    )
+
+
+def bypass(service: str, attempts: Sequence[Bypass]) -> Check:
+    """Nothing but its own machine may reach a service past its sidecar; best nothing at all."""
+    name, tried = "bypass-closed", f"dialled the service past its sidecar at {len(attempts)} addresses"
+    evidence = {one.address: str(one.answer)[:120] for one in attempts}
+    if not attempts:
+        return _check(
+            name, service, Outcome.UNKNOWN, tried, "where the service listens is not known here", evidence
+        )
+    open_ = [one for one in attempts if one.answer.code not in {UNREACHED, "UNAVAILABLE", "UNAUTHENTICATED"}]
+    remote = [one for one in open_ if not one.local]
+    if remote:
+        why = f"{', '.join(one.address for one in remote)} answers without a sidecar, to other machines too"
+        return _check(name, service, Outcome.FAILED, tried, why, evidence)
+    if open_:
+        why = "only processes of its own machine reach it past the sidecar"
+        return _check(name, service, Outcome.HELD, tried, why, evidence)
+    return _check(name, service, Outcome.HELD, tried, "no address answered", evidence)

@@ -1,0 +1,1 @@
+"""Probes and observations of a running installation, and the history of assessments."""

@@ -1,0 +1,235 @@
+"""Gathers the facts that `control_plane.assess.observations` judges: the signed policy, the nodes, who serves what."""
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import cedarpy
+from cedarpy import pst
+from cryptography.exceptions import UnsupportedAlgorithm
+
+from control_plane.assess.observations import Facts, NodeFacts, PolicyFacts, ServiceFacts
+from control_plane.edge import operator_client
+from control_plane.edge.mesh_file import MeshFile
+from control_plane.edge.operator_client import OperatorClient
+from control_plane.edge.release import InForce, Release
+from egm.v1 import operator_pb2
+from trust.attestation.credential import check_live, open_credential
+from trust.edge.clock import SystemClock
+from trust.errors import MeshError
+from trust.policy.engine import Engine
+from trust.verified import BASE_ROLE
+
+_APPROVAL: Final = "require_approval"
+_CONTROLS: Final = frozenset({"rate", "budget", _APPROVAL})
+_STATUS_TIMEOUT_S: Final = 6.0
+
+
+@dataclass(frozen=True, slots=True)
+class Installation:
+    """What attempts need to know of a mesh. `engine`: of the published policy; None without one that verifies."""
+
+    mesh: MeshFile
+    facts: Facts
+    in_force: InForce | None
+    engine: Engine | None
+
+    def audience(self, service: str) -> str:
+        """Return the SPIFFE ID of the workload that serves a service."""
+        name = service if self.engine is None else self.engine.mesh.workload_of(service)
+        return f"spiffe://{self.mesh.trust_domain}/workload/{name}"
+
+    def server_dns(self, service: str) -> str:
+        """Return the name that the service's inbound listener proves."""
+        name = service if self.engine is None else self.engine.mesh.workload_of(service)
+        return f"{name}.workload.{self.mesh.trust_domain}"
+
+
+async def collect(
+    mesh: MeshFile, directory: Path, client: OperatorClient, only: str | None = None
+) -> Installation:
+    """Look at everything once.
+
+    Args:
+        mesh: the address book.
+        directory: of the mesh.
+        client: of the control plane.
+        only: one service alone.
+    """
+    now_ms = SystemClock().now_ms()
+    problem, in_force, engine = "", None, None
+    try:
+        in_force = await Release(mesh, directory, client).in_force()
+        engine = await asyncio.to_thread(_engine, in_force)
+    except MeshError as error:
+        problem = f"the published policy does not verify: {error.reason}: {error.detail}"
+    except (ValueError, UnsupportedAlgorithm) as error:
+        problem = f"the published policy cannot be used: {error}"
+    if in_force is not None and in_force.policy is None:
+        problem = "no policy has been published"
+    try:
+        status = await client.status()
+        records = {one.node: one for one in await client.nodes()}
+        published: int | None = status.role_versions.get(BASE_ROLE, 0)
+        now_ms = status.now_ms
+    except MeshError:
+        records, published = {}, None
+    asked = await asyncio.gather(*(_ask(mesh, directory, name) for name in mesh.nodes))
+    nodes = {
+        node.name: _joined(node, status_of, records.get(node.name), now_ms, engine)
+        for node, status_of in asked
+    }
+    policy = _policy(in_force, engine, problem)
+    services = {name: _service(mesh, engine, nodes, name) for name in _names(mesh, engine, only)}
+    return Installation(mesh, Facts(now_ms, policy, nodes, services, published), in_force, engine)
+
+
+def _engine(in_force: InForce) -> Engine | None:
+    base = in_force.bundle(BASE_ROLE)
+    if base is None:
+        return None
+    names = [role for role in in_force.roles if role != BASE_ROLE]
+    bundles = {name: bundle for name in names if (bundle := in_force.bundle(name)) is not None}
+    return Engine.build(base, bundles)
+
+
+async def _ask(
+    mesh: MeshFile, directory: Path, name: str
+) -> tuple[NodeFacts, operator_pb2.NodeStatus | None]:
+    try:
+        async with (
+            asyncio.timeout(_STATUS_TIMEOUT_S),
+            operator_client.node(mesh, directory, name) as client,
+        ):
+            return NodeFacts(name), await client.status()
+    except MeshError as error:
+        return NodeFacts(name, unreachable=f"it does not answer: {error.detail[:200]}"), None
+    except TimeoutError:
+        return NodeFacts(name, unreachable="it does not answer in time"), None
+
+
+def _joined(
+    node: NodeFacts,
+    said: operator_pb2.NodeStatus | None,
+    record: operator_pb2.NodeRecord | None,
+    now_ms: int,
+    engine: Engine | None,
+) -> NodeFacts:
+    if record is not None:
+        until_ms, by = _vouched(record, engine, now_ms)
+        node = replace(
+            node,
+            reported_s_ago=max(0.0, (now_ms - record.last_seen_ms) / 1000),
+            vouched_until_ms=until_ms,
+            vouched_by=by,
+        )
+    if said is None:
+        return node
+    return replace(
+        node,
+        state=said.state,
+        not_ready=tuple(said.not_ready),
+        policy_version=said.policy_version,
+        policy_digest=said.policy_digest,
+        lease=said.lease,
+        levels=dict(said.levels),
+        standing=said.attestation.standing,
+        version=said.egm_version,
+    )
+
+
+def _vouched(
+    record: operator_pb2.NodeRecord, engine: Engine | None, now_ms: int
+) -> tuple[int, tuple[str, ...]]:
+    """Return until when a quorum vouches for a node, and who: verified here where the credential is shown."""
+    roster = None if engine is None else engine.mesh.roster()
+    if roster is None or not record.status.credential:
+        return record.attested_until_ms, tuple(record.attested_by)
+    try:
+        credential = open_credential(record.status.credential, roster)
+        if credential.node.name != record.node:
+            return 0, ()
+        return check_live(credential, roster, now_ms=now_ms), tuple(sorted(credential.attested_s))
+    except MeshError:
+        return 0, ()
+
+
+def _policy(in_force: InForce | None, engine: Engine | None, problem: str) -> PolicyFacts:
+    if in_force is None or in_force.policy is None or engine is None:
+        return PolicyFacts(problem=problem or "the published policy cannot be read")
+    role = in_force.root.signed.roles[BASE_ROLE]
+    keys = {in_force.root.signed.keys[key].keyval["public"] for key in role.keyids}
+    settings, roster = engine.mesh.attestation, engine.mesh.roster()
+    return PolicyFacts(
+        problem,
+        version=in_force.policy.base.version,
+        digest=in_force.policy.digest,
+        threshold=role.threshold,
+        approvers=len(keys),
+        duties=_duties(engine),
+        witnesses=() if roster is None else tuple(sorted(roster.witnesses)),
+        quorum=0 if roster is None else roster.needed,
+        split_quorum=settings is not None and settings.allow_split_quorum is not None,
+    )
+
+
+def _duties(engine: Engine) -> dict[str, str]:
+    found = {}
+    for policy in engine.policy_ids():
+        template = _template(engine, policy)
+        if template is not None and (duty := template.annotations.get(_APPROVAL)) is not None:
+            found[policy] = duty
+    return found
+
+
+def _template(engine: Engine, policy: str) -> pst.Template | None:
+    """Return the syntax tree of one policy in force."""
+    parsed = cedarpy.PolicySet.from_str(engine.text(policy) or "").to_pst()
+    return next(iter(parsed.static_policies.values()), None)
+
+
+def _names(mesh: MeshFile, engine: Engine | None, only: str | None) -> list[str]:
+    if only is not None:
+        return [only]
+    served = {service for node in mesh.nodes.values() for service in node.inbound}
+    signed = set() if engine is None else set(engine.mesh.services)
+    return sorted(served | signed)
+
+
+def _service(
+    mesh: MeshFile, engine: Engine | None, nodes: Mapping[str, NodeFacts], name: str
+) -> ServiceFacts:
+    serving = [node for node, entry in mesh.nodes.items() if name in entry.inbound]
+    carrying = [node.name for node in nodes.values() if name in (node.levels or {})]
+    return ServiceFacts(
+        name,
+        serving=tuple(serving),
+        carrying=tuple(sorted({*serving, *carrying})),
+        signed_level=None if engine is None else engine.mesh.level_of(name),
+        conditions=None if engine is None else dict(_conditions(engine, name)),
+    )
+
+
+def _conditions(engine: Engine, service: str) -> Iterable[tuple[str, str]]:
+    """Yield the policies whose answer about `service` depends on more than who calls what."""
+    for policy in engine.policy_ids():
+        template = _template(engine, policy)
+        if template is None or not _speaks_of(template, service):
+            continue
+        parts = [f"@{name} {value}" for name, value in template.annotations.items() if name in _CONTROLS]
+        if template.clauses:
+            parts.append("a condition")
+        if parts:
+            yield policy, ", ".join(parts)
+
+
+def _speaks_of(template: pst.Template, service: str) -> bool:
+    """Whether a policy's scope surely covers the service; a group that is not resolved here does not count."""
+    own = f'Service::"{service}"'
+    match template.resource:
+        case pst.ScopeEq(entity=uid) | pst.ScopeIn(entity=uid):
+            return str(uid) == own
+        case _:
+            return True
