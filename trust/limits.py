@@ -225,7 +225,7 @@ PRUNE_PERIOD_S: Final = 600.0
 MAX_TREE_BYTES: Final = 16 * 1024 * 1024  # of records in one answer, for a list too
 
 # conditional controls: @rate and @budget
-MAX_RATE_COUNT: Final = 1_000_000  # calls in one window of a @rate
+MAX_RATE_COUNT: Final = 999_999_999  # calls in one window of a @rate
 MAX_METERS: Final = 50_000  # rates, and budgets, of callers that a node tells apart; more share one per policy
 METER_FILE_GROWTH_BYTES: Final = 4 * 1024 * 1024  # appended to the file of budgets before it is written anew
 

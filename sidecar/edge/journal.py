@@ -1,6 +1,7 @@
 """Which decisions a person may read in the log, and which of them need one."""
 
 import logging
+from typing import Final
 
 from sidecar.core.call import Attempt, Decision
 from sidecar.core.levels import ALARMING
@@ -10,7 +11,8 @@ from trust.errors import Reason
 
 decisions = logging.getLogger("egm.decisions")
 # Kinds of alarms that decisions raise; a new policy or lease clears them.
-DECISION_ALARMS = tuple(f"decision.{reason}" for reason in sorted(ALARMING))
+RESTRICTED: Final = "decision.RESTRICTED"
+DECISION_ALARMS = (*(f"decision.{reason}" for reason in sorted(ALARMING)), RESTRICTED)
 
 
 class LogJournal:
@@ -25,6 +27,12 @@ class LogJournal:
         for reason in (decision.reason, decision.would_deny):
             if reason in ALARMING:
                 self._alarm(reason, decision)
+        if decision.restrictions and not decision.allowed:
+            asked = ", ".join(" ".join(pair) for pair in decision.restrictions)
+            self._alarms.set(
+                RESTRICTED,
+                f"{decision.reason}: incident response restricts {attempt.principal} ({asked}); `egm revoke list` says why",
+            )
         if not decisions.isEnabledFor(logging.INFO):
             return
         told = {
