@@ -31,7 +31,7 @@ class LogJournal:
             asked = ", ".join(" ".join(pair) for pair in decision.restrictions)
             self._alarms.set(
                 RESTRICTED,
-                f"{decision.reason}: incident response restricts {attempt.principal} ({asked}); `egm revoke list` says why",
+                f"{decision.reason}: incident response restricts {attempt.principal} ({asked}); see `egm revoke list`",
             )
         if not decisions.isEnabledFor(logging.INFO):
             return

@@ -34,7 +34,7 @@ HOW_TO_BUDGET: Final = (
     "at most four digits after the point, per minute, hour or day, of a numeric field of the request"
 )
 
-_RATE: Final = re.compile(r"([1-9][0-9]{0,6})/([smhd])\Z", re.ASCII)
+_RATE: Final = re.compile(r"([1-9][0-9]{0,8})/([smhd])\Z", re.ASCII)
 _BUDGET: Final = re.compile(
     r"([0-9]{1,15})(?:\.([0-9]{1,4}))? per (minute|hour|day)(?: of ([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*))?\Z",
     re.ASCII,
@@ -88,10 +88,7 @@ def control_of(name: str, text: str, source: str = "") -> Control | None:
         source: id of the policy that says it; empty for a restriction.
     """
     if name == RATE and (match := _RATE.match(text)):
-        count = int(match[1])
-        return (
-            Control(source, name, text, count, _RATE_MS[match[2]]) if count <= limits.MAX_RATE_COUNT else None
-        )
+        return Control(source, name, text, int(match[1]), _RATE_MS[match[2]])
     if name == BUDGET and (match := _BUDGET.match(text)):
         whole, fraction, unit, path = match.groups()
         if path is None:

@@ -1,4 +1,4 @@
-"""Limits in the pipeline: taken once per execution, enforced as the level says, and restrictions by incident response."""
+"""Limits in the pipeline: taken once per execution, enforced as the level says; restrictions by incident response."""
 
 from dataclasses import replace
 from typing import Any

@@ -4,6 +4,7 @@ import io
 import json
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -50,6 +51,19 @@ def test_broken_policy_and_lost_governance_become_alarms(reason: Reason) -> None
     LogJournal(alarms).notable(attempt(), Decision("b-1", allowed, reason, 3, 7, errors=("broken",)))
     (text,) = alarms.texts()
     assert reason in text
+    alarms.clear(*DECISION_ALARMS)
+    assert alarms.texts() == ()
+
+
+def test_a_call_that_incident_response_restricts_becomes_an_alarm() -> None:
+    """A person should know that a response bites; a limit of policy is ordinary."""
+    alarms = Alarms()
+    refused = Decision("b-1", False, Reason.RATE_EXCEEDED, 2, 7)
+    LogJournal(alarms).notable(attempt(), refused)
+    assert alarms.texts() == ()
+    LogJournal(alarms).notable(attempt(), replace(refused, restrictions=(("rate", "10/m"),)))
+    (text,) = alarms.texts()
+    assert "restricts spiffe://mesh.local/workload/alice (rate 10/m)" in text
     alarms.clear(*DECISION_ALARMS)
     assert alarms.texts() == ()
 
