@@ -38,7 +38,12 @@ _COMMANDS: Final[dict[str, tuple[str, str]]] = {
         "Executions as a file that proves itself: export, verify offline.",
     ),
     "approvals": ("control_plane.cli.approvals:app", "Calls that wait for people: list, show, approve, deny."),
-    "revoke": ("control_plane.cli.revoke:app", "Deny a workload, node, key or method at once."),
+    "incidents": (
+        "control_plane.cli.incidents:app",
+        "What detection found, its evidence, what was done about it.",
+    ),
+    "review": ("control_plane.cli.review:app", "Past executions under another policy: what would differ."),
+    "revoke": ("control_plane.cli.revoke:app", "Deny or restrict at once: workload, node, key, method."),
     "node": ("control_plane.cli.node:app", "Nodes of the mesh, and tokens for new ones."),
     "ca": ("control_plane.cli.ca:app", "The embedded CA, and its rotation."),
     "control-plane": ("control_plane.cli.control_plane:app", "Run or check a control plane."),

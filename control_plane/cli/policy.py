@@ -2,7 +2,7 @@
 
 import typer
 
-from control_plane.cli import policy_recommend, policy_release, policy_shadow, policy_source
+from control_plane.cli import policy_recommend, policy_release, policy_replay, policy_shadow, policy_source
 
 app = typer.Typer(
     add_completion=False,
@@ -12,4 +12,5 @@ app = typer.Typer(
 policy_source.register(app)
 policy_recommend.register(app)
 policy_release.register(app)
+policy_replay.register(app)
 app.add_typer(policy_shadow.app, name="shadow")

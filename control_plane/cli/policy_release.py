@@ -10,13 +10,16 @@ import typer
 from control_plane.cli.context import JsonFlag, MeshOption, open_mesh, run
 from control_plane.cli.keys import passphrase_for
 from control_plane.cli.output import console, emit, table
+from control_plane.cli.policy_replay import REVIEW_SINCE, impact, report_json, show_report
 from control_plane.cli.policy_source import show_diff
+from control_plane.core.replay import ReplayReport
 from control_plane.edge import operator_client
 from control_plane.edge.operator_client import OperatorClient
 from control_plane.edge.release import Release, Reviewed, build_folder, proposal_to_dict
 from egm.v1 import operator_pb2
 from trust.authoring import Holders
 from trust.edge.keyfiles import load_public, load_signer
+from trust.errors import MeshError
 from trust.policy.diff import BundleDiff, diff
 from trust.verified import BASE_ROLE
 
@@ -87,15 +90,22 @@ def propose(
 
 
 def review(proposal: Proposal, mesh: MeshOption = None, as_json: JsonFlag = False) -> None:
-    """Show what a proposal changes: policies, settings, and who may newly call what. Verified on this machine."""
+    """Show what a proposal changes: policies, settings, who may newly call what. Verified on this machine.
 
-    async def action(release: Release, _client: OperatorClient) -> tuple[Reviewed, BundleDiff | None]:
+    Then what it would have made of the executions that were recorded in the last days (egm policy replay).
+    """
+
+    async def action(
+        release: Release, client: OperatorClient
+    ) -> tuple[Reviewed, BundleDiff | None, ReplayReport | MeshError | None]:
         reviewed = await release.review(proposal)
         changes = _diff_of(reviewed)
+        replays = reviewed.bundle is not None and reviewed.previous is not None
+        replayed = await impact(release, client, reviewed) if replays else None
         release.remember(reviewed)
-        return reviewed, changes
+        return reviewed, changes, replayed
 
-    reviewed, changes = _with_release(mesh, action)
+    reviewed, changes, replayed = _with_release(mesh, action)
     data = proposal_to_dict(reviewed.content.proposal) | {
         # what a signature covers, computed here; the title and who proposed it are the control plane's word
         "role": reviewed.role,
@@ -103,6 +113,7 @@ def review(proposal: Proposal, mesh: MeshOption = None, as_json: JsonFlag = Fals
         "digest": reviewed.digest,
         "holders": [asdict(change) for change in reviewed.holders],
         "diff": None if changes is None else changes.to_dict(),
+        "impact": report_json(replayed) if isinstance(replayed, ReplayReport) else None,
     }
 
     def text() -> None:
@@ -115,8 +126,18 @@ def review(proposal: Proposal, mesh: MeshOption = None, as_json: JsonFlag = Fals
             console.print("no policy changes, only keys")
         else:
             show_diff(changes)
+        _show_impact(proposal, replayed)
 
     emit(data, as_json=as_json, text=text)
+
+
+def _show_impact(proposal: str, replayed: ReplayReport | MeshError | None) -> None:
+    if isinstance(replayed, MeshError):
+        console.print(f"\nimpact on past executions unknown: {replayed.detail}", soft_wrap=True)
+    elif replayed is not None and replayed.executions:
+        title = f"proposal {proposal} against what is in force, last {REVIEW_SINCE}"
+        console.print()
+        show_report(title, replayed)
 
 
 def _show_holders(reviewed: Reviewed) -> None:

@@ -1,16 +1,15 @@
-"""`egm revoke`: deny a workload, node, key or method at once, with one emergency key and for a bounded time."""
+"""`egm revoke`: deny or restrict at once, with one emergency key and for a bounded time."""
 
-import hashlib
 import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Final
 
 import typer
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 
 from control_plane.cli.amending import propose
 from control_plane.cli.context import JsonFlag, MeshOption, open_mesh, run
+from control_plane.cli.fingerprint import fingerprint
 from control_plane.cli.keys import passphrase_for
 from control_plane.cli.output import Exit, console, emit, table
 from control_plane.core import amend
@@ -20,18 +19,17 @@ from egm.v1 import gossip_pb2
 from trust import limits
 from trust.edge.clock import SystemClock
 from trust.edge.files import write_atomic
-from trust.edge.keyfiles import load_public, load_signer
+from trust.edge.keyfiles import load_signer
 from trust.errors import EvidenceError, InputError, Reason
 from trust.keys import key_name
-from trust.node_key import ed25519_spki_sha256
 from trust.revocation import Directive, Kind, read_directive, sign_directive, subject_of
 from trust.spiffe import check_name
-from trust.x509 import public_key_sha256
 
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
-    help="Deny a workload, node, key or method at once. One emergency key can deny; only the quorum can allow.",
+    help="Deny a workload, node, key or method at once, or restrict a workload. One emergency key can deny; only the "
+    "quorum can allow.",
 )
 
 _UNITS_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -110,6 +108,38 @@ def method(
 ) -> None:
     """Deny every call of a method, on every service."""
     _revoke(Kind.METHOD, name, ttl, reason, key=key, output=output, mesh=mesh, as_json=as_json)
+
+
+@app.command()
+def throttle(
+    name: Annotated[str, typer.Argument(help="Workload: its name or SPIFFE ID.")],
+    rate: Annotated[str, typer.Argument(help="Calls per s, m, h or d, for example 10/m.")],
+    ttl: TtlOption = "1h",
+    reason: ReasonOption = "",
+    key: KeyOption = "",
+    output: OutOption = None,
+    mesh: MeshOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Let workload NAME call only so often, at every sidecar that its calls pass (levels 2 and above)."""
+    value = f"{name} {rate}"
+    _revoke(Kind.THROTTLE, value, ttl, reason, key=key, output=output, mesh=mesh, as_json=as_json)
+
+
+@app.command()
+def approval(
+    name: Annotated[str, typer.Argument(help="Workload: its name or SPIFFE ID.")],
+    needed: Annotated[str, typer.Argument(help='How many of which approvers, for example "1 of ops".')],
+    ttl: TtlOption = "1h",
+    reason: ReasonOption = "",
+    key: KeyOption = "",
+    output: OutOption = None,
+    mesh: MeshOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Let workload NAME call only with approval of each call (levels 2 and above; see egm approvals)."""
+    value = f"{name} {needed}"
+    _revoke(Kind.APPROVAL, value, ttl, reason, key=key, output=output, mesh=mesh, as_json=as_json)
 
 
 @app.command()
@@ -209,30 +239,6 @@ def keep(
     )
 
 
-def fingerprint(file: Path) -> str:
-    """Return the SHA-256 of the public key in a certificate, a PEM public key or a NAME.pub.json.
-
-    Raises:
-        InputError: KEY_UNREADABLE.
-    """
-    data = file.read_bytes()
-    try:
-        if b"-----BEGIN CERTIFICATE-----" in data:
-            return public_key_sha256(data).hex()
-        if b"-----BEGIN PUBLIC KEY-----" in data:
-            parsed = load_pem_public_key(data)
-            der = parsed.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-            return hashlib.sha256(der).hexdigest()
-        key = load_public(file)
-        if key.keytype == "ed25519":
-            return ed25519_spki_sha256(bytes.fromhex(key.keyval["public"])).hex()
-    except (ValueError, EvidenceError):
-        pass
-    raise InputError(
-        Reason.KEY_UNREADABLE, f"{file} holds no certificate and no public key; give one, or the SHA-256"
-    )
-
-
 def entry(one: gossip_pb2.DenialEntry) -> dict[str, object]:
     """Return a denial as JSON values."""
     return {
@@ -305,7 +311,8 @@ def _hand_in(book: MeshFile, directory: Path, directive: Directive, data: bytes,
     def text() -> None:
         until = _time(directive.until_s)
         if taken:
-            console.print(f"revoked {directive.subject} until {until} (id {directive.id[:16]})")
+            verb = "restricted:" if directive.subject.restricts else "revoked"
+            console.print(f"{verb} {directive.subject} until {until} (id {directive.id[:16]})")
             console.print(f"  in effect at {', '.join(one.member for one in taken)}; they tell the others")
         for one in refused:
             console.print(f"  refused by {one.member}: {one.error}", soft_wrap=True)

@@ -179,9 +179,18 @@ class Release:
             raise InputError(
                 Reason.NOT_FOUND, f"{role} is at version {newest}; choose an earlier version than that"
             )
-        archive = await asyncio.to_thread(self._old_archive, role, version)
+        archive = await self.archive(role, version)
         title = f"Roll back {'the base' if role == BASE_ROLE else role} to the content of version {version}"
         return await self.propose(archive, role=role, title=title)
+
+    async def archive(self, role: str, version: int) -> bytes:
+        """Return the archive that `role` had at `version`, as its metadata names it.
+
+        Raises:
+            InputError: NOT_FOUND, if that version was never published.
+            EvidenceError: DIGEST_MISMATCH.
+        """
+        return await asyncio.to_thread(self._old_archive, role, version)
 
     def _old_archive(self, role: str, version: int) -> bytes:
         source = self._source()
