@@ -50,6 +50,11 @@ def check(
         "policies": list(answer.policies),
         "errors": list(answer.errors),
         "obligations": list(answer.obligations),
+        "limits": [
+            {"name": one.name, "value": one.value, "policy": one.policy, "left": one.left}
+            for one in answer.limits
+        ],
+        "permit_binds": answer.permit_binds,
         "policy_version": answer.policy_version,
         "level": answer.level,
         "lease": answer.lease,
@@ -69,6 +74,11 @@ def _print(answer: node_pb2.CheckResponse, node: str) -> None:
     )
     if answer.obligations:
         console.print(f"obliged   {', '.join(answer.obligations)}", markup=False)
+    for one in answer.limits:
+        by = f"policy {one.policy}" if one.policy else "incident response"
+        console.print(f"limit     {one.name} {one.value} by {by}: {one.left} left on {node}", markup=False)
+    if answer.permit_binds:
+        console.print(f"permit    binds the {answer.permit_binds}", markup=False)
     if answer.would_deny:
         console.print("at level 4 this call would be refused")
     for error in answer.errors:

@@ -66,6 +66,16 @@ def previewed(meters: Meters, decision: Decision, use: Use) -> Decision:
     return decided
 
 
+def left(meters: Meters, control: Control, use: Use) -> str:
+    """Return how much of a limit the caller has left now, as a number that a person reads."""
+    units = meters.left(use.direction, use.caller, control, now_ms=use.now_ms, monotonic_ms=use.monotonic_ms)
+    return _amount(control, units)
+
+
+def _amount(control: Control, units: int) -> str:
+    return f"{units / UNITS_PER_ONE:.10g}" if control.field else str(units)
+
+
 def unreadable(control: Control) -> str:
     """Say why a budget cannot be counted for a stream."""
     return (
@@ -96,9 +106,9 @@ def _exceeded(short: Short, caller: str, now_ms: int) -> _Shortage:
     if control.name != BUDGET:
         detail = f"{allows}, which is used up; call again in {short.retry_ms / 1000:.1f} s"
         return Reason.RATE_EXCEEDED, detail, short.retry_ms
-    left = f"{short.left / UNITS_PER_ONE:.10g}" if control.field else str(short.left)
-    until = datetime.fromtimestamp((now_ms + short.retry_ms) // 1000, UTC)
-    detail = f"{allows}, of which {left} is left until {until:%Y-%m-%d %H:%M} UTC; ask for less, or call again then"
+    until = f"{datetime.fromtimestamp((now_ms + short.retry_ms) // 1000, UTC):%Y-%m-%d %H:%M} UTC"
+    rest = _amount(control, short.left)
+    detail = f"{allows}, of which {rest} is left until {until}; ask for less, or call again then"
     return Reason.BUDGET_EXCEEDED, detail, short.retry_ms
 
 

@@ -109,6 +109,15 @@ class Meters:
                 return Short(control, retry_ms, max(0, control.most - spent))
         return None
 
+    def left(self, direction: str, caller: str, control: Control, *, now_ms: int, monotonic_ms: int) -> int:
+        """Return how much of a control a caller has left: calls, or units of a budget's field."""
+        now_ns = monotonic_ms * _NS_PER_MS
+        if control.name == RATE:
+            full_ns = self._rates.get(self._rate_key(direction, caller, control, now_ns), now_ns)
+            return max(0, control.most - -(-max(0, full_ns - now_ns) // _interval_ns(control)))
+        _, spent = self._spent(self._budget_key(direction, caller, control, now_ms), control, now_ms)
+        return max(0, control.most - spent)
+
     def take(
         self, direction: str, caller: str, charges: Iterable[Charge], *, now_ms: int, monotonic_ms: int
     ) -> Taken:

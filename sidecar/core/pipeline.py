@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Final, Protocol
+from typing import Final
 
 from sidecar.core import wording
 from sidecar.core.bundle_state import BundleState, InForce, Lease
-from sidecar.core.call import Attempt, Decision, Direction, Permitted, RefusedError, permitted
+from sidecar.core.call import Attempt, Decision, Permitted, RefusedError, permitted
 from sidecar.core.counters import Counters
 from sidecar.core.gate import Shape
+from sidecar.core.hearers import Journal, Shadow
 from sidecar.core.levels import (
     CRYPTOGRAPHIC,
     GOVERNED,
@@ -21,7 +22,7 @@ from sidecar.core.levels import (
     finding_of,
     level_in_force,
 )
-from sidecar.core.metering import Use, metered, previewed, unreadable
+from sidecar.core.metering import Use, left, metered, previewed, unreadable
 from sidecar.core.meters import NOTHING, Meters
 from sidecar.core.obligations import Obligations, beyond_us
 from sidecar.core.streams import Cut, Streams, caller_of
@@ -38,24 +39,6 @@ from trust.spiffe import SpiffeId
 
 _OVER: Final = (Lease.NONE, Lease.SEALED, Lease.EXPIRED)  # a tuple: compared by identity, not hashed
 _NO_VERDICT: Final = Verdict(allowed=True, reason=Reason.ALLOWED, policies=())
-
-
-class Journal(Protocol):
-    """Hears of decisions that a person may want to read: refusals, and what level 4 would have refused."""
-
-    def notable(self, attempt: Attempt, decision: Decision) -> None:
-        """Note one decision."""
-        ...
-
-
-class Shadow(Protocol):
-    """Sees every call that is decided, to decide it under a candidate as well; `sidecar.core.shadow.Comparison`."""
-
-    def compare(
-        self, call: Call, direction: Direction, decision: Decision, *, identified: bool, now_ms: int
-    ) -> None:
-        """Take one decided call; must neither fail nor wait."""
-        ...
 
 
 class Pipeline:
@@ -264,6 +247,18 @@ class Pipeline:
         if not decision.controls:
             return decision
         return previewed(self.meters, decision, self._use(attempt, request, now_ms))
+
+    def left(self, control: Control, attempt: Attempt, *, now_ms: int) -> str:
+        """Return how much of a limit the caller of `attempt` has left now."""
+        return left(self.meters, control, self._use(attempt, None, now_ms))
+
+    def binds(self, attempt: Attempt, decision: Decision) -> str:
+        """Return what the permit of an allowed call binds: "request", "opening message", "method"; or nothing."""
+        if not decision.allowed or decision.level < CRYPTOGRAPHIC:
+            return ""
+        if self.shape(attempt.service, attempt.method) is not Shape.STREAM:
+            return "request"
+        return "method" if decision.method_alone else "opening message"
 
     def level(self, service: str) -> int:
         """Return the level in force for `service`."""

@@ -72,7 +72,8 @@ def check(view: NodeView, trust_domain: str, request: node_pb2.CheckRequest) -> 
         Direction.INBOUND, request.service, method, str(_caller(trust_domain, request.caller)), Authn.MTLS
     )
     message = _message(view, request.service, method, request.request_json)
-    decision = view.pipeline.decide(attempt, message, now_ms=view.clock.now_ms())
+    now_ms = view.clock.now_ms()
+    decision = view.pipeline.preview(attempt, message, now_ms=now_ms)
     return node_pb2.CheckResponse(
         allowed=decision.allowed,
         reason=decision.reason,
@@ -84,6 +85,16 @@ def check(view: NodeView, trust_domain: str, request: node_pb2.CheckRequest) -> 
         would_deny=decision.would_deny is not None,
         errors=decision.errors,
         obligations=[f"{name} {value}" for name, value in decision.obligations],
+        permit_binds=view.pipeline.binds(attempt, decision),
+        limits=[
+            node_pb2.CheckResponse.Limit(
+                name=control.name,
+                value=control.text,
+                policy=control.source,
+                left=view.pipeline.left(control, attempt, now_ms=now_ms),
+            )
+            for control in decision.controls
+        ],
     )
 
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from egm.v1 import operator_pb2 as egm_dot_v1_dot_operator__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x11\x65gm/v1/node.proto\x12\x06\x65gm.v1\x1a\x15\x65gm/v1/operator.proto\"C\n\tReportAck\x12\x19\n\x11timestamp_version\x18\x01 \x01(\x03\x12\x1b\n\x05peers\x18\x02 \x03(\x0b\x32\x0c.egm.v1.Peer\"%\n\x04Peer\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\"\x16\n\x14GetNodeStatusRequest\"U\n\x0c\x43heckRequest\x12\x0e\n\x06\x63\x61ller\x18\x01 \x01(\t\x12\x0f\n\x07service\x18\x02 \x01(\t\x12\x0e\n\x06method\x18\x03 \x01(\t\x12\x14\n\x0crequest_json\x18\x04 \x01(\t\"\xc1\x01\n\rCheckResponse\x12\x0f\n\x07\x61llowed\x18\x01 \x01(\x08\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\x12\x10\n\x08policies\x18\x04 \x03(\t\x12\x16\n\x0epolicy_version\x18\x05 \x01(\x03\x12\r\n\x05level\x18\x06 \x01(\x05\x12\r\n\x05lease\x18\x07 \x01(\t\x12\x12\n\nwould_deny\x18\x08 \x01(\x08\x12\x0e\n\x06\x65rrors\x18\t \x03(\t\x12\x13\n\x0bobligations\x18\n \x03(\t28\n\x05\x46leet\x12/\n\x06Report\x12\x12.egm.v1.NodeStatus\x1a\x11.egm.v1.ReportAck2{\n\x04Node\x12=\n\tGetStatus\x12\x1c.egm.v1.GetNodeStatusRequest\x1a\x12.egm.v1.NodeStatus\x12\x34\n\x05\x43heck\x12\x14.egm.v1.CheckRequest\x1a\x15.egm.v1.CheckResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x11\x65gm/v1/node.proto\x12\x06\x65gm.v1\x1a\x15\x65gm/v1/operator.proto\"C\n\tReportAck\x12\x19\n\x11timestamp_version\x18\x01 \x01(\x03\x12\x1b\n\x05peers\x18\x02 \x03(\x0b\x32\x0c.egm.v1.Peer\"%\n\x04Peer\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\"\x16\n\x14GetNodeStatusRequest\"U\n\x0c\x43heckRequest\x12\x0e\n\x06\x63\x61ller\x18\x01 \x01(\t\x12\x0f\n\x07service\x18\x02 \x01(\t\x12\x0e\n\x06method\x18\x03 \x01(\t\x12\x14\n\x0crequest_json\x18\x04 \x01(\t\"\xc8\x02\n\rCheckResponse\x12\x0f\n\x07\x61llowed\x18\x01 \x01(\x08\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\x12\x10\n\x08policies\x18\x04 \x03(\t\x12\x16\n\x0epolicy_version\x18\x05 \x01(\x03\x12\r\n\x05level\x18\x06 \x01(\x05\x12\r\n\x05lease\x18\x07 \x01(\t\x12\x12\n\nwould_deny\x18\x08 \x01(\x08\x12\x0e\n\x06\x65rrors\x18\t \x03(\t\x12\x13\n\x0bobligations\x18\n \x03(\t\x12\x14\n\x0cpermit_binds\x18\x0b \x01(\t\x12+\n\x06limits\x18\x0c \x03(\x0b\x32\x1b.egm.v1.CheckResponse.Limit\x1a\x42\n\x05Limit\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\x12\x0e\n\x06policy\x18\x03 \x01(\t\x12\x0c\n\x04left\x18\x04 \x01(\t28\n\x05\x46leet\x12/\n\x06Report\x12\x12.egm.v1.NodeStatus\x1a\x11.egm.v1.ReportAck2{\n\x04Node\x12=\n\tGetStatus\x12\x1c.egm.v1.GetNodeStatusRequest\x1a\x12.egm.v1.NodeStatus\x12\x34\n\x05\x43heck\x12\x14.egm.v1.CheckRequest\x1a\x15.egm.v1.CheckResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,9 +41,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CHECKREQUEST']._serialized_start=184
   _globals['_CHECKREQUEST']._serialized_end=269
   _globals['_CHECKRESPONSE']._serialized_start=272
-  _globals['_CHECKRESPONSE']._serialized_end=465
-  _globals['_FLEET']._serialized_start=467
-  _globals['_FLEET']._serialized_end=523
-  _globals['_NODE']._serialized_start=525
-  _globals['_NODE']._serialized_end=648
+  _globals['_CHECKRESPONSE']._serialized_end=600
+  _globals['_CHECKRESPONSE_LIMIT']._serialized_start=534
+  _globals['_CHECKRESPONSE_LIMIT']._serialized_end=600
+  _globals['_FLEET']._serialized_start=602
+  _globals['_FLEET']._serialized_end=658
+  _globals['_NODE']._serialized_start=660
+  _globals['_NODE']._serialized_end=783
 # @@protoc_insertion_point(module_scope)

@@ -119,6 +119,36 @@ Global___CheckRequest: _TypeAlias = CheckRequest  # noqa: Y015
 class CheckResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class Limit(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        NAME_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        POLICY_FIELD_NUMBER: _builtins.int
+        LEFT_FIELD_NUMBER: _builtins.int
+        name: _builtins.str
+        """"rate" or "budget" """
+        value: _builtins.str
+        """"100/m", "1000 per day of amount" """
+        policy: _builtins.str
+        """empty: a restriction by incident response"""
+        left: _builtins.str
+        """on this node, for its inbound calls, now: a number"""
+        def __init__(
+            self,
+            *,
+            name: _builtins.str = ...,
+            value: _builtins.str = ...,
+            policy: _builtins.str = ...,
+            left: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["left", b"left", "name", b"name", "policy", b"policy", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     ALLOWED_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
@@ -129,6 +159,8 @@ class CheckResponse(_message.Message):
     WOULD_DENY_FIELD_NUMBER: _builtins.int
     ERRORS_FIELD_NUMBER: _builtins.int
     OBLIGATIONS_FIELD_NUMBER: _builtins.int
+    PERMIT_BINDS_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
     allowed: _builtins.bool
     reason: _builtins.str
     detail: _builtins.str
@@ -137,6 +169,8 @@ class CheckResponse(_message.Message):
     lease: _builtins.str
     would_deny: _builtins.bool
     """below level 4: a level-4 node would have refused"""
+    permit_binds: _builtins.str
+    """Of an allowed call at level 5: what its permit binds, "request", "opening message" or "method"; else empty."""
     @_builtins.property
     def policies(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -144,6 +178,10 @@ class CheckResponse(_message.Message):
     @_builtins.property
     def obligations(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """of an allowed call: "audit payload" """
+
+    @_builtins.property
+    def limits(self) -> _containers.RepeatedCompositeFieldContainer[Global___CheckResponse.Limit]:
+        """that the call counts towards, each by itself"""
 
     def __init__(
         self,
@@ -158,10 +196,12 @@ class CheckResponse(_message.Message):
         would_deny: _builtins.bool = ...,
         errors: _abc.Iterable[_builtins.str] | None = ...,
         obligations: _abc.Iterable[_builtins.str] | None = ...,
+        permit_binds: _builtins.str = ...,
+        limits: _abc.Iterable[Global___CheckResponse.Limit] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed", "detail", b"detail", "errors", b"errors", "lease", b"lease", "level", b"level", "obligations", b"obligations", "policies", b"policies", "policy_version", b"policy_version", "reason", b"reason", "would_deny", b"would_deny"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed", "detail", b"detail", "errors", b"errors", "lease", b"lease", "level", b"level", "limits", b"limits", "obligations", b"obligations", "permit_binds", b"permit_binds", "policies", b"policies", "policy_version", b"policy_version", "reason", b"reason", "would_deny", b"would_deny"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

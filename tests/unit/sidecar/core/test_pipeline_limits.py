@@ -168,6 +168,45 @@ def test_an_execution_is_counted_once_however_often_it_is_decided() -> None:
     assert node.pipeline.preview(attempt(), b"", now_ms=node.clock.wall).reason is Reason.RATE_EXCEEDED
 
 
+def test_what_is_left_is_told_without_taking_any() -> None:
+    """`egm check` asks; a fraction of a call is not left."""
+    node = Node(4, allowing(("rate", "6/m"), ("budget", "10 per day of amount")))
+    rate, budget = (
+        one for name in ("rate", "budget") for one in node.decision(b"25000").controls if one.name == name
+    )
+
+    def left() -> tuple[str, str]:
+        ask = attempt()
+        return (
+            node.pipeline.left(rate, ask, now_ms=node.clock.wall),
+            node.pipeline.left(budget, ask, now_ms=node.clock.wall),
+        )
+
+    assert left() == ("4", "5")
+    node.clock.pass_ms(9_000)
+    assert left() == ("4", "5")
+    node.clock.pass_ms(1_000)
+    assert left() == left() == ("5", "5")
+
+
+@pytest.mark.parametrize(
+    ("level", "method", "alone", "binds"),
+    [
+        (4, PAY, False, ""),
+        (5, PAY, False, "request"),
+        (5, PAY, True, "request"),
+        (5, WATCH, False, "opening message"),
+        (5, WATCH, True, "method"),
+    ],
+)
+def test_what_a_permit_binds_is_told(level: int, method: str, alone: bool, binds: str) -> None:
+    """Below level 5 there is none; a method with one request binds it, whatever policy says of streams."""
+    node = Node(level, replace(ALLOW, method_alone=alone))
+    decision = node.decision(method=method)
+    assert node.pipeline.binds(attempt(method=method), decision) == binds
+    assert node.pipeline.binds(attempt(method=method), replace(decision, allowed=False)) == ""
+
+
 def test_an_open_stream_is_not_counted_again_nor_cut_when_limits_change() -> None:
     """Limits are on what is opened."""
     node = Node(4, allowing(("rate", "2/m")))
