@@ -87,6 +87,8 @@ class Fleet:
             broker=publisher,
             node_broker=listener,
             placement={name: (*node.services, *node.workloads) for name, node in self.plan.nodes.items()},
+            witnesses=self.plan.witnesses,
+            attestation_s=self.plan.attestation_s,
         )
         self.mesh = DevelopmentMesh(
             self.directory,

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -46,7 +47,7 @@ class LabMesh:
         self.control_plane = Member(self, CONTROL_PLANE)
         self._began = time.monotonic()
         self._files = plan.starting_policy()
-        self._first = (self._files, plan.level)
+        self._first = (self._files, plan.level, plan.witnesses)
         self._caller = Caller(Messages(plan.descriptors or self._files.get(DESCRIPTORS)))
         self._twins: dict[str, dict[str, str]] = {}
         self._loads: list[Load] = []
@@ -107,9 +108,10 @@ class LabMesh:
                 broken = True
         if broken:
             await asyncio.sleep(RECONNECT_S)
-        if (self._files, self.plan.level) != self._first:
-            files, level = self._first
+        if (self._files, self.plan.level, self.plan.witnesses) != self._first:
+            files, level, witnesses = self._first
             self.plan = self.plan.at_level(level)
+            self._vouched_by(witnesses)
             await self.publish(lambda _: files)
         await self.fleet.running.settled(version=self.policy_version, timeout_s=2 * WAIT_S)
         for name in self.plan.nodes:
@@ -302,15 +304,24 @@ class LabMesh:
         self._loads.append(load)
         return load
 
-    async def publish(self, change: PolicyChange | None = None, *, level: int | None = None) -> int:
+    async def publish(
+        self,
+        change: PolicyChange | None = None,
+        *,
+        level: int | None = None,
+        witnesses: Sequence[str] | None = None,
+    ) -> int:
         """Have a policy signed by the quorum and published; return its version. Nodes follow when they hear of it.
 
         Args:
             change: a policy folder; or files to replace (None removes one) in what was published last; or a function
                 from those files to the new ones; None: the same again.
             level: instead of the policy's own; stays for later publications.
+            witnesses: nodes that vouch for others at level 5 from now on, where the policy itself names none.
         """
         files = self._changed(change)
+        if witnesses is not None:
+            self._vouched_by(witnesses)
         if level is not None:
             self.plan = self.plan.at_level(level)
         archive = build(files, level_override=self.plan.level)
@@ -351,6 +362,13 @@ class LabMesh:
         return "\n".join(text.splitlines()[-lines:])
 
     # small rules
+
+    def _vouched_by(self, witnesses: Sequence[str] | None) -> None:
+        """Have the policies published from now on name these witnesses; None: every node."""
+        self.plan.check_witnesses(witnesses)
+        self.plan = replace(self.plan, witnesses=witnesses)
+        running = self.fleet.running
+        running.plan = replace(running.plan, witnesses=witnesses)
 
     def _reachable(self) -> tuple[str, ...]:
         return (*self.plan.members(), *(name + TWIN for name in self._twins))

@@ -39,6 +39,8 @@ class Plan:
     node_broker: str | None = None  # as the nodes are told; default: what the control plane says of it
     # node -> the services and other workloads it speaks for; default: a node per service, one for the others
     placement: Mapping[str, Sequence[str]] | None = None
+    witnesses: Sequence[str] | None = None  # nodes that vouch for others at level 5; default: all
+    attestation_s: int | None = None  # how long a cosignature counts; default: the policy format's
 
     def __post_init__(self) -> None:
         for name in (*self.services, *self.workloads, *(self.placement or ())):
@@ -146,9 +148,13 @@ class DevelopmentMesh:
         )
 
     def roster(self) -> dict[str, object]:
-        """Return who witnesses whom: every node of the plan every other (up to the limit). Makes keys and addresses."""
+        """Return who witnesses whom: the plan's witnesses every node, by default all (up to the limit) all.
+
+        Makes keys and addresses.
+        """
         taken: set[int] = set()
-        names = sorted(self.plan.nodes())[: limits.MAX_WITNESSES]
+        chosen = self.plan.nodes() if self.plan.witnesses is None else self.plan.witnesses
+        names = sorted(chosen)[: limits.MAX_WITNESSES]
         addresses = self._admin_addresses(taken)
         return {
             "witnesses": {
@@ -157,7 +163,8 @@ class DevelopmentMesh:
                     "address": self.reached(name, addresses[name]),
                 }
                 for name in names
-            }
+            },
+            **({} if self.plan.attestation_s is None else {"ttl_s": self.plan.attestation_s}),
         }
 
     def _admin_addresses(self, taken: set[int]) -> dict[str, str]:

@@ -165,9 +165,15 @@ class Mesh:
             self, self._call(lambda: self._mesh.load(calls, workers=workers, pause_s=pause_s, judge=judge))
         )
 
-    def publish(self, change: PolicyChange | None = None, *, level: int | None = None) -> int:
+    def publish(
+        self,
+        change: PolicyChange | None = None,
+        *,
+        level: int | None = None,
+        witnesses: Sequence[str] | None = None,
+    ) -> int:
         """Have a policy signed by the quorum and published; return its version."""
-        return self._run(self._mesh.publish(change, level=level))
+        return self._run(self._mesh.publish(change, level=level, witnesses=witnesses))
 
     # look
 

@@ -76,6 +76,8 @@ class LabPlan:
         level: instead of the policy's own.
         descriptors: FileDescriptorSet of your services, so that requests and replies can be written as mappings.
         lease_s, grace_s: of the default policy alone.
+        witnesses: nodes that vouch for others at level 5, unless the policy names some; None: all of them.
+        attestation_s: how long their cosignatures count then.
         network: LINKS, a proxy in front of each listener; NAMESPACES, one network namespace per member (Linux, root),
             which can only be cut.
         seed: decides jitter and losses of links.
@@ -90,12 +92,15 @@ class LabPlan:
     trust_domain: str = "mesh.local"
     network: str = LINKS
     seed: int = 0
+    witnesses: Sequence[str] | None = None
+    attestation_s: int | None = None
 
     def __post_init__(self) -> None:
         if self.network not in NETWORKS:
             raise InputError(
                 Reason.INPUT_INVALID, f"network {self.network!r}: use one of {', '.join(NETWORKS)}"
             )
+        self.check_witnesses(self.witnesses)
         if not self.nodes:
             raise InputError(Reason.INPUT_INVALID, 'a mesh needs a node: LabPlan.of("a", "b", "c")')
         owners: dict[str, str] = {}
@@ -116,6 +121,19 @@ class LabPlan:
                     raise InputError(
                         Reason.INPUT_INVALID, f"{one!r} is named twice; names are of the whole mesh"
                     )
+
+    def check_witnesses(self, names: Sequence[str] | None) -> None:
+        """Refuse witnesses that are no nodes.
+
+        Raises:
+            InputError: INPUT_INVALID, naming one.
+        """
+        if names is not None and (not names or set(names) - set(self.nodes)):
+            wrong = ", ".join(sorted(set(names) - set(self.nodes))) or "nobody"
+            raise InputError(
+                Reason.INPUT_INVALID,
+                f"witnesses: {wrong}: name nodes of this mesh: {', '.join(self.nodes)}",
+            )
 
     @classmethod
     def of(

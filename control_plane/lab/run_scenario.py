@@ -87,7 +87,9 @@ class Runner:
                     for name, one in seen.items()
                 )
             case "publish":
-                version = await mesh.publish(self._scenario.policy(value), level=value.level)
+                version = await mesh.publish(
+                    self._scenario.policy(value), level=value.level, witnesses=value.witnesses
+                )
                 return f"policy version {version} is published"
             case "sleep":
                 await asyncio.sleep(value)

@@ -56,6 +56,8 @@ class MeshText(_Strict):
     level: int | None = None
     lease_s: int = LEASE_S
     grace_s: int = GRACE_S
+    witnesses: tuple[str, ...] | None = None
+    attestation_s: int | None = None
     trust_domain: str = "mesh.local"
     network: str = LINKS
     seed: int = 0
@@ -146,6 +148,7 @@ class PublishStep(_Strict):
     policy: Path | None = None
     files: dict[str, str | None] = Field(default_factory=dict)
     level: int | None = None
+    witnesses: tuple[str, ...] | None = None
 
 
 class LoadStep(_Strict):
@@ -257,6 +260,8 @@ class Scenario:
             trust_domain=mesh.trust_domain,
             network=mesh.network,
             seed=mesh.seed,
+            witnesses=mesh.witnesses,
+            attestation_s=mesh.attestation_s,
         )
 
 

@@ -44,6 +44,8 @@ def missing(wanted: Mapping[str, Any], status: Status) -> str:
             held = isinstance(found, int) and found >= value
         elif isinstance(found, list | tuple):
             held = any(str(value) in str(one) for one in found)  # alarms, not_ready
+        elif isinstance(value, Mapping):
+            held = isinstance(found, Mapping) and not missing(value, found)  # attestation: {standing: ...}
         else:
             held = found == value
         if not held:

@@ -44,6 +44,15 @@ def test_a_plan_that_cannot_run_is_refused(nodes: dict[str, Node]) -> None:
         LabPlan(nodes)
 
 
+def test_witnesses_are_nodes_of_the_mesh() -> None:
+    """A name that is nobody's, or no names, is told before anything starts."""
+    nodes = {"a": Node({"a": Service()}), "b": Node({"b": Service()})}
+    assert LabPlan(nodes, witnesses=("a",)).witnesses == ("a",)
+    for names in ((), ("a", "z")):
+        with pytest.raises(InputError, match="name nodes of this mesh: a, b"):
+            LabPlan(nodes, witnesses=names)
+
+
 def test_a_service_is_started_or_found_not_both() -> None:
     """Which of the two would be called?"""
     with pytest.raises(InputError, match="not both"):

@@ -42,6 +42,17 @@ def test_steps_are_read_with_their_places() -> None:
     assert partition.groups == (("a",), ("b",))
 
 
+def test_a_roster_is_named_by_its_nodes() -> None:
+    """Their keys are of the mesh that is started."""
+    text = HEAD.replace("[a, b]", "[a, b]\n  witnesses: [a]\n  attestation_s: 6")
+    scenario = parse_scenario("s.yaml", f"{text}  - publish: {{witnesses: [b]}}\n".encode(), base=Path())
+    assert (scenario.plan.witnesses, scenario.plan.attestation_s) == (("a",), 6)
+    publish = scenario.steps[0].publish
+    assert publish is not None
+    assert publish.witnesses == ("b",)
+    assert "name nodes" in mistakes(HEAD.replace("[a, b]", "[a, b]\n  witnesses: [z]") + "  - heal\n")
+
+
 def test_a_reason_expects_a_refusal() -> None:
     """Nobody needs to write ok: false beside it."""
     text = HEAD + "  - call: {from: a, to: b, method: s.S/M, expect: {reason: POLICY_STALE}}\n"

@@ -51,6 +51,14 @@ def test_lists_are_searched() -> None:
     assert missing({"alarms": "ledger"}, STATUS)
 
 
+def test_parts_of_a_field_can_be_waited_for() -> None:
+    """How a node stands, who vouches for it; other parts may be as they like."""
+    status = {"attestation": {"standing": "ATTESTED", "quorum": 2, "vouched": ["a", "b"]}}
+    assert missing({"attestation": {"standing": "ATTESTED", "vouched": "b"}}, status) == ""
+    assert "attestation" in missing({"attestation": {"standing": "NOT_ATTESTED"}}, status)
+    assert "attestation" in missing({"attestation": {"standing": "ATTESTED"}}, UNREACHABLE)
+
+
 def test_a_node_that_does_not_answer_has_no_fields() -> None:
     """It is UNREACHABLE, and nothing else."""
     assert missing({"state": "UNREACHABLE"}, UNREACHABLE) == ""
