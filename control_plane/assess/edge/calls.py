@@ -16,6 +16,7 @@ from egm.v1 import probe_pb2
 from trust.edge.grpc_errors import ERROR_DOMAIN
 
 METHOD: Final = "egm.v1.Probe/Ping"
+OTHERS: Final = tuple(f"egm.v1.Probe/Other{number}" for number in range(1, 13))  # reserved, too
 TIMEOUT_S: Final = 8.0
 _OPTIONS: Final = [
     ("grpc.enable_http_proxy", 0),
@@ -52,6 +53,7 @@ async def call(
     server_dns: str = "",
     metadata: Metadata = (),
     timeout_s: float = TIMEOUT_S,
+    method: str = METHOD,
 ) -> Answer:
     """Call the reserved method once, on a connection of its own; return what answered. Never raises.
 
@@ -62,6 +64,7 @@ async def call(
         server_dns: the name that the server must prove; "" without TLS.
         metadata: sent along.
         timeout_s: for everything.
+        method: a reserved one.
     """
     options = [*_OPTIONS, *([("grpc.ssl_target_name_override", server_dns)] if server_dns else [])]
     if identity is None:
@@ -70,7 +73,7 @@ async def call(
         channel = grpc.aio.secure_channel(address, identity.credentials(), options=options)
     async with channel:
         try:
-            reply = await channel.unary_unary(f"/{METHOD}", None, None)(
+            reply = await channel.unary_unary(f"/{method}", None, None)(
                 request, timeout=timeout_s, metadata=tuple(metadata)
             )
         except grpc.aio.AioRpcError as error:

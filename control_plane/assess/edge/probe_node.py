@@ -68,7 +68,8 @@ class ProbeNode:
         self.name = NAME_PREFIX + secrets.token_hex(4)
         self.home, self._mesh, self._directory, self._services = home, mesh, directory, dict(services)
         self.data_dir = home / "data"
-        self.outbound: dict[str, str] = {}  # service -> where it takes calls for it
+        self.outbound: dict[str, str] = {}  # service -> where it takes calls of the calm workload
+        self.sweeping = ""  # where it takes calls of the noisy one, for the first service
         self._network = Network(0)
         self._links: list[Link] = []
         self._serving: list[asyncio.Task[None]] = []
@@ -80,8 +81,18 @@ class ProbeNode:
 
     @property
     def workload(self) -> SpiffeId:
-        """The synthetic caller."""
+        """The synthetic caller of direct attempts, with permits and without."""
         return SpiffeId.of(self._mesh.trust_domain, "workload", self.name)
+
+    @property
+    def calm(self) -> SpiffeId:
+        """A caller that does nothing to be noticed: what is done about the others must not hit it."""
+        return SpiffeId.of(self._mesh.trust_domain, "workload", f"{self.name}-calm")
+
+    @property
+    def noisy(self) -> SpiffeId:
+        """A caller that tries what it has no right to, so that somebody notices."""
+        return SpiffeId.of(self._mesh.trust_domain, "workload", f"{self.name}-noisy")
 
     @property
     def node(self) -> SpiffeId:
@@ -108,7 +119,7 @@ class ProbeNode:
     async def _start(self) -> None:
         self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
         async with operator_client.operator(self._mesh, self._directory) as client:
-            token = await client.create_join_token(self.name, [self.name], TOKEN_TTL_S)
+            token = await client.create_join_token(self.name, self._workloads(), TOKEN_TTL_S)
         write_atomic(self.home / "join-token", token.token.encode(), mode=0o600)
         path = self.home / "sidecar.yaml"
         write_atomic(path, yaml.safe_dump(self._config(), sort_keys=False).encode())
@@ -122,6 +133,9 @@ class ProbeNode:
         self._process = Process(self.name, arguments, log=log, program=program, forked=None)
         self._started(self.name, self._process)
         await self._process.start()
+
+    def _workloads(self) -> list[str]:
+        return [one.name for one in (self.workload, self.calm, self.noisy)]
 
     def _config(self) -> dict[str, Any]:
         mesh = self._mesh
@@ -146,16 +160,21 @@ class ProbeNode:
                 "source": "embedded",
                 "ca": str(ca),
                 "join_token_file": str(self.home / "join-token"),
-                "workloads": [self.name],
+                "workloads": self._workloads(),
             },
             "broker": broker,
             "outbound": [
-                {"workload": self.name, "service": service, "listen": listen, "identify": "loopback"}
-                for service, listen in self.outbound.items()
+                {"workload": workload, "service": service, "listen": listen, "identify": "loopback"}
+                for workload, service, listen in self._listeners()
             ],
             "services": {service: {"addresses": [address]} for service, address in self._services.items()},
             "admin": {"listen": self._admin},
         }
+
+    def _listeners(self) -> list[tuple[str, str, str]]:
+        calm = [(self.calm.name, service, listen) for service, listen in self.outbound.items()]
+        self.sweeping = f"{_LOOPBACK}:{free_port(self._taken)}"
+        return [*calm, (self.noisy.name, next(iter(self._services)), self.sweeping)]
 
     def _link(self, member: str, address: str) -> str:
         def pids() -> Mapping[str, int]:

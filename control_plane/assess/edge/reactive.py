@@ -1,14 +1,223 @@
-"""Levels 1 and 2: alerts, analytics, dashboards, detectors, incidents and responses of the running control plane."""
+"""Asks the control plane what it made of the assessor's own calls: analytics, dashboard, incidents, alerts, review."""
 
+import asyncio
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
+from control_plane.assess.edge.calls import OTHERS, call, ping
 from control_plane.assess.edge.collect import Installation
+from control_plane.assess.edge.probe_node import ProbeNode
+from control_plane.assess.edge.records import traces
 from control_plane.assess.model import Check
+from control_plane.assess.reactions import BEHAVIOURAL, THREAT, Raised, Reactions, Watched, judge
+from control_plane.core.replay import Recorded, replay
+from control_plane.core.top import view
+from control_plane.edge.analytics_client import AnalyticsClient, analytics
+from control_plane.edge.incidents_client import IncidentsClient, incidents
 from control_plane.edge.operator_client import OperatorClient
+from egm.v1 import analytics_pb2, incidents_pb2
+from trust.errors import MeshError
+from trust.policy.engine import Engine
+from trust.record import Side
+
+PATIENCE_S: Final = 20.0
+POLL_S: Final = 0.5
+_EVENT: Final = "event:"
+_MINUTE_MS: Final = 60_000
+_MOST: Final = 1000
+
+
+async def disturb(node: ProbeNode, run: str) -> None:
+    """Do, as the noisy synthetic caller, what a working mesh must notice: try many methods that nobody permits it."""
+    for method in OTHERS:
+        await call(node.sweeping, ping(run), identity=None, method=method)
 
 
 async def checks(
-    installation: Installation, directory: Path, client: OperatorClient, *, run: str, since_ms: int
+    installation: Installation,
+    directory: Path,
+    client: OperatorClient,
+    node: ProbeNode | None,
+    *,
+    callers: Sequence[str],
+    run: str,
+    since_ms: int,
 ) -> list[Check]:
-    """Return the checks of levels 1 and 2 that need the control plane's services."""
-    return []
+    """Return the checks of levels 1 and 2.
+
+    Args:
+        installation: what is known.
+        directory: of the mesh.
+        client: of the control plane.
+        node: whose synthetic callers did something; None in a safe assessment.
+        callers: SPIFFE IDs of everybody who called for us.
+        run: of the assessment.
+        since_ms: when it began.
+    """
+    services = list(installation.facts.services)
+    engine = installation.engine
+    detection = None if engine is None else engine.mesh.detection
+    mesh = installation.mesh
+    async with analytics(mesh, directory) as sums, incidents(mesh, directory) as desk:
+        calls, dashboard, watched, problem = await _counted(sums, callers, services, node, since_ms)
+        raised, detecting = await _incidents(desk, node, since_ms)
+        alerts, rules, alert_problems = await _alerts(sums, node, raised)
+        reviewed = await _reviewed(client, engine, callers, services, since_ms)
+        await _resolve(desk, raised, run)
+    found = Reactions(
+        asked=node is not None,
+        witnesses=len(installation.facts.policy.witnesses),
+        calls=calls,
+        analytics_problem=problem,
+        dashboard=dashboard,
+        watched=watched,
+        incidents=raised,
+        detection_problem=detecting,
+        rules_off=() if detection is None else detection.off,
+        respond=detection is not None and detection.respond,
+        responses=() if detection is None else [f"{r.on}: {', '.join(r.do)}" for r in detection.responses],
+        alerts=alerts,
+        alert_rules=rules,
+        alert_problems=alert_problems,
+        reviewed=reviewed,
+    )
+    return judge(found, services)
+
+
+async def _counted(
+    client: AnalyticsClient,
+    callers: Sequence[str],
+    services: Sequence[str],
+    node: ProbeNode | None,
+    since_ms: int,
+) -> tuple[Mapping[str, int] | None, Sequence[str] | None, Watched | None, str]:
+    """Wait until analytics count calls of ours to every service; also read the dashboard."""
+    request = analytics_pb2.AnalyticsRequest(since_ms=since_ms - _MINUTE_MS, by="edge", limit=_MOST)
+    calls: dict[str, int] = {}
+    watched: Watched | None = None
+    try:
+        for _ in range(int(PATIENCE_S / POLL_S)):
+            groups = [one for one in (await client.query(request)).groups if one.caller in callers]
+            calls = {}
+            for one in groups:
+                calls[one.service] = calls.get(one.service, 0) + one.sums.calls
+            watched = None if node is None else _watched(groups, str(node.noisy))
+            if set(services) <= calls.keys() and (node is None or watched is not None):
+                break
+            await asyncio.sleep(POLL_S)
+        by_service = await client.query(
+            analytics_pb2.AnalyticsRequest(since_ms=since_ms - _MINUTE_MS, by="service")
+        )
+        status, nodes, alerts = (
+            await client.operator.status(),
+            await client.operator.nodes(),
+            await client.alerts(),
+        )
+    except MeshError as error:
+        return None, None, None, f"analytics do not answer: {error.reason}: {error.detail[:160]}"
+    seen = view(status, nodes, by_service, by_service, alerts, most=_MOST)
+    return calls, [line.name for line in seen.services], watched, ""
+
+
+def _watched(groups: Sequence[analytics_pb2.AnalyticsGroup], caller: str) -> Watched | None:
+    own = [one for one in groups if one.caller == caller]
+    if not own:
+        return None
+    return Watched(
+        calls=sum(one.sums.calls for one in own),
+        refused=sum(sum(one.sums.refused.values()) for one in own),
+        would_deny=sum(sum(one.sums.would_deny.values()) for one in own),
+        methods=len({one.method for one in own}),
+        p95_ms=max(one.sums.p95_ms for one in own),
+    )
+
+
+async def _incidents(
+    client: IncidentsClient, node: ProbeNode | None, since_ms: int
+) -> tuple[list[Raised], str]:
+    """Wait for the incidents about our callers; return them, and why detection does not work."""
+    request = incidents_pb2.ListIncidentsRequest(limit=100, since_ms=since_ms)
+    found: list[Raised] = []
+    try:
+        answer = await client.page(request)
+        for _ in range(int(PATIENCE_S / POLL_S) if node is not None else 0):
+            found = [
+                await _raised(client, one)
+                for one in answer.incidents
+                if node is not None and _ours(one, node)
+            ]
+            rules = {one.rule[: len(THREAT)] for one in found}
+            if {BEHAVIOURAL, THREAT} <= rules or answer.problem:
+                break
+            await asyncio.sleep(POLL_S)
+            answer = await client.page(request)
+    except MeshError as error:
+        return found, f"incidents cannot be asked for: {error.reason}: {error.detail[:160]}"
+    return found, answer.problem
+
+
+def _ours(incident: incidents_pb2.Incident, node: ProbeNode) -> bool:
+    return node.name in incident.subject
+
+
+async def _raised(client: IncidentsClient, incident: incidents_pb2.Incident) -> Raised:
+    whole = await client.get(incident.id)
+    actions = tuple(f"{one.action} {one.fate}" for one in whole.responses)
+    return Raised(incident.id, incident.rule, incident.subject, incident.state, actions)
+
+
+async def _alerts(
+    client: AnalyticsClient, node: ProbeNode | None, raised: Sequence[Raised]
+) -> tuple[list[Raised], int, list[str]]:
+    """Wait for an alert about our incidents; return those there are, the signed rules, and what does not work."""
+    wait = 0 if node is None else int(PATIENCE_S / POLL_S) if raised else 1
+    found: list[Raised] = []
+    try:
+        answer = await client.alerts(everything=True)
+        for _ in range(wait):
+            found = [
+                Raised(one.id, one.rule, one.subject, one.state)
+                for one in answer.alerts
+                if node is not None and (node.name in one.subject or node.name in one.detail)
+            ]
+            if found:
+                break
+            await asyncio.sleep(POLL_S)
+            answer = await client.alerts(everything=True)
+    except MeshError as error:
+        return found, 0, [f"alerts cannot be asked for: {error.reason}: {error.detail[:160]}"]
+    return found, answer.rules, list(answer.problems)
+
+
+async def _reviewed(
+    client: OperatorClient,
+    engine: Engine | None,
+    callers: Sequence[str],
+    services: Sequence[str],
+    since_ms: int,
+) -> dict[str, dict[str, int]]:
+    """Decide our recorded calls again, as a review does."""
+    found: dict[str, dict[str, int]] = {}
+    if engine is None:
+        return found
+    for service in services:
+        recorded = []
+        for caller in callers:
+            try:
+                traced = await traces(client, caller, service, since_ms, any_method=True)
+            except MeshError:
+                continue  # the check stays unknown: there is nothing to decide again
+            recorded += [Recorded(one.intent) for one in traced if one.intent.side in set(Side)]
+        report = await asyncio.to_thread(replay, None, engine, recorded)
+        found[service] = {change.value: count for change, count in report.counts.items()}
+    return found
+
+
+async def _resolve(client: IncidentsClient, raised: Sequence[Raised], run: str) -> None:
+    """Close what our own calls opened."""
+    for one in raised:
+        try:
+            await client.resolve(one.id, f"raised by assessment {run} on purpose")
+        except MeshError:
+            continue  # somebody else has closed it, or the control plane is gone: nothing is lost

@@ -40,10 +40,12 @@ class Traced:
     index: int
 
 
-async def traces(client: OperatorClient, caller: str, service: str, since_ms: int) -> list[Traced]:
-    """Return the records of the reserved method's calls of `caller` to `service`, newest first."""
+async def traces(
+    client: OperatorClient, caller: str, service: str, since_ms: int, *, any_method: bool = False
+) -> list[Traced]:
+    """Return the records of calls of `caller` to `service`, of the reserved method or any, newest first."""
     request = record_pb2.ListExecutionsRequest(
-        limit=_PAGE, caller=caller, service=service, method=METHOD, since_ms=since_ms
+        limit=_PAGE, caller=caller, service=service, method="" if any_method else METHOD, since_ms=since_ms
     )
     answer = await client.executions(request)
     found = []

@@ -85,6 +85,8 @@ class Assessor:
             policy = asyncio.create_task(self._policy(installation, client))
             node = await self._probe_node(stack, installation)
             try:
+                if node is not None:
+                    await reactive.disturb(node, self.run_id)
                 await self._services(installation, client, node, started_ms)
             finally:
                 self._checks += await policy
@@ -92,8 +94,18 @@ class Assessor:
                 self._say("letting the lease of the probe node run out")
                 await self._guarded("outage", self._outage(installation, node))
             self._say("looking at alerts, analytics, detection and incidents")
-            self._checks += await reactive.checks(
-                installation, self._directory, client, run=self.run_id, since_ms=started_ms
+            callers = await self._callers(node)
+            await self._guarded(
+                "levels 1 and 2",
+                reactive.checks(
+                    installation,
+                    self._directory,
+                    client,
+                    node,
+                    callers=callers,
+                    run=self.run_id,
+                    since_ms=started_ms,
+                ),
             )
         return self._assessment(installation, started_ms)
 
@@ -232,6 +244,12 @@ class Assessor:
         from trust.x509 import spiffe_id_of
 
         return identity, str(spiffe_id_of(identity.chain))
+
+    async def _callers(self, node: ProbeNode | None) -> list[str]:
+        """Return everybody who calls for us."""
+        if node is not None:
+            return [str(node.workload), str(node.calm), str(node.noisy)]
+        return [(await self._stranger(None))[1]]
 
     def _mint(self, installation: Installation, node: ProbeNode) -> Mint:
         policy = None if installation.in_force is None else installation.in_force.policy
