@@ -48,7 +48,9 @@ details{margin:.3rem 0}summary{cursor:pointer;color:var(--accent);font-size:.875
 dl{margin:.4rem 0 .8rem;font-size:.85rem}
 dt{font-weight:600;margin-top:.4rem}dd{margin:0 0 0 1rem;overflow-wrap:anywhere}
 dd code{font:.8rem ui-monospace,Menlo,Consolas,monospace;color:var(--dim)}
-section.service{border:1px solid var(--line);border-radius:.75rem;padding:.25rem 1.25rem 1rem;margin:1rem 0}
+section.service{border:1px solid var(--line);border-radius:.75rem;padding:.25rem 1.25rem 1rem;margin:1.5rem 0}
+section.service h2{margin:1rem 0 .5rem}section.service td{padding:.35rem .6rem}
+section.service td.mark{width:10.5rem}section.service td:last-child{width:6rem}
 @media print{body{font-size:11pt}main{max-width:none;padding:0}section.service{break-inside:auto;border:0;padding:0}
 tr,li{break-inside:avoid}.hero{border:1px solid #999}.noprint{display:none}}
 """
@@ -85,11 +87,19 @@ def _hero(catalogue: Catalogue, assessment: Assessment) -> str:
     )
     return (
         f'<div class="hero"><div class="grade" aria-label="level">{assessment.level}</div><div>'
-        f"<p><strong>{escape(level.name.capitalize())}</strong>: {escape(level.meaning)}.</p>"
+        f"<p><strong>{escape(level.name.capitalize())}</strong>: {escape(_reached(catalogue, assessment))}</p>"
         '<p class="dim small">The grade of the weakest service. It was measured: a characteristic counts only when a '
         "probe or an observation of the running installation shows it.</p>"
         f'<div class="ladder">{ladder}</div></div></div>'
     )
+
+
+def _reached(catalogue: Catalogue, assessment: Assessment) -> str:
+    """Say what the grade means, without claiming the worst of an installation that lacks a little."""
+    level = catalogue.levels[assessment.level]
+    if assessment.level == 0:
+        return "some characteristic of level 1 was not seen to hold everywhere."
+    return f"{level.meaning}."
 
 
 def _services(catalogue: Catalogue, assessment: Assessment) -> str:
@@ -146,7 +156,7 @@ def _step(step: Step) -> str:
 def _service(catalogue: Catalogue, grade: ServiceGrade) -> str:
     rows = []
     for level in catalogue.levels:
-        meaning = "what is found wanting" if level.level == 0 else level.name
+        meaning = "what is found wanting without governance" if level.level == 0 else level.name
         rows.append(f'<tr><th colspan="3">Level {level.level}: {escape(meaning)}</th></tr>')
         rows += [_row(catalogue, grade.result(one.id)) for one in catalogue.of_level(level.level)]
     return (
