@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := sidecar control_plane trust tests
-SIM_SECONDS ?= 60
+SIM ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab check format bench gen sim compose-smoke clean setup
+.PHONY: help demo test lab check format bench gen sim mutants compose-smoke clean setup
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -47,8 +47,11 @@ gen: $(STAMP) ## regenerate proto/gen from proto/egm
 bench: $(STAMP) ## measure decision latency and proxy cost, write docs/performance.md
 	$(BIN)/python -m tests.benchmarks
 
-sim: $(STAMP) ## deterministic simulation for SIM_SECONDS seconds
-	$(BIN)/python -m tests.sim --seconds $(SIM_SECONDS)
+sim: $(STAMP) ## deterministic simulation until told to stop (Ctrl-C); bounds: make sim SIM="--seconds 60"
+	$(BIN)/python -m tests.sim $(SIM)
+
+mutants: $(STAMP) ## remove each guard that the simulation is held against: it must notice
+	$(BIN)/python -m tests.sim --mutants
 
 compose-smoke: $(STAMP) ## the containers of compose/ for real, by podman, runc and debootstrap (root; not part of test)
 	EGM_SMOKE_PYTHON=$(CURDIR)/$(BIN)/python bash compose/smoke.sh

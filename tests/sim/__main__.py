@@ -1,81 +1,138 @@
-"""`python -m tests.sim`: run one seed, or seeds one after another until told to stop."""
+"""`python -m tests.sim`: seeds until told to stop, one seed again, or every guard removed in turn."""
 
 import argparse
+import json
 import multiprocessing
 import sys
-import time
-from collections.abc import Iterator
 
+from tests.sim.campaign import Bounds, Campaign
 from tests.sim.kernel import Violation
-from tests.sim.runs import one_seed, run_seed
-from tests.sim.trouble import TROUBLE_MS
+from tests.sim.mutation import MAX_SEEDS, look_for_all
+from tests.sim.runs import run_seed
+from tests.sim.trouble import TROUBLE_MS, schedule_of
+
+_OK, _FELL, _USAGE = 0, 1, 2
 
 
-def _until(first: int, deadline: float, trouble_ms: int) -> Iterator[tuple[int, int]]:
-    seed = first
-    while time.monotonic() < deadline:
-        yield seed, trouble_ms
-        seed += 1
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.sim",
+        description=__doc__,
+        epilog="Exit codes: 0 nothing fell (with --mutants: every one was noticed), 1 otherwise, 2 wrong usage.",
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.add_argument(
+        "--trouble-ms", type=_positive, default=TROUBLE_MS, help="how long things go wrong, simulated"
+    )
+    many = parser.add_argument_group("many seeds; without a bound until SIGINT or SIGTERM")
+    many.add_argument("--seconds", type=float, help="stop after so many seconds")
+    many.add_argument("--events", type=_positive, help="stop after so many events")
+    many.add_argument("--seeds", type=_positive, help="stop after so many seeds")
+    many.add_argument("--first", type=int, default=0, help="the first seed (0)")
+    many.add_argument(
+        "--jobs", type=_positive, default=multiprocessing.cpu_count(), help="processes (one per core)"
+    )
+    many.add_argument("--keep-going", action="store_true", help="go on after a violation")
+    one = parser.add_argument_group("one seed")
+    one.add_argument("--seed", type=int, help="run this seed, as before")
+    one.add_argument(
+        "--keep", type=_numbers, help="numbers of the schedule's steps to carry out, 3,7; - for none"
+    )
+    one.add_argument("--schedule", action="store_true", help="print what goes wrong under the seed")
+    guards = parser.add_argument_group("guards")
+    guards.add_argument("--mutants", action="store_true", help="remove each guard; something must notice")
+    guards.add_argument("--only", default="", help="with --mutants: those whose name holds this text")
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return value
+
+
+def _numbers(text: str) -> list[int]:
+    return [] if text == "-" else [int(number) for number in text.split(",")]
+
+
+def _one(options: argparse.Namespace) -> int:
+    if options.schedule:
+        for number, (at, what, drawn) in enumerate(schedule_of(options.seed, options.trouble_ms)):
+            sys.stdout.write(f"{number:4d}  {at:6d} ms  {what} ({drawn})\n")
+    try:
+        mesh = run_seed(options.seed, trouble_ms=options.trouble_ms, keep=options.keep)
+    except Violation as error:
+        sys.stdout.write(
+            json.dumps({"seed": options.seed, "fell": str(error)}) if options.json else str(error)
+        )
+        sys.stdout.write("\n")
+        return _FELL
+    seen = mesh.observer
+    result = {
+        "seed": options.seed,
+        "events": mesh.events,
+        "forwarded": seen.forwards,
+        "executed": seen.executions,
+        "trace": mesh.trace,
+    }
+    sys.stdout.write(
+        json.dumps(result)
+        if options.json
+        else f"seed {options.seed}: {mesh.events} events, {seen.forwards} calls forwarded, {seen.executions} executed, "
+        f"no violation, trace {mesh.trace[:16]}"
+    )
+    sys.stdout.write("\n")
+    return _OK
+
+
+def _mutants(options: argparse.Namespace) -> int:
+    results, missed = [], 0
+    for found in look_for_all(options.only, first=options.first, seeds=options.seeds or MAX_SEEDS):
+        missed += found.seed is None
+        what = (
+            found.fell[-1].partition("\n")[0]
+            if found.seed is not None
+            else "; ".join(found.fell) or "nothing"
+        )
+        results.append({"guard": found.mutant.name, "seeds": found.seeds, "seed": found.seed, "fell": what})
+        if not options.json:
+            word = "NOT NOTICED" if found.seed is None else f"{found.seeds:2d} seeds"
+            sys.stdout.write(f"{found.mutant.name:36s} {word}: {what}\n")
+            sys.stdout.flush()
+    if not results:
+        sys.stderr.write(f"no guard's name holds {options.only!r}; they are in tests/sim/mutants.py\n")
+        return _USAGE
+    if options.json:
+        sys.stdout.write(json.dumps({"guards": results, "not_noticed": missed}) + "\n")
+    else:
+        sys.stdout.write(f"{len(results)} guards removed in turn, {missed} of them not noticed\n")
+    return _FELL if missed else _OK
 
 
 def _many(options: argparse.Namespace) -> int:
-    started = time.monotonic()
-    seeds = events = 0
-    work = _until(options.first, started + options.seconds, options.trouble_ms)
-    with multiprocessing.get_context("spawn").Pool(options.processes) as pool:
-        pending: list[multiprocessing.pool.AsyncResult[tuple[int, int, str]]] = []
-        for one in work:
-            pending.append(pool.apply_async(one_seed, (one,)))
-            while len(pending) >= 2 * options.processes:
-                _, count, fell = pending.pop(0).get()
-                seeds, events = seeds + 1, events + count
-                if fell:
-                    sys.stdout.write(f"{fell}\n")
-                    return 1
-        for left in pending:
-            _, count, fell = left.get()
-            seeds, events = seeds + 1, events + count
-            if fell:
-                sys.stdout.write(f"{fell}\n")
-                return 1
-    elapsed = time.monotonic() - started
-    sys.stdout.write(
-        f"{seeds} seeds, {events} events, {events / elapsed:.0f} events/s on {options.processes} processes, "
-        "no violation\n"
+    campaign = Campaign(
+        Bounds(options.seconds, options.events, options.seeds),
+        first=options.first,
+        jobs=options.jobs,
+        trouble_ms=options.trouble_ms,
+        keep_going=options.keep_going,
     )
-    return 0
+    sums = campaign.run()
+    sys.stdout.write(json.dumps(sums.as_object()) if options.json else str(sums))
+    sys.stdout.write("\n")
+    return _FELL if sums.violations else _OK
 
 
-def main() -> int:
-    """Return 0 if no invariant fell, 1 if one did."""
-    parser = argparse.ArgumentParser(prog="python -m tests.sim", description=__doc__)
-    parser.add_argument("--seed", type=int, help="replay this seed")
-    parser.add_argument(
-        "--keep", help="with --seed: numbers of the schedule's steps to carry out; - for none"
-    )
-    parser.add_argument(
-        "--trouble-ms", type=int, default=TROUBLE_MS, help="how long things go wrong, simulated"
-    )
-    parser.add_argument("--first", type=int, default=0, help="first seed of a run")
-    parser.add_argument("--seconds", type=float, default=60.0, help="how long to try seeds")
-    parser.add_argument("--processes", type=int, default=multiprocessing.cpu_count())
-    options = parser.parse_args()
-    if options.seed is None:
-        return _many(options)
-    keep = None
-    if options.keep is not None:
-        keep = [int(number) for number in options.keep.split(",") if number != "-"]
-    try:
-        mesh = run_seed(options.seed, trouble_ms=options.trouble_ms, keep=keep)
-    except Violation as error:
-        sys.stdout.write(f"{error}\n")
-        return 1
-    seen = mesh.observer
-    sys.stdout.write(
-        f"seed {options.seed}: {mesh.events} events, {seen.forwards} calls forwarded, {seen.executions} executed, "
-        "no violation\n"
-    )
-    return 0
+def main(arguments: list[str] | None = None) -> int:
+    """Return 0 if no invariant fell (or every removed guard was noticed), 1 if not."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.keep is not None and options.seed is None:
+        parser.error("--keep needs --seed")
+    if options.mutants:
+        return _mutants(options)
+    return _many(options) if options.seed is None else _one(options)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Somebody on the network who keeps what passes, replays it, changes it, forges, and floods; always there."""
 
 import json
+import random
 from typing import TYPE_CHECKING, Any
 
 from tests.sim.calling import CERTIFICATE, Pairs
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from tests.sim.node import Node
 
 _KEPT = 41
+_FRESH = 15  # of them, whose credentials may be alive
 _HEADS = 40  # more than a message of gossip may hold
 
 
@@ -66,10 +68,13 @@ class Attacker:
             self._flood(nodes[dice.choice(NODES)])
         self.world.after(dice.randint(150, 700), self.act)
 
-    def replay_everything(self) -> None:
-        """Send every call that was kept once more to whom it was for."""
-        for call in self._calls:
-            self._replay(call, self.world.nodes[call[0]], changed=False)
+    def replay(self, dice: random.Random, *, changed: bool = False) -> None:
+        """Send some of the calls that were kept once more to whom they were for. Not all at once: what is refused
+        is spent as well.
+        """
+        newest = self._calls[-_FRESH:]
+        for call in dice.sample(newest, min(2, len(newest))):
+            self._replay(call, self.world.nodes[call[0]], changed=changed)
 
     def _replay(self, call: tuple[str, Pairs, bytes], node: "Node", *, changed: bool) -> None:
         # Each sidecar of a service remembers what it spent itself; at another one the permit fits only the

@@ -4,6 +4,7 @@ Nothing here knows the protocol. Every choice is drawn from one seeded generator
 ordered queue, so a seed replays exactly.
 """
 
+import hashlib
 import heapq
 import io
 import random
@@ -117,6 +118,12 @@ class Kernel:
         self.cut: set[tuple[str, str]] = set()  # (from, to): one way
         self._queue: list[tuple[int, int, Callable[..., None], tuple[Any, ...]]] = []
         self._number = 0
+        self._trace = hashlib.sha256()
+
+    @property
+    def trace(self) -> str:
+        """What names this run exactly: SHA-256 over the time and kind of every event, in hexadecimal."""
+        return self._trace.hexdigest()
 
     def after(self, delay_ms: int, action: Callable[..., None], *arguments: Any) -> None:
         """Have something happen."""
@@ -127,6 +134,7 @@ class Kernel:
         """Let the next event happen."""
         self.now_ms, _, action, arguments = heapq.heappop(self._queue)
         self.events += 1
+        self._trace.update(b"%d %s\n" % (self.now_ms, action.__qualname__.encode()))
         action(*arguments)
 
     def chance(self, probability: float) -> bool:

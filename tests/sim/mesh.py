@@ -168,10 +168,10 @@ class Mesh(Kernel):
                 return
             self.observer.lost(node)
 
-    def died(self, node: Node) -> None:
+    def died(self, node: Node, longest_ms: int = 6_000) -> None:
         """End a process; it comes back."""
         node.crash()
-        self.after(self.random.randint(500, 6_000), self._boot, node)
+        self.after(self.random.randint(500, longest_ms), self._boot, node)
 
     def guarded(self, node: Node, action: Callable[[], Any]) -> None:
         """Let a node do something that it may refuse or die in."""
@@ -187,7 +187,7 @@ class Mesh(Kernel):
             node = self.nodes[name]
             if node.up:
                 self.spawn(node, node.calling.call())
-        self.after(self.random.randint(200, 900), self._workload)
+        self.after(self.random.randint(100, 500), self._workload)
 
     # the whole run
 

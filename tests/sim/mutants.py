@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sidecar.core import permits
+from sidecar.core import attester, permits
 from sidecar.core.bundle_state import BundleState, Lease
 from sidecar.core.feed_state import FeedState
 from sidecar.core.pipeline import Pipeline
@@ -17,6 +17,7 @@ from sidecar.core.replay import ReplayCache
 from sidecar.core.trust_state import TrustState
 from sidecar.edge.attestation_files import WitnessStore
 from sidecar.edge.notary import Notary
+from tests.sim import attesting
 from tests.sim.runs import SHORT_MS
 from tests.sim.trouble import TROUBLE_MS
 from trust import chain, denials, limits
@@ -47,6 +48,13 @@ class Mutant:
 
 def _nothing(*_: Any, **__: Any) -> None:
     """Check nothing."""
+
+
+def _signs_at_any_time(patch: Patch) -> None:
+    def median_alone(challenges: Any, *, now_ms: int, **_: Any) -> None:
+        attester.check_clock(challenges, now_ms=now_ms)
+
+    patch.setattr(attesting, "check_clock", median_alone)
 
 
 def _no_nonce(patch: Patch) -> None:
@@ -203,7 +211,7 @@ def _never_looks(patch: Patch) -> None:
 
 
 _REWRITE = tuple((at, "rewrite", at) for at in (4_500, 5_500))
-_OLD_DISK = ((2_800, "backup", 1), *((at, "restore", at) for at in range(3_500, 6_800, 300)))
+_OLD_DISK = ((2_800, "backup", 1), *((at, "restore", at) for at in range(4_000, 6_800, 300)))
 _ALL_RESTART = tuple(
     step
     for at in range(2_000, 6_500, 1_500)
@@ -215,12 +223,12 @@ _ALL_RESTART = tuple(
     )
 )
 _RESTARTS_REPLAYED = (
-    *((at, "crash", at) for at in (3_000, 3_010, 3_020)),
-    *((at, "replay", at) for at in range(3_500, 9_500, 500)),
+    *((at, "bounce", at) for at in (3_500, 6_000, 8_500, 11_000)),
+    *((at, "replay", at) for at in range(4_000, 13_500, 300)),
 )
 _MISDIRECTED = ((1_000, "misdirect", 1),)
 _REVOKED = tuple((at, "revoke", at) for at in range(1_600, 4_000, 300))
-_RESTARTS = tuple((at, "crash", at) for at in range(2_500, 7_000, 400))
+_RESTARTS = tuple((at, "bounce", at) for at in range(3_600, 6_400, 400))
 _BOAST = ((500, "boast", 1), (2_500, "alone", 1), (6_000, "alone", 1))
 _FROZEN = tuple(
     step
@@ -229,14 +237,18 @@ _FROZEN = tuple(
 )
 _NO_LEASE = ((1_500, "control_plane", 1),)
 _NEWER = tuple((at, "publish", at) for at in range(1_500, 6_500, 400))
-_KEPT_BACK = ((2_500, "intercept", 1),)
+_KEPT_BACK = ((2_500, "intercept", 1), *((at, "tamper", at) for at in range(2_600, 6_900, 200)))
+_FORK = ((2_500, "fork", 1),)
+
+_AHEAD = ((2_000, "ahead", 1),)
 
 MUTANTS = (
+    Mutant("attester: a quorum agrees on the time", _signs_at_any_time, "invariant 8.*not attested", _AHEAD),
     Mutant("witness: nonce", _no_nonce, "invariant 2.*did not ask for", _MISDIRECTED, TROUBLE_MS),
     Mutant("witness: counter", _no_counter, "invariant 3.*vouches", _OLD_DISK),
     Mutant("witness: ledger consistency proof", _no_consistency, "invariant 6.*itself cosigned", _REWRITE),
     Mutant("witness: ledger never shrinks", _may_shrink, "invariant 3.*vouches", _REWRITE),
-    Mutant("witness: quarantine", _no_quarantine, "invariant 4.*quarantined"),
+    Mutant("witness: quarantine", _no_quarantine, "invariant 4.*quarantined", _FORK),
     Mutant(
         "witness: persist before answer",
         _answers_before_it_persists,

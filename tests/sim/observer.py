@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from sidecar.core.call import Decision
 from sidecar.edge.case import Case
 from tests.sim.kernel import Violation
-from tests.sim.realm import CALLEES, GRACE_MS, LEASE_MS, MAX_LAG_MS, PAYMENTS, TRUST_TTL_MS
+from tests.sim.realm import CALLEES, GRACE_MS, LEASE_MS, MAX_LAG_MS, PAYMENTS, QUORUM, TRUST_TTL_MS
 from tests.support.sidecar_core import ALICE, PAY
 from trust import limits
 from trust.attestation.statement import Evidence, open_evidence
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from tests.sim.mesh import Mesh
     from tests.sim.node import Node
 
-QUORUM = 3
 Leaves = tuple[bytes, ...]
 
 
@@ -149,8 +148,10 @@ class Observer:
         if late > 0:
             self._fell(2, f"{node.name} allowed {late} ms after lease and grace")
         newer = [at for version, at in self.withdrawn_ms.items() if version > held.version]
-        if not self.world.policy.frozen and newer and now_ms - min(newer) > LEASE_MS + GRACE_MS + slack:
-            self._fell(4, f"{node.name} used a right {now_ms - min(newer)} ms after it was withdrawn")
+        # Whoever holds the online keys can freeze a node for as long as its witnesses let it.
+        since_ms = max(min(newer, default=now_ms), self.world.policy.frozen_until_ms(now_ms))
+        if now_ms - since_ms > LEASE_MS + GRACE_MS + slack:
+            self._fell(4, f"{node.name} used a right {now_ms - since_ms} ms after it was withdrawn")
         if "boasts" not in node.lies:
             own = node.trust.own()
             self._attested(node.name, None if own is None else own.evidence.sha256)

@@ -52,6 +52,7 @@ class PolicyHouse:
         self.version = 0
         self.history: list[Files] = []
         self.frozen: Files | None = None
+        self._thawed_ms = 0
         self.victims: set[str] = set()  # who is shown a mesh in which nothing is published any more
         self._state = RepositoryState(root())
         self._archives: dict[int, bytes] = {}
@@ -150,7 +151,13 @@ class PolicyHouse:
 
     def heal(self) -> None:
         """End all trouble."""
+        if self.frozen is not None:
+            self._thawed_ms = self.world.now_ms
         self.frozen, self.up, self.broker_up = None, True, True
+
+    def frozen_until_ms(self, now_ms: int) -> int:
+        """Return until when somebody was shown a mesh in which nothing is published; 0 for never."""
+        return self._thawed_ms if self.frozen is None else now_ms
 
     def _renewed(self, files: Files) -> Files:
         old = RepositoryState(root(), files.timestamp, files.snapshot, {BASE_ROLE: files.targets})

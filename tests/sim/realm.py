@@ -28,6 +28,7 @@ from trust.spiffe import SpiffeId
 
 DOMAIN = "mesh.local"
 NODES = ("n0", "n1", "n2", "n3")  # all are witnesses; 3 of them are the quorum, so one may lie
+QUORUM = 3
 CALLERS, CALLEES = ("n0", "n3"), ("n1", "n2")
 PAYMENTS = f"spiffe://{DOMAIN}/workload/payments"
 LEASE_MS, GRACE_MS = 4_000, 4_000

@@ -1,6 +1,7 @@
 """Runs seeds, and makes a failure small: which few steps of the schedule are enough for the same invariant to fall."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from tests.sim.kernel import Violation
 from tests.sim.mesh import Mesh
@@ -8,6 +9,15 @@ from tests.sim.trouble import TROUBLE_MS, Step, schedule_of
 
 SHORT_MS = 7_000  # of trouble, for `make test`: more seeds in the same time
 _MAX_TRIES = 60
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one seed. `fell`: the whole message, empty when nothing fell."""
+
+    seed: int
+    events: int
+    fell: str = ""
 
 
 def live(
@@ -37,27 +47,31 @@ def run_seed(seed: int, *, trouble_ms: int = TROUBLE_MS, keep: Sequence[int] | N
     if keep is not None:
         schedule = [step for number, step in enumerate(schedule) if number in keep]
     mesh, error = live(seed, schedule, trouble_ms)
-    if error is None:
-        return mesh
+    if error is not None:
+        raise Violation(_told(mesh, seed, schedule, trouble_ms, error)) from error
+    return mesh
+
+
+def one_seed(work: tuple[int, int]) -> Outcome:
+    """Run a seed for so many simulated ms of trouble; return what became of it."""
+    seed, trouble_ms = work
+    schedule = schedule_of(seed, trouble_ms)
+    mesh, error = live(seed, schedule, trouble_ms)
+    fell = "" if error is None else _told(mesh, seed, schedule, trouble_ms, error)
+    return Outcome(seed, mesh.events, fell)
+
+
+def _told(mesh: Mesh, seed: int, schedule: Sequence[Step], trouble_ms: int, error: BaseException) -> str:
     small = shrink(seed, schedule, trouble_ms, error)
     numbers = [number for number, step in enumerate(schedule_of(seed, trouble_ms)) if step in small]
     steps = (
         "\n".join(f"  {at:6d} ms  {what} ({number})" for at, what, number in small) or "  (nothing at all)"
     )
     command = f"python -m tests.sim --seed {seed} --trouble-ms {trouble_ms}"
-    raise Violation(
+    return (
         f"{_headline(error)}\nseed {seed}, event {mesh.events}; these steps of the schedule are enough:\n{steps}\n"
         f"replay: {command}\nshrunk: {command} --keep {','.join(map(str, numbers)) or '-'}"
-    ) from error
-
-
-def one_seed(work: tuple[int, int]) -> tuple[int, int, str]:
-    """Run a seed; return it, its events, and what fell."""
-    seed, trouble_ms = work
-    try:
-        return seed, run_seed(seed, trouble_ms=trouble_ms).events, ""
-    except Violation as error:
-        return seed, 0, str(error)
+    )
 
 
 def shrink(seed: int, schedule: Sequence[Step], trouble_ms: int, error: BaseException) -> list[Step]:

@@ -14,8 +14,8 @@ from sidecar.core.bundle_state import BundleState, Lease
 from sidecar.core.feed_state import FeedState
 from tests.sim.world import Violation, World, run_seed
 
-SEEDS = 100
-_BATCH = 25
+SEEDS = 40
+_BATCH = 20
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, _BATCH))

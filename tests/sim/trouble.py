@@ -3,7 +3,7 @@
 import random
 from typing import TYPE_CHECKING, Any
 
-from tests.sim.realm import CALLERS, EMERGENCY, NODES
+from tests.sim.realm import CALLEES, CALLERS, EMERGENCY, NODES, QUORUM
 from trust.revocation import Kind, read_directive
 
 if TYPE_CHECKING:
@@ -11,11 +11,12 @@ if TYPE_CHECKING:
     from tests.sim.node import Node
 
 TROUBLE_MS = 14_000
+_FORGIVEN_MS = 20_000  # how far the clocks of a node and its witness may be apart
 FORKS = "equivocates,cosigns anything"
 Step = tuple[int, str, int]  # at (ms), what, a number to choose with
 
 _KINDS = (
-    ("publish", 5), ("partition", 4), ("one_way", 3), ("heal", 5), ("crash", 6), ("crash_all", 1),
+    ("publish", 5), ("partition", 4), ("one_way", 3), ("heal", 5), ("crash", 6), ("bounce", 2), ("crash_all", 1),
     ("control_plane", 2), ("broker", 2), ("clock", 3), ("slow", 2), ("intercept", 2), ("replay", 2), ("misdirect", 1),
     ("revoke", 3), ("backup", 4), ("restore", 4),
     ("lie", 3), ("no_quorum", 2), ("freeze", 1),
@@ -26,7 +27,12 @@ def schedule_of(seed: int, trouble_ms: int = TROUBLE_MS) -> list[Step]:
     """Draw what goes wrong under a seed."""
     dice = random.Random(f"schedule {seed}")
     names, weights = [name for name, _ in _KINDS], [weight for _, weight in _KINDS]
-    times = sorted(dice.randint(min(1_000, trouble_ms // 4), trouble_ms) for _ in range(trouble_ms // 700))
+    every_ms = dice.choice(
+        (700, 700, 1_500, 3_000)
+    )  # trouble upon trouble, or one at a time in a mesh that works
+    times = sorted(
+        dice.randint(min(1_000, trouble_ms // 4), trouble_ms) for _ in range(trouble_ms // every_ms)
+    )
     return [(at, dice.choices(names, weights)[0], dice.getrandbits(32)) for at in times]
 
 
@@ -72,6 +78,12 @@ class Trouble:
         if node.up:
             self.world.died(node)
 
+    def _do_bounce(self, dice: random.Random) -> None:
+        """A callee restarts at once, while what it executed can still be replayed."""
+        node = self.world.nodes[dice.choice(CALLEES)]
+        if node.up:
+            self.world.died(node, longest_ms=500)
+
     def _do_crash_all(self, _dice: random.Random) -> None:
         for node in self.world.nodes.values():
             if node.up:
@@ -86,9 +98,18 @@ class Trouble:
     def _do_clock(self, dice: random.Random) -> None:
         node = self.world.nodes[dice.choice(NODES)]
         if self.world.jumps:
-            node.skew_ms = dice.choice((-3_600_000, -60_000, -4_000, 4_000, 60_000, 3_600_000, 0))
+            skew_ms = dice.choice((-3_600_000, -60_000, -4_000, 4_000, 60_000, 3_600_000, 0))
+            # A quorum whose clocks are wrong together is a quorum: what it signs ahead of time, it waits for.
+            alike = sum(one is not node and one.skew_ms == skew_ms for one in self.world.nodes.values())
+            if abs(skew_ms) < _FORGIVEN_MS or alike < QUORUM - 1:
+                node.skew_ms = skew_ms
         else:
             node.skew_ms = dice.randint(-1_000, 1_000)
+
+    def _do_ahead(self, _dice: random.Random) -> None:
+        """The clocks of the callers jump ahead together."""
+        for name in CALLERS:
+            self.world.nodes[name].skew_ms = 3_600_000
 
     # policy and revocation
 
@@ -124,11 +145,14 @@ class Trouble:
     def _do_intercept(self, _dice: random.Random) -> None:
         self.world.attacker.intercepts = not self.world.attacker.intercepts
 
+    def _do_tamper(self, dice: random.Random) -> None:
+        self.world.attacker.replay(dice, changed=True)
+
     def _do_misdirect(self, _dice: random.Random) -> None:
         self.world.misdirects = 0.9
 
-    def _do_replay(self, _dice: random.Random) -> None:
-        self.world.attacker.replay_everything()
+    def _do_replay(self, dice: random.Random) -> None:
+        self.world.attacker.replay(dice)
 
     def _do_backup(self, _dice: random.Random) -> None:
         for node in self.world.nodes.values():
@@ -143,7 +167,7 @@ class Trouble:
         if name in self._backups and node.up:
             files, size = self._backups[name]
             if node.disk.files != files:
-                world.died(node)
+                world.died(node, longest_ms=dice.choice((500, 6_000)))
                 node.disk.files = dict(files)
                 node.ledger.cut(size)
                 world.restored.add(name)
@@ -195,7 +219,7 @@ class Trouble:
         if dice.random() < 0.5 or not node.up:
             node.ledger.rewrite(at)
         else:  # what was there since then is gone
-            self.world.died(node)
+            self.world.died(node, longest_ms=500)
             node.ledger.cut(at)
 
     def _may_lie(self) -> bool:
