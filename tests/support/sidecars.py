@@ -20,6 +20,7 @@ from trust.edge.clock import SystemClock
 from trust.edge.files import write_atomic
 from trust.edge.grpc_errors import error_from_rpc
 from trust.errors import Reason
+from trust.ports import Clock
 
 LOOPBACK = "127.0.0.1:0"
 
@@ -85,16 +86,18 @@ async def token(cp: Running, home: Path, node: str, *workloads: str) -> None:
 
 
 def start(
-    config: Mapping[str, Any], ready: Callable[[Mapping[str, Any]], None] = lambda _event: None
+    config: Mapping[str, Any],
+    ready: Callable[[Mapping[str, Any]], None] = lambda _event: None,
+    clock: Clock | None = None,
 ) -> tuple[driver.Sidecar, asyncio.Task[None]]:
-    """Start the real driver without waiting for anything."""
+    """Start the real driver without waiting for anything; by the system's clock, unless another is given."""
     loaded = parse_config(yaml.safe_dump(dict(config)), base=Path("/"), env={})
-    sidecar = driver.Sidecar(loaded, ready=ready, stop=asyncio.Event(), clock=SystemClock())
+    sidecar = driver.Sidecar(loaded, ready=ready, stop=asyncio.Event(), clock=clock or SystemClock())
     return sidecar, asyncio.create_task(sidecar.run())
 
 
 @contextlib.asynccontextmanager
-async def running(config: Mapping[str, Any]) -> AsyncIterator[RunningSidecar]:
+async def running(config: Mapping[str, Any], clock: Clock | None = None) -> AsyncIterator[RunningSidecar]:
     """Run the real driver until the block ends; it must drain without an error."""
     events: list[Mapping[str, Any]] = []
     listening = asyncio.Event()
@@ -103,7 +106,7 @@ async def running(config: Mapping[str, Any]) -> AsyncIterator[RunningSidecar]:
         events.append(event)
         listening.set()
 
-    sidecar, task = start(config, ready)
+    sidecar, task = start(config, ready, clock)
     waiting = asyncio.create_task(listening.wait())
     await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
     if task.done():
