@@ -184,7 +184,7 @@ def _attestation(node: NodeView) -> list[tuple[str, str]]:
         return (
             [("attestation", "the policy names no witnesses")] if node.attestation == "NO_WITNESSES" else []
         )
-    by = ", ".join(node.vouched) or "nobody"
+    by = ", ".join(node.vouched)
     needed = f"{node.quorum} of {len(node.witnesses)} witnesses are needed"
     left = f"{node.attestation_remaining_s:.0f} s left"
     if node.attested:
@@ -192,7 +192,9 @@ def _attestation(node: NodeView) -> list[tuple[str, str]]:
             ("attestation", f"attested, verified by the control plane, {left}; {needed}, vouched by {by}")
         ]
     else:
-        rows = [("attestation", f"says {node.attestation}, {left}; {needed}, it says vouched by {by}")]
+        whom = f"it says vouched by {by}" if by else "nobody vouches for it now"
+        ending = f", {left}" if by else ""
+        rows = [("attestation", f"says {node.attestation}{ending}; {needed}, {whom}")]
         if node.attested_problem:
             rows.append(("  not verified", node.attested_problem))
     rows += [(f"  not by {name}", why) for name, why in sorted(node.not_vouched.items())]

@@ -40,9 +40,8 @@ class NodeView:
     attestation_remaining_s: float
     witnesses: Sequence[str]
     quorum: int
-    vouched: Sequence[
-        str
-    ]  # witnesses whose cosignatures were verified; if not `attested`, those that the node says
+    # witnesses whose cosignatures were verified; if not `attested`, those that the node says; none by what has ended
+    vouched: Sequence[str]
     not_vouched: Mapping[str, str]  # witness -> why, in the last round
     credential: str  # hex SHA-256
     is_witness: bool
@@ -107,6 +106,10 @@ def _node(record: operator_pb2.NodeRecord, now_ms: int) -> NodeView:
     said = record.status
     attested_ms = record.attested_until_ms - now_ms
     age_s = max(0.0, (now_ms - record.last_seen_ms) / 1000)
+    attested = attested_ms > 0
+    # What it said of itself is as old as its report: nobody vouches by a credential that has ended since.
+    left_s = attested_ms / 1000 if attested else max(0.0, said.attestation.remaining_ms / 1000 - age_s)
+    vouched = record.attested_by if attested else said.attestation.vouched if left_s > 0 else ()
     return NodeView(
         name=record.node,
         state="SILENT" if age_s > SILENT_AFTER_S else said.state or "ENROLLED",
@@ -123,12 +126,12 @@ def _node(record: operator_pb2.NodeRecord, now_ms: int) -> NodeView:
         admin=said.admin_address,
         version=said.egm_version,
         attestation=said.attestation.standing,
-        attested=attested_ms > 0,
+        attested=attested,
         attested_problem=record.attested_problem,
-        attestation_remaining_s=(attested_ms if attested_ms > 0 else said.attestation.remaining_ms) / 1000,
+        attestation_remaining_s=left_s,
         witnesses=tuple(said.attestation.witnesses),
         quorum=said.attestation.quorum,
-        vouched=tuple(record.attested_by if attested_ms > 0 else said.attestation.vouched),
+        vouched=tuple(vouched),
         not_vouched=dict(said.attestation.not_vouched),
         credential=said.attestation.credential_sha256,
         is_witness=said.attestation.is_witness,

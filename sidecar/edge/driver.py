@@ -24,8 +24,9 @@ from sidecar.edge import telemetry
 from sidecar.edge.admin import NodeServicer
 from sidecar.edge.announcer import Announcer, Ready
 from sidecar.edge.approvals import ApprovalDuty, approval_duty
-from sidecar.edge.attestation import Attestation, accepted_builds
-from sidecar.edge.attestation import Parts as AttestationParts
+from sidecar.edge.attestation import Attestation
+from sidecar.edge.attestation_parts import Parts as AttestationParts
+from sidecar.edge.attestation_parts import accepted_builds
 from sidecar.edge.callees import Callees
 from sidecar.edge.callers import CallerWatch
 from sidecar.edge.credentials import CredentialClient, CredentialsServicer

@@ -113,6 +113,8 @@ async def test_a_credential_ends_when_the_witnesses_are_gone_and_comes_back_with
             await attested(*alone.values(), *others.values())
             assert await settled(alone["a"].outbound) == b"\0"
         await eventually(lambda: standing(alone["a"]) is Standing.NOT_ATTESTED, "the credential ends")
+        said = alone["a"].sidecar.view.attestation()
+        assert (list(said.vouched), said.credential_sha256) == ([], "")
         assert await sidecars.unary(alone["a"].outbound, UNARY, ask(size=1)) is Reason.NODE_NOT_ATTESTED
         async with world.running("b"):
             await attested(alone["a"])

@@ -171,7 +171,7 @@ async def test_a_stream_lives_as_long_as_its_caller_is_vouched_for(
             async def refused(*_: Any) -> None:
                 raise StateError(Reason.NODE_NOT_ATTESTED, "the witnesses refuse")
 
-            monkeypatch.setattr(keeper, "_round", refused)
+            monkeypatch.setattr(keeper._round, "run", refused)
             monkeypatch.setattr(
                 a.pipeline, "_attested", lambda *_: True
             )  # a lying sidecar does not cut itself

@@ -22,6 +22,38 @@ def test_a_node_is_shown_with_the_time_of_its_last_report(
     assert f"last seen               {words}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("standing", "remaining_ms", "ago_s"),
+    [("NOT_ATTESTED", 0, 1), ("ATTESTED", 42_000, 43)],
+    ids=["it says so", "its report is older than its credential"],
+)
+def test_nobody_vouches_by_a_credential_that_has_ended(
+    standing: str, remaining_ms: int, ago_s: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its witnesses did vouch once; shown now, that would say that they do."""
+    now_ms = 1_800_000_000_000
+    said = operator_pb2.Attestation(
+        standing=standing,
+        remaining_ms=remaining_ms,
+        quorum=2,
+        witnesses=["a", "b", "c"],
+        vouched=["a", "b"],
+        not_vouched={"c": "NONCE_UNKNOWN: too late"},
+    )
+    record = operator_pb2.NodeRecord(
+        node="a",
+        last_seen_ms=now_ms - ago_s * 1000,
+        status=operator_pb2.NodeStatus(node="a", attestation=said),
+    )
+    (view,) = fleet_view(operator_pb2.ControlPlaneStatus(now_ms=now_ms), [record]).nodes
+    node._print(view)
+    shown = capsys.readouterr().out
+    assert "vouched by" not in shown
+    assert f"says {standing}; 2 of 3 witnesses are needed, nobody vouches for it now" in shown
+    assert "not by c" in shown
+    assert (view.vouched, view.attestation_remaining_s) == ((), 0)
+
+
 @pytest.mark.parametrize("verified", [True, False])
 def test_a_nodes_own_word_is_not_shown_as_a_fact(verified: bool, capsys: pytest.CaptureFixture[str]) -> None:
     """Attested means that the control plane verified it; else the node says so."""
