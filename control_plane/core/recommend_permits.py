@@ -65,7 +65,8 @@ def permit_service(work: Work, service: str, edges: Sequence[Observed], period: 
     for methods, callers in sorted(callers_of.items(), key=lambda item: item[1]):
         mine = tuple(one for one in edges if one.caller in callers)
         principal, who = _principal(work, service, callers)
-        name = _free(f"{PREFIX}{service}-{who}"[:120], work.taken)
+        word = who if who.startswith(f"{service}-") else f"{service}-{who}"
+        name = _free(f"{PREFIX}{word}"[:120], work.taken)
         permits.append(Permit(name, tuple(callers), mine))
         lines += ["", *_comments(mine), f"@id({json.dumps(name)})", "permit("]
         lines += [
