@@ -240,6 +240,18 @@ def judge(
     )
 
 
+def enough(
+    standing: Standing, requirements: Iterable[Requirement], groups: Groups
+) -> tuple[SignedApproval, ...]:
+    """Return of a ticket that is met as many approvals as are needed, by name: more would only cost room."""
+    chosen: dict[str, SignedApproval] = {}
+    for one in requirements:
+        members = groups.get(one.group, {})
+        able = [said for said in standing.approved if said.name in members]
+        chosen |= {said.name: said for said in able[: one.needed]}
+    return tuple(chosen[name] for name in sorted(chosen))
+
+
 def _missing(
     approved: Mapping[str, object], wanted: tuple[Requirement, ...], groups: Groups
 ) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
 
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
@@ -16,6 +17,8 @@ from trust.bundle import Bundle
 from trust.errors import EvidenceError
 from trust.policy.descriptors import MethodTable
 from trust.ticket import ANY_REQUEST, METHOD_ALONE, NOTHING_SENT, Ticket
+
+_ROW: Final = 16  # bytes in a line
 
 
 @enum.unique
@@ -78,10 +81,14 @@ def _read(method: str, content: bytes, bundles: Iterable[Bundle]) -> Content:
     try:
         text = content.decode()
     except UnicodeDecodeError:
-        return Content(Shown.BYTES, content.hex(" ", 16))
+        return Content(Shown.BYTES, _dump(content))
     if all(c.isprintable() or c in "\n\t" for c in text):
         return Content(Shown.TEXT, text)
-    return Content(Shown.BYTES, content.hex(" ", 16))
+    return Content(Shown.BYTES, _dump(content))
+
+
+def _dump(content: bytes) -> str:
+    return "\n".join(content[at : at + _ROW].hex(" ") for at in range(0, len(content), _ROW))
 
 
 def _has_unknown(message: Message) -> bool:

@@ -135,10 +135,10 @@ def refusal(standing: Standing, ticket: Ticket) -> MeshError:
     return error
 
 
-def proof_of(one: Requirement, ticket: Ticket, standing: Standing, groups: Groups) -> list[str]:
+def proof_of(one: Requirement, ticket: Ticket, used: Iterable[SignedApproval], groups: Groups) -> list[str]:
     """Return what a record says of a requirement that was met: per approver, ticket, name and digest of the text."""
     members = groups.get(one.group, {})
-    return [f"{ticket.id} {said.name} {said.sha256}" for said in standing.approved if said.name in members]
+    return [f"{ticket.id} {said.name} {said.sha256}" for said in used if said.name in members]
 
 
 class SpentApprovals:

@@ -34,7 +34,7 @@ from sidecar.edge.approval_desk import Desk, RemoteDesk
 from sidecar.edge.case import Case
 from sidecar.edge.spent_file import SPENT_FILE, SpentFile
 from trust import limits
-from trust.approval import APPROVAL_KEY, Standing, pack, read_approval, unpack
+from trust.approval import APPROVAL_KEY, Standing, enough, pack, read_approval, unpack
 from trust.approval_rule import Groups, needs_of, window_s
 from trust.edge.ids import ExecutionIds
 from trust.edge.tls import Channels
@@ -323,21 +323,22 @@ class ApprovalDuty:
         Raises:
             MeshError: APPROVAL_SPENT, APPROVAL_UNAVAILABLE.
         """
-        notes = tuple(one.data for one in standing.approved)
+        groups = self._groups()
+        used = enough(standing, asked.requirements, groups)
+        notes = tuple(one.data for one in used)
         outbound = case.attempt.direction is Direction.OUTBOUND
         packed = pack(notes) if outbound else b""
         if ticket.request == ANY_REQUEST:
             self._windows.put(ticket, notes)
         else:
-            signed_ms = min(one.approval.issued_s for one in standing.approved) * 1000
+            signed_ms = min(one.approval.issued_s for one in used) * 1000
             await self._spent.spend(_key(case, ticket), signed_ms=signed_ms, now_ms=self._now())
             self._untold.append(ticket.id)
             self._work.set()
         if outbound:
             case.extra += ((APPROVAL_KEY, packed),)
-        groups = self._groups()
         for one, obligation in zip(asked.requirements, asked.obligations, strict=True):
-            for what in proof_of(one, ticket, standing, groups):
+            for what in proof_of(one, ticket, used, groups):
                 case.obligations = noted(case.obligations, obligation, what)
 
     def _note(self, case: Case, asked: Needed, what: str) -> None:

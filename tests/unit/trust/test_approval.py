@@ -10,6 +10,7 @@ from trust.approval import (
     Approval,
     Standing,
     Verdict,
+    enough,
     judge,
     open_approval,
     pack,
@@ -170,3 +171,14 @@ def test_a_signer_that_signs_something_else_is_noticed_before_it_leaves() -> Non
     approval = Approval(TICKET, Verdict.APPROVE, 1, 2)
     with pytest.raises(EvidenceError):
         sign_approval(approval, "ann", BEN.private.sign, public_key=ANN.public)
+
+
+def test_no_more_approvals_travel_than_are_needed() -> None:
+    """One person may serve two requirements."""
+    wanted = requirements_in("1 of finance; 2 of ops")
+    of = ticket(needs="1 of finance; 2 of ops")
+    found = standing(*(one.say(of) for one in OPS), of=of, wanted=wanted)
+    chosen = enough(found, wanted, GROUPS)
+    assert [said.name for said in chosen] == ["ann", "ben", "cleo"]
+    only_ops = standing(*(one.say(TICKET) for one in OPS))
+    assert [said.name for said in enough(only_ops, TWO_OF_OPS, GROUPS)] == ["ann", "ben"]
