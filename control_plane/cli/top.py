@@ -1,6 +1,7 @@
 """`egm top`: the mesh live in a terminal."""
 
 import asyncio
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -45,10 +46,7 @@ def top(
         seen = run(_look_once(file, directory, minutes))
         emit(seen.to_dict(), as_json=as_json, text=lambda: console.print(_drawn(seen, None)))
         return
-    try:
-        run(_follow(file, directory, interval, minutes))
-    except KeyboardInterrupt:
-        return
+    run(_follow(file, directory, interval, minutes))
 
 
 async def _look_once(file: MeshFile, directory: Path, minutes: int) -> View:
@@ -70,23 +68,34 @@ async def _look(client: AnalyticsClient, minutes: int) -> View:
 
 
 async def _follow(file: MeshFile, directory: Path, interval: float, minutes: int) -> None:
-    """Draw again and again; a control plane that does not answer is said on the screen, not the end."""
+    """Draw again and again, until SIGINT or SIGTERM; a control plane that does not answer is said on the screen.
+
+    The signals set an event: a task that is cancelled while it calls may see an error of the call instead.
+    """
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    stopping = asyncio.ensure_future(stop.wait())
     async with connect(file, directory) as client:
-        seen: View | None = await _look(client, minutes)  # an error at the start is an error of the command
-        problem: str | None = None
+        seen = await _look(client, minutes)  # an error at the start is an error of the command
         with Live(_drawn(seen, None), console=console, screen=True, auto_refresh=False) as live:
-            while True:
-                await asyncio.sleep(interval)
+            while not stop.is_set():
+                looking = asyncio.ensure_future(_look(client, minutes))
+                await asyncio.wait({looking, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                problem: str | None = None
+                if not looking.done():
+                    looking.cancel()
                 try:
-                    seen, problem = await _look(client, minutes), None
+                    seen = await looking
                 except MeshError as error:
                     problem = f"no answer since the last look: {error.detail}"
+                except asyncio.CancelledError:
+                    return
                 live.update(_drawn(seen, problem), refresh=True)
+                await asyncio.wait({stopping}, timeout=interval)
 
 
-def _drawn(seen: View | None, problem: str | None) -> RenderableType:
-    if seen is None:
-        return Text(problem or "")
+def _drawn(seen: View, problem: str | None) -> RenderableType:
     total = seen.all
     head = (
         f"{seen.trust_domain}  {to_datetime(seen.now_ms):%H:%M:%S} UTC  calls of {seen.over_s / 60:.0f} min: "

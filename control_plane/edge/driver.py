@@ -303,6 +303,8 @@ async def _open(config: ControlPlaneConfig, stack: AsyncExitStack) -> _Plane:
         event=observing.alerting.event,
     )
     status.others.append(lambda: detecting.detection.problems)
+    status.others.append(observing.alerting.problems)
+    approvals.opened = observing.ticket_opened
     return _Plane(
         status,
         reports=reports,

@@ -6,12 +6,14 @@ from typing import Any
 import grpc.aio
 
 from control_plane.config import ControlPlaneConfig
+from control_plane.core.analytics import caller_name
+from control_plane.core.approvals import Stored
 from control_plane.edge.alerting import Alerting, AlertsServicer, Reports
 from control_plane.edge.analytics import AnalyticsServicer, ExecutionSums
 from control_plane.edge.store.database import Database
 from control_plane.edge.webhooks import Webhooks
 from egm.v1 import analytics_pb2_grpc
-from trust.alerting import topic
+from trust.alerting import EventKind, topic
 from trust.edge.mqtt import BrokerUrl
 from trust.edge.mqtt_messages import MqttMessages
 from trust.mesh import MeshSettings
@@ -51,6 +53,16 @@ class ObservationDesk:
             name=config.name,
         )
         self.taken = self.sums.taken
+
+    def ticket_opened(self, stored: Stored) -> None:
+        """Tell that a call waits for approvers; see `control_plane.edge.approvals.ApprovalOffice.opened`."""
+        ticket = stored.ticket
+        self.alerting.event(
+            EventKind.APPROVAL_REQUESTED,
+            ticket.id,
+            f"{caller_name(ticket.caller)} to {ticket.service} {ticket.method} at node {stored.node}: "
+            "see 'egm approvals list'",
+        )
 
     def add_to(self, server: grpc.aio.Server) -> None:
         """Serve operators; who may ask was checked before (control_plane.core.roles)."""
