@@ -15,6 +15,7 @@ from sidecar.core.meters import NOTHING, Charge, Meters, Short, Taken
 from trust.errors import MeshError, Reason
 from trust.policy.controls import BUDGET, UNITS_PER_ONE, Control
 
+_SOON_MS: Final = 120_000  # told as a duration, not as a time
 EXCEEDED: Final = frozenset({Reason.RATE_EXCEEDED, Reason.BUDGET_EXCEEDED, Reason.OBLIGATION_UNMET})
 
 
@@ -104,12 +105,17 @@ def _exceeded(short: Short, caller: str, now_ms: int) -> _Shortage:
     control = short.control
     allows = f'{control.by} allows {caller} @{control.name}("{control.text}")'
     if control.name != BUDGET:
-        detail = f"{allows}, which is used up; call again in {short.retry_ms / 1000:.1f} s"
+        detail = f"{allows}, which is used up; call again {_when(short.retry_ms, now_ms)}"
         return Reason.RATE_EXCEEDED, detail, short.retry_ms
-    until = f"{datetime.fromtimestamp((now_ms + short.retry_ms) // 1000, UTC):%Y-%m-%d %H:%M} UTC"
     rest = _amount(control, short.left)
-    detail = f"{allows}, of which {rest} is left until {until}; ask for less, or call again then"
+    detail = f"{allows}, of which {rest} is left; ask for less, or call again {_when(short.retry_ms, now_ms)}"
     return Reason.BUDGET_EXCEEDED, detail, short.retry_ms
+
+
+def _when(retry_ms: int, now_ms: int) -> str:
+    if retry_ms < _SOON_MS:
+        return f"in {retry_ms / 1000:.1f} s"
+    return f"after {datetime.fromtimestamp((now_ms + retry_ms) // 1000, UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _refused(decision: Decision, reason: Reason, detail: str, retry_ms: int) -> Decision:

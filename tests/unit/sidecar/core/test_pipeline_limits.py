@@ -95,7 +95,7 @@ BUDGET = allowing(("budget", "10 per day of amount"))
     ("verdict", "reason", "words"),
     [
         (RATE, Reason.RATE_EXCEEDED, 'policy may allows spiffe://mesh.local/workload/alice @rate("1/m")'),
-        (BUDGET, Reason.BUDGET_EXCEEDED, "of which 3 is left until"),
+        (BUDGET, Reason.BUDGET_EXCEEDED, "of which 3 is left; ask for less, or call again after "),
     ],
     ids=["rate", "budget"],
 )
