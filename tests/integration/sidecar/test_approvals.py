@@ -12,12 +12,13 @@ from grpc_status import rpc_status
 
 from egm.v1 import approvals_pb2 as pb
 from egm.v1 import approvals_pb2_grpc as rpc
-from egm.v1 import record_pb2
+from egm.v1 import gossip_pb2, gossip_pb2_grpc, record_pb2
 from sidecar.edge.approval_desk import RemoteDesk
 from sidecar.edge.approvals import ApprovalDuty
 from tests.support import sidecars
 from tests.support.approvers import ANN, BEN, CLEO, GROUPS, STRANGER, Approver
 from tests.support.control_plane import TRUST_DOMAIN
+from tests.support.emergency import FIRST
 from tests.support.eventually import eventually
 from tests.support.interop_service import DUPLEX, UNARY, ask
 from tests.support.sidecar_mesh import Mesh, policy_files
@@ -27,6 +28,7 @@ from trust.edge.clock import SystemClock
 from trust.edge.grpc_errors import error_from_rpc
 from trust.errors import MeshError, Reason
 from trust.policy.source import build
+from trust.revocation import Kind
 from trust.spiffe import SpiffeId
 from trust.ticket import Ticket
 
@@ -34,6 +36,7 @@ from trust.ticket import Ticket
 def policy(annotations: str = '@require_approval("2 of ops")', *, level: int = 4) -> bytes:
     """Return a base bundle in which alice's calls need approvers, and bob's do not."""
     files = policy_files(level=level, allow=("alice", "bob"))
+    emergency = f"emergency_keys: {{{FIRST.name}: {FIRST.public.hex()}}}\n"
     groups = "".join(
         f"  {group}: {{{', '.join(f'{name}: {key}' for name, key in members.items())}}}\n"
         for group, members in GROUPS.items()
@@ -44,10 +47,21 @@ def policy(annotations: str = '@require_approval("2 of ops")', *, level: int = 4
     return build(
         files
         | {
-            "bundle.yaml": files["bundle.yaml"] + b"approver_groups:\n" + groups.encode(),
+            "bundle.yaml": files["bundle.yaml"] + f"{emergency}approver_groups:\n{groups}".encode(),
             "policies/p.cedar": cedar,
         }
     )
+
+
+async def restrict(mesh: Mesh, rule: str) -> None:
+    """Have incident response ask for approvals, with one emergency key."""
+    directive = FIRST.revoke(
+        Kind.APPROVAL, rule, now_ms=SystemClock().now_ms(), ttl_s=600, trust_domain=TRUST_DOMAIN
+    )
+    async with mesh.cp.channel("operator", "olga") as channel:
+        await gossip_pb2_grpc.EmergencyStub(channel).Revoke(
+            gossip_pb2.RevokeRequest(directive=directive), timeout=10
+        )
 
 
 class World:
@@ -294,6 +308,25 @@ async def test_used_approvals_stay_used_across_a_restart_and_lower_levels_go_on_
             answer = await w.call(ask(size=1))
             assert (answer[0] if isinstance(answer, tuple) else answer) == expected
         assert all("approvals" in alarms(node) for node in (a, b))
+
+
+async def test_incident_response_asks_for_approvals_from_level_two_on(mesh: Mesh) -> None:
+    """Without a word in policy, streams included; and cutting the control plane off lifts nothing."""
+    async with world(mesh, policy("", level=2)) as w:
+        assert await w.call(ask(size=1)) == b"\0"
+        await restrict(mesh, "alice 1 of finance")
+        for node in (w.a, w.b):
+            denials = node.sidecar.membership.denials.denials
+            await eventually(lambda denials=denials: denials.active, "the directive is here")  # type: ignore[misc]
+        reason, ticket_id = await w.call(ask(size=2))
+        assert reason is Reason.APPROVAL_REQUIRED
+        shown = await w.desk.Get(pb.GetTicketRequest(id=ticket_id), timeout=10)
+        assert shown.content == ask(size=2), "the stream's opening message is known"
+        await w.approve(ticket_id, CLEO)
+        assert await w.call(ask(size=2)) == b"\0" * 2
+        for node in (w.a, w.b):
+            lose_control_plane(node)
+        assert (await w.call(ask(size=3)))[0] is Reason.APPROVAL_UNAVAILABLE
 
 
 def duty(node: RunningSidecar) -> ApprovalDuty:
