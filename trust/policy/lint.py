@@ -27,6 +27,7 @@ from trust.policy.lint_approval import approval_problems, groups_of
 from trust.policy.lint_audit import AUDIT, audit_problems, auditors_of
 from trust.policy.lint_controls import Methods, control_problems, methods_of
 from trust.policy.lint_detection import detection_problems
+from trust.policy.lint_emergency import emergency_problems
 from trust.policy.problems import Problem, Severity, errors_of
 from trust.policy.reads import reads
 from trust.policy.rules import BINDING_RULE, OBLIGATIONS
@@ -99,7 +100,7 @@ def lint_source(parsed: source.Source, *, base: Bundle | None = None) -> list[Pr
         ]
         problems += [
             replace(where.problem(place, what, hint), severity=Severity.WARNING)
-            for place, what, hint in alert_problems(parsed.mesh())
+            for place, what, hint in (*alert_problems(parsed.mesh()), *emergency_problems(parsed.mesh()))
         ]
         problems += [
             where.problem(place, what, hint) for place, what, hint in detection_problems(parsed.mesh())
@@ -140,7 +141,8 @@ def _lint_bundle(bundle: Bundle, base: Bundle | None) -> list[Problem]:
         )
         problems += [Problem(MESH, 0, what, hint, Severity.WARNING) for what, hint in found]
         problems += [
-            Problem(MESH, 0, what, hint, Severity.WARNING) for _, what, hint in alert_problems(bundle.mesh)
+            Problem(MESH, 0, what, hint, Severity.WARNING)
+            for _, what, hint in (*alert_problems(bundle.mesh), *emergency_problems(bundle.mesh))
         ]
         problems += [Problem(MESH, 0, what, hint) for _, what, hint in detection_problems(bundle.mesh)]
     return problems if errors_of(problems) else problems + _engine_problems(bundle, base)
