@@ -272,6 +272,9 @@ MAX_KEPT_PEER_CREDENTIALS_BYTES: Final = 1024**3  # of other nodes, which keep t
 
 # assessment
 MAX_PROBE_NONCE_BYTES: Final = 256  # that the reserved method sends back
+MAX_ASSESSED_LEDGER_BYTES: Final = 512 * 1024 * 1024  # of one ledger that the assessor reads and copies
+MAX_ASSESSMENT_BYTES: Final = 64 * 1024 * 1024  # of one JSON report
+MAX_ASSESSMENTS_SHOWN: Final = 10_000  # of one history, the newest
 
 # attestation
 MIN_ATTESTATION_TTL_S: Final = 3
