@@ -119,22 +119,39 @@ class Assessment:
 
 
 def grade(
-    catalogue: Catalogue, service: str, checks: Iterable[Check], *, signed_level: int | None = None
+    catalogue: Catalogue,
+    service: str,
+    checks: Iterable[Check],
+    *,
+    signed_level: int | None = None,
+    unmade: str = UNCHECKED,
 ) -> ServiceGrade:
-    """Return the grade of one service from what was found of it and of the mesh."""
+    """Return the grade of one service from what was found of it and of the mesh.
+
+    Args:
+        catalogue: of the model.
+        service: its name.
+        checks: of any service; those of others are left out.
+        signed_level: what signed policy asks for.
+        unmade: why a check that is not among them was not made.
+    """
     found = _by_id(service, checks)
-    results = tuple(judge(catalogue, one, service, found) for one in catalogue.characteristics)
+    results = tuple(judge(catalogue, one, service, found, unmade) for one in catalogue.characteristics)
     return ServiceGrade(service, _level(catalogue, results), results, signed_level)
 
 
 def judge(
-    catalogue: Catalogue, characteristic: Characteristic, service: str, found: Mapping[str, Sequence[Check]]
+    catalogue: Catalogue,
+    characteristic: Characteristic,
+    service: str,
+    found: Mapping[str, Sequence[Check]],
+    unmade: str = UNCHECKED,
 ) -> Result:
     """Return the verdict on one characteristic; a check that nobody made is unknown."""
     checks = [
         check
         for name in characteristic.tests
-        for check in found.get(name) or (_unmade(catalogue, name, service),)
+        for check in found.get(name) or (_unmade(catalogue, name, service, unmade),)
     ]
     failed = [check for check in checks if check.outcome is Outcome.FAILED]
     unknown = [check for check in checks if _untold(check)]
@@ -149,7 +166,11 @@ def judge(
             verdict, verdict
         )
     return Result(
-        characteristic.id, verdict, basis, tuple(checks), "; ".join(check.answered for check in why)
+        characteristic.id,
+        verdict,
+        basis,
+        tuple(checks),
+        "; ".join(dict.fromkeys(check.answered for check in why)),
     )
 
 
@@ -168,10 +189,10 @@ def _by_id(service: str, checks: Iterable[Check]) -> dict[str, list[Check]]:
     return found
 
 
-def _unmade(catalogue: Catalogue, name: str, service: str) -> Check:
+def _unmade(catalogue: Catalogue, name: str, service: str, why: str) -> Check:
     test = catalogue.checks[name]
     subject = service if test.scope is Scope.SERVICE else MESH
-    return Check(name, subject, Outcome.UNKNOWN, Basis(test.basis), test.does, UNCHECKED)
+    return Check(name, subject, Outcome.UNKNOWN, Basis(test.basis), test.does, why)
 
 
 def _weakest(checks: Iterable[Check]) -> Basis | None:

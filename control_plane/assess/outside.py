@@ -60,4 +60,4 @@ def outside(
     else:
         checks = []
         notes = [f"nothing answered a caller without a certificate ({plain}; {tls})", NOT_FROM_OUTSIDE]
-    return grade(catalogue, target, checks), tuple(notes)
+    return grade(catalogue, target, checks, unmade=NOT_FROM_OUTSIDE), tuple(notes)

@@ -102,6 +102,11 @@ def _alert(found: Reactions) -> Check:
     if found.alert_problems:
         why = f"alerting does not work: {'; '.join(found.alert_problems)[:200]}"
         return _check(name, MESH, Outcome.FAILED, tried, why, evidence)
+    if not found.asked and found.alert_rules:
+        why = f"{found.alert_rules} signed rules are watched, and every channel that they tell is there"
+        return _check(
+            name, MESH, Outcome.HELD, "read the alert rules in force", why, evidence, Basis.OBSERVED
+        )
     if not found.asked:
         return _check(name, MESH, Outcome.UNKNOWN, tried, _UNASKED, evidence)
     if found.alerts:
@@ -169,8 +174,9 @@ def _response(found: Reactions) -> Check:
         return _check(
             name, MESH, Outcome.HELD, tried, "responses to its own calls were carried out", evidence
         )
-    if found.respond and found.responses and not found.detection_problem:
-        why = f"{len(found.responses)} signed responses are in force"
+    acting = [one for one in found.responses if not one.endswith(": alert")]
+    if found.respond and acting and not found.detection_problem:
+        why = f"{len(acting)} signed responses are in force"
         return _check(name, MESH, Outcome.HELD, tried, why, evidence, Basis.OBSERVED)
     if found.witnesses > 1:
         evidence["witnesses"] = str(found.witnesses)

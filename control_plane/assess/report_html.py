@@ -7,7 +7,7 @@ from typing import Final
 from control_plane.assess.catalogue import Catalogue
 from control_plane.assess.model import Assessment, Check, Outcome, Result, ServiceGrade, Verdict
 from control_plane.assess.report_text import moment
-from control_plane.assess.roadmap import Step, roadmap
+from control_plane.assess.roadmap import Step, reached, roadmap
 
 _CLASS: Final = {
     Verdict.MET: "good",
@@ -87,19 +87,11 @@ def _hero(catalogue: Catalogue, assessment: Assessment) -> str:
     )
     return (
         f'<div class="hero"><div class="grade" aria-label="level">{assessment.level}</div><div>'
-        f"<p><strong>{escape(level.name.capitalize())}</strong>: {escape(_reached(catalogue, assessment))}</p>"
+        f"<p><strong>{escape(level.name.capitalize())}</strong>: {escape(reached(catalogue, assessment))}.</p>"
         '<p class="dim small">The grade of the weakest service. It was measured: a characteristic counts only when a '
         "probe or an observation of the running installation shows it.</p>"
         f'<div class="ladder">{ladder}</div></div></div>'
     )
-
-
-def _reached(catalogue: Catalogue, assessment: Assessment) -> str:
-    """Say what the grade means, without claiming the worst of an installation that lacks a little."""
-    level = catalogue.levels[assessment.level]
-    if assessment.level == 0:
-        return "some characteristic of level 1 was not seen to hold everywhere."
-    return f"{level.meaning}."
 
 
 def _services(catalogue: Catalogue, assessment: Assessment) -> str:

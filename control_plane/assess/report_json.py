@@ -9,11 +9,11 @@ from typing import Any, Final
 from control_plane.assess.catalogue import Catalogue
 from control_plane.assess.model import Assessment, Basis, Check, Outcome, Result, ServiceGrade, Verdict
 from control_plane.assess.roadmap import roadmap
+from trust import limits
 from trust.errors import InputError, Reason
 
 FORMAT: Final = 1
 SCHEMA_FILE: Final = "assessment.schema.json"
-MAX_REPORT_BYTES: Final = 64 * 1024 * 1024
 
 
 @cache
@@ -101,8 +101,10 @@ def parse(data: bytes) -> Assessment:
     Raises:
         InputError: INPUT_INVALID, when it is no report of this format.
     """
-    if len(data) > MAX_REPORT_BYTES:
-        raise InputError(Reason.INPUT_INVALID, f"the report is larger than {MAX_REPORT_BYTES} bytes")
+    if len(data) > limits.MAX_ASSESSMENT_BYTES:
+        raise InputError(
+            Reason.INPUT_INVALID, f"the report is larger than {limits.MAX_ASSESSMENT_BYTES} bytes"
+        )
     try:
         value = json.loads(data)
         if value["format"] != FORMAT:

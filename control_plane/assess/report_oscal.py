@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from control_plane.assess.catalogue import Catalogue
 from control_plane.assess.model import Assessment, Basis, Check, Result, ServiceGrade, Verdict
+from control_plane.assess.roadmap import reached
 
 OSCAL_VERSION: Final = "1.1.3"
 _NAMESPACE: Final = uuid.UUID("7d2d9a53-37b8-5c0c-a1f0-5a2f3d0f6c11")
@@ -24,7 +25,7 @@ def to_oscal(catalogue: Catalogue, assessment: Assessment) -> dict[str, Any]:
     result: dict[str, Any] = {
         "uuid": _id(assessment, "result"),
         "title": f"Execution Governance Maturity Model: level {assessment.level}",
-        "description": catalogue.levels[assessment.level].meaning,
+        "description": reached(catalogue, assessment),
         "start": _time(assessment.started_ms),
         "end": _time(assessment.ended_ms),
         "props": [

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 from control_plane.assess.catalogue import Catalogue
 from control_plane.assess.model import Assessment, Check, ServiceGrade, Verdict
-from control_plane.assess.roadmap import roadmap
+from control_plane.assess.roadmap import reached, roadmap
 
 _MARKS = {
     Verdict.MET: "met",
@@ -40,7 +40,7 @@ def to_markdown(catalogue: Catalogue, assessment: Assessment) -> str:
         f"# Assessment of {cell(assessment.target)}: level {level}, {catalogue.levels[level].name}",
         "",
         f"{moment(assessment.started_ms)}, run {assessment.run}, probe {assessment.probe}, policy version "
-        f"{assessment.policy_version}, egm {assessment.version}. {catalogue.levels[level].meaning.capitalize()}.",
+        f"{assessment.policy_version}, egm {assessment.version}. {reached(catalogue, assessment).capitalize()}.",
         "",
         "| service | level | signed level |",
         "|---|---|---|",

@@ -34,6 +34,13 @@ class Step:
     established: bool
 
 
+def reached(catalogue: Catalogue, assessment: Assessment) -> str:
+    """Say what the grade means, without claiming the worst of an installation that lacks a little."""
+    if assessment.level == 0:
+        return "some characteristic of level 1 was not seen to hold everywhere"
+    return catalogue.levels[assessment.level].meaning
+
+
 def roadmap(catalogue: Catalogue, assessment: Assessment) -> list[Step]:
     """Return the steps from the fleet's level to the next one; empty at level 5."""
     target = assessment.level + 1

@@ -16,7 +16,7 @@ from control_plane.assess.report_html import to_html
 from control_plane.assess.report_json import dump, to_json
 from control_plane.assess.report_oscal import to_oscal
 from control_plane.assess.report_text import catalogue_page, moment, to_markdown
-from control_plane.assess.roadmap import roadmap
+from control_plane.assess.roadmap import reached, roadmap
 from control_plane.cli.context import JsonFlag, MeshOption, open_mesh, run
 from control_plane.cli.output import Exit, console, emit, errors, table
 from control_plane.edge.mesh_file import find_mesh
@@ -137,7 +137,7 @@ def _report(catalogue: Catalogue, assessment: Assessment, path: Path) -> bytes:
 def _print(catalogue: Catalogue, assessment: Assessment, written: Sequence[Path]) -> None:
     level = catalogue.levels[assessment.level]
     console.print(f"{assessment.target}: level {assessment.level}, {level.name}", style="bold", markup=False)
-    console.print(f"{level.meaning}\n", markup=False)
+    console.print(f"{reached(catalogue, assessment)}\n", markup=False)
     table(
         ("service", "level", "signed", *(f"L{number}" for number in range(1, 6))),
         (

@@ -20,7 +20,7 @@ from control_plane.assess.answers import UNREACHED, Answer, Bypass
 from control_plane.assess.edge.calls import Identity, call, ping
 from control_plane.assess.edge.collect import Installation
 from control_plane.assess.edge.permits import Mint, Shown
-from control_plane.assess.model import Check
+from control_plane.assess.model import Check, Outcome
 from trust.address import split_address
 from trust.edge.tls import read_ca_file
 
@@ -106,7 +106,8 @@ class Attempts:
             checks.append(answers.with_permit(name, self.service, tried, answer))
         child = mint.show(mint.claims(audience, request, genuine))
         await self.ping(child.metadata, request)
-        return checks, [genuine, child]
+        accepted = checks[0].outcome is Outcome.HELD
+        return checks, [genuine, child] if accepted else []
 
     def _bad(
         self, mint: Mint, audience: str, request: bytes, genuine: Shown

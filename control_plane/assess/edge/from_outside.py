@@ -4,6 +4,7 @@ import asyncio
 import importlib.metadata
 import secrets
 import ssl
+from typing import Final
 
 from control_plane.assess.answers import UNREACHED, Answer
 from control_plane.assess.catalogue import load_catalogue
@@ -12,9 +13,9 @@ from control_plane.assess.model import Assessment
 from control_plane.assess.outside import outside
 from trust.address import split_address
 from trust.edge.clock import SystemClock
-from trust.errors import InputError, Reason
+from trust.errors import InputError, Reason, StateError
 
-TIMEOUT_S = 6.0
+TIMEOUT_S: Final = 6.0
 
 
 async def look(target: str) -> Assessment:
@@ -22,6 +23,7 @@ async def look(target: str) -> Assessment:
 
     Raises:
         InputError: INPUT_INVALID, for no address.
+        StateError: SOURCE_UNAVAILABLE, when nobody is there.
     """
     unix = target.startswith("unix:")
     if not unix:
@@ -29,6 +31,7 @@ async def look(target: str) -> Assessment:
             split_address(target)
         except ValueError as error:
             raise InputError(Reason.INPUT_INVALID, f"--target: {error}; write HOST:PORT") from None
+    await _reach(target)
     clock, run = SystemClock(), secrets.token_hex(6)
     started_ms = clock.now_ms()
     plain = await call(target, ping(run), identity=None, timeout_s=TIMEOUT_S)
@@ -36,6 +39,23 @@ async def look(target: str) -> Assessment:
     graded, notes = outside(load_catalogue(), target, plain, tls)
     version = importlib.metadata.version("egmesh")
     return Assessment(run, started_ms, clock.now_ms(), target, "outside", 0, version, (graded,), notes)
+
+
+async def _reach(target: str) -> None:
+    """Connect once: nothing can be told of an address where nobody is."""
+    try:
+        async with asyncio.timeout(TIMEOUT_S):
+            if target.startswith("unix:"):
+                opening = asyncio.open_unix_connection(target.removeprefix("unix:").replace("//", "", 1))
+            else:
+                opening = asyncio.open_connection(*split_address(target))
+            _, writer = await opening
+        writer.close()
+    except (OSError, TimeoutError) as error:
+        raise StateError(
+            Reason.SOURCE_UNAVAILABLE,
+            f"--target {target}: nobody answers there ({error}); is the service running?",
+        ) from None
 
 
 async def _tls(target: str, run: str) -> Answer:

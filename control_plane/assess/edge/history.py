@@ -7,12 +7,12 @@ from typing import Final
 
 from control_plane.assess.catalogue import load_catalogue
 from control_plane.assess.model import Assessment
-from control_plane.assess.report_json import MAX_REPORT_BYTES, dump, parse
+from control_plane.assess.report_json import dump, parse
+from trust import limits
 from trust.edge.files import sync_directory
 from trust.errors import InputError, Reason
 
 FOLDER: Final = "assessments"
-MAX_SHOWN: Final = 10_000
 
 
 def keep(directory: Path, assessment: Assessment) -> Path:
@@ -40,7 +40,9 @@ def history(directory: Path) -> Sequence[Assessment]:
     Raises:
         InputError: INPUT_INVALID, naming a file that is no report.
     """
-    return [read(path) for path in sorted((directory / FOLDER).glob("*.json"))[-MAX_SHOWN:]]
+    return [
+        read(path) for path in sorted((directory / FOLDER).glob("*.json"))[-limits.MAX_ASSESSMENTS_SHOWN :]
+    ]
 
 
 def read(path: Path) -> Assessment:
@@ -51,7 +53,7 @@ def read(path: Path) -> Assessment:
     """
     try:
         with path.open("rb") as file:
-            return parse(file.read(MAX_REPORT_BYTES + 1))
+            return parse(file.read(limits.MAX_ASSESSMENT_BYTES + 1))
     except FileNotFoundError:
         raise InputError(
             Reason.NOT_FOUND, f"{path} does not exist; 'egm assess history' lists the runs of a mesh"

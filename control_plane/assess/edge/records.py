@@ -17,6 +17,7 @@ from control_plane.edge.evidence_export import Sources, export_evidence
 from control_plane.edge.evidence_remote import control_plane_of
 from control_plane.edge.operator_client import OperatorClient
 from egm.v1 import record_pb2
+from trust import limits
 from trust.edge.ledger import verify as verify_ledger
 from trust.errors import EvidenceError, InputError, MeshError, Reason, StateError
 from trust.evidence_report import Section, Verdict
@@ -26,7 +27,6 @@ from trust.record import Intent, Link, parse_record
 
 ARRIVAL_S: Final = 15.0
 POLL_S: Final = 0.4
-MAX_LEDGER_BYTES: Final = 512 * 1024 * 1024  # of one ledger that is read and copied
 _PAGE: Final = 200
 _IN_FIRST_RECORD: Final = 150  # bytes into the first segment: its first record is there, which is signed
 
@@ -57,9 +57,18 @@ async def traces(
 
 
 async def recorded(
-    client: OperatorClient, caller: str, service: str, serving: Sequence[str], since_ms: int
+    client: OperatorClient,
+    caller: str,
+    service: str,
+    serving: Sequence[str],
+    since_ms: int,
+    *,
+    permits: bool,
 ) -> tuple[list[Check], list[Traced]]:
-    """Wait until the service's own sidecar's record of a call has reached the index; judge what it says."""
+    """Wait until the service's own sidecar's records of calls have reached the index; judge what they say.
+
+    `permits`: some came with a permit that was accepted, so such a record is waited for, too.
+    """
     tried = "called the reserved method and looked for its record in the central index"
     found: list[Traced] = []
     problem = ""
@@ -69,7 +78,7 @@ async def recorded(
             problem = ""
         except MeshError as error:
             problem = f"the index does not answer: {error.detail[:200]}"
-        if found:
+        if found and (not permits or any(one.intent.permit_sha256 for one in found)):
             break
         await asyncio.sleep(POLL_S)
     names = ("probe-recorded", "outcome-recorded", "caller-attributed")
@@ -168,10 +177,9 @@ def ledgers(installation: Installation, service: str, serving: Sequence[str]) ->
         missing = ", ".join(sorted(set(serving) - found.keys())) or "any node"
         why = f"the ledger of {missing} is not on this machine"
         return [_probed(name, service, Outcome.UNKNOWN, tried, why) for name in names]
-    if large := [node for node, path in found.items() if _size(path) > MAX_LEDGER_BYTES]:
-        why = (
-            f"the ledger of {', '.join(large)} is larger than {MAX_LEDGER_BYTES >> 20} MiB: egm ledger verify"
-        )
+    if large := [node for node, path in found.items() if _size(path) > limits.MAX_ASSESSED_LEDGER_BYTES]:
+        most = limits.MAX_ASSESSED_LEDGER_BYTES >> 20
+        why = f"the ledger of {', '.join(large)} is larger than {most} MiB: run egm ledger verify there"
         return [_probed(name, service, Outcome.UNKNOWN, tried, why) for name in names]
     intact, evidence = Outcome.HELD, {}
     for node, path in found.items():

@@ -29,7 +29,7 @@ from control_plane.edge.mesh_file import MeshFile
 from control_plane.edge.operator_client import OperatorClient
 from control_plane.edge.release import Release
 from trust.edge.clock import SystemClock
-from trust.errors import InputError, MeshError, Reason
+from trust.errors import InputError, MeshError, Reason, StateError
 
 FULL: Final = "full"
 SAFE: Final = "safe"
@@ -189,11 +189,12 @@ class Assessor:
     ) -> None:
         addresses = services_of(self._mesh, list(installation.facts.services))
         turns = asyncio.Semaphore(AT_ONCE)
+        mint = None if node is None else await self._mint(installation, node)
 
         async def one(service: str, address: str) -> None:
             async with turns:
                 self._say(f"trying the sidecar of {service}")
-                await self._service(installation, client, node, service, address, since_ms)
+                await self._service(installation, client, node, mint, service, address, since_ms)
 
         await asyncio.gather(*(one(service, address) for service, address in sorted(addresses.items())))
 
@@ -202,6 +203,7 @@ class Assessor:
         installation: Installation,
         client: OperatorClient,
         node: ProbeNode | None,
+        mint: Mint | None,
         service: str,
         address: str,
         since_ms: int,
@@ -217,14 +219,15 @@ class Assessor:
         endorsements: Path | None = None
         if node is not None:
             try:
-                mint = await asyncio.to_thread(self._mint, installation, node)
+                if mint is None:
+                    raise StateError(Reason.PERMIT_UNVERIFIABLE, "the probe node cannot mint permits")
                 endorsements = mint.endorsements
                 checks, shown = await attempts.permits(mint)
                 self._checks += checks
             except (MeshError, OSError) as error:
                 self._notes.append(f"permits at {service}: {error}"[:300])
         self._checks.append(counters(service, before, await self._counted(serving)))
-        found, _ = await records.recorded(client, caller, service, serving, since_ms)
+        found, _ = await records.recorded(client, caller, service, serving, since_ms, permits=bool(shown))
         self._checks += found
         if node is not None:
             await self._guarded(f"lineage of {service}", self._one(records.lineage(client, service, shown)))
@@ -251,10 +254,14 @@ class Assessor:
             return [str(node.workload), str(node.calm), str(node.noisy)]
         return [(await self._stranger(None))[1]]
 
-    def _mint(self, installation: Installation, node: ProbeNode) -> Mint:
+    async def _mint(self, installation: Installation, node: ProbeNode) -> Mint | None:
         policy = None if installation.in_force is None else installation.in_force.policy
         version, sha256 = (0, "00" * 32) if policy is None else (policy.base.version, policy.base.sha256)
-        return Mint(node, policy_version=version, policy_sha256=sha256)
+        try:
+            return await asyncio.to_thread(Mint, node, policy_version=version, policy_sha256=sha256)
+        except MeshError as error:
+            self._notes.append(f"the probe node cannot mint permits: {error.detail[:200]}")
+            return None
 
     @staticmethod
     async def _one(work: Awaitable[Check]) -> list[Check]:
