@@ -325,7 +325,9 @@ def test_a_credential_travels_until_the_callee_says_that_it_holds_it() -> None:
     carriage.ended("pay", carried=True, status="UNAVAILABLE")
     carriage.ended("pay", carried=True, status="OK")
     carriage.answered("pay", b"1", [("x", "y"), (HELD_KEY, b"2")])
-    assert carriage.needed("pay", b"1"), "a callee at a lower level takes the call, and looks at no credential"
+    assert carriage.needed("pay", b"1"), (
+        "a callee at a lower level takes the call, and looks at no credential"
+    )
     carriage.answered("pay", b"1", [(HELD_KEY, b"1")])
     assert not carriage.needed("pay", b"1")
     assert carriage.needed("other", b"1")
