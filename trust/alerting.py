@@ -51,6 +51,7 @@ THRESHOLDS: Final = frozenset(
         Condition.P95_MS,
     }
 )
+ABSENCES: Final = frozenset({Condition.NO_CALLS, Condition.NODE_SILENT})
 _WITH_REASON: Final = frozenset({Condition.REFUSALS, Condition.WOULD_DENY})
 _FILTERS: Final = ("caller", "service", "method", "reason")
 

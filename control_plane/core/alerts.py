@@ -14,7 +14,7 @@ from typing import Final
 
 from control_plane.core.analytics import Edge, Filter, Totals, caller_name
 from trust import limits
-from trust.alerting import AlertRule, Condition, EventKind, Severity
+from trust.alerting import ABSENCES, AlertRule, Condition, EventKind, Severity
 from trust.errors import InputError, Reason, StateError
 
 _TOP: Final = 3  # edges that a detail names
@@ -133,8 +133,12 @@ def observe(
     *,
     trust_domain: str,
     now_ms: int,
+    watched_since_ms: Mapping[str, int] | None = None,
 ) -> list[Observed]:
     """Return what every rule says now.
+
+    A rule about absence says nothing before it was watched for its whole window: after a start, nodes need a moment to
+    report and to ship what they recorded meanwhile, and a new rule has seen nothing yet.
 
     Args:
         rules: of the policy in force, by name.
@@ -142,9 +146,13 @@ def observe(
         nodes: every node that ever reported.
         trust_domain: of callers that a rule names by workload.
         now_ms: Unix ms.
+        watched_since_ms: rule -> since when it is looked at; a rule that is not here was always.
     """
     found: list[Observed] = []
     for name, rule in sorted(rules.items()):
+        watched_ms = now_ms - (watched_since_ms or {}).get(name, 0)
+        if rule.when in ABSENCES and watched_ms < rule.window_s * 1000:
+            continue
         if rule.when is Condition.NODE_SILENT:
             found += _silent(name, rule, nodes, now_ms)
         elif rule.when is not Condition.EVENT and rule.window_s in sums:

@@ -89,6 +89,7 @@ class Alerting:
         self._events: deque[AlertEvent] = deque(maxlen=limits.MAX_ALERT_EVENTS)
         self._looked_ms: dict[int, int] = {}  # window -> when it was last summed up
         self._looking = asyncio.Lock()
+        self._watched: dict[str, tuple[AlertRule, int]] = {}  # rule as it is -> since when
         self._pruned_ms = 0
         self.problem: str | None = None  # why the last look failed
 
@@ -148,7 +149,21 @@ class Alerting:
             sums = await self._summed(rules, now_ms)
             nodes = [_node(record) for record in await self._reports.records()]
             events = list(self._events)
-            observed = observe(rules, sums, nodes, trust_domain=self._trust_domain, now_ms=now_ms)
+            self._watched = {
+                name: (
+                    rule,
+                    self._watched[name][1] if self._watched.get(name, (None,))[0] == rule else now_ms,
+                )
+                for name, rule in rules.items()
+            }
+            observed = observe(
+                rules,
+                sums,
+                nodes,
+                trust_domain=self._trust_domain,
+                now_ms=now_ms,
+                watched_since_ms={name: since_ms for name, (_, since_ms) in self._watched.items()},
+            )
             async with self._database.read() as connection:
                 held = await alerts.current(connection, now_ms=now_ms)
             steps = advance(held, observed, events, rules, now_ms=now_ms)

@@ -126,7 +126,10 @@ async def test_a_node_that_falls_silent_and_one_with_an_alarm_are_told_apart(wor
     world.nodes.say("b", world.clock.now_ms())
     await desk.alerting.look()
     assert await world.firing() == {"event:node_alarm": "a"}
-    world.clock.pass_ms(61_000)
+    world.clock.pass_ms(59_000)
+    await desk.alerting.look()
+    assert await world.firing() == {"event:node_alarm": "a"}  # not watched for long enough
+    world.clock.pass_ms(2_000)
     world.nodes.say("a", world.clock.now_ms())
     await desk.alerting.look()
     assert await world.firing() == {"gone": "b"}

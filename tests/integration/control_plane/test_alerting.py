@@ -34,7 +34,7 @@ from trust.spiffe import SpiffeId
 RULES = b"""
 alerts:
   refused: {when: refusals, above: 2, window_s: 60, service: payments, severity: critical, to: [webhook:oncall, mqtt]}
-  quiet: {when: no_calls, window_s: 60, caller: nobody, to: [webhook:missing]}
+  busy: {when: calls, above: 4, window_s: 60, to: [webhook:missing]}
 """
 
 
@@ -150,7 +150,7 @@ async def _look(directory: Path, alert: str) -> None:
     """See analytics and alerts as an operator does."""
     listed = await run(directory, "alerts", "list", "--json")
     assert (listed.code, listed.data["rules"]) == (1, 2)
-    assert {a["rule"]: a["state"] for a in listed.data["alerts"]} == {"refused": "firing", "quiet": "firing"}
+    assert {a["rule"]: a["state"] for a in listed.data["alerts"]} == {"refused": "firing", "busy": "firing"}
     assert any("webhook:missing" in problem for problem in listed.data["problems"])
     shown = await run(directory, "alerts", "show", alert)
     assert "webhook:oncall" in shown.stdout
@@ -174,7 +174,7 @@ async def _look(directory: Path, alert: str) -> None:
     assert (await run(directory, "analytics", "--since", "yesterday")).code == 2
     top = (await run(directory, "top", "--json")).data
     assert (top["all"]["calls"], top["edges"][0]["name"]) == (5, "alice > payments shop.Payments/Pay")
-    assert {a["rule"] for a in top["alerts"]} == {"refused", "quiet"}
+    assert {a["rule"] for a in top["alerts"]} == {"refused", "busy"}
     assert "busiest edges" in (await run(directory, "top", "--once")).stdout
 
 

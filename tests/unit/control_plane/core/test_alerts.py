@@ -112,6 +112,23 @@ def test_a_rule_whose_window_was_not_summed_up_says_nothing() -> None:
     assert found == []
 
 
+def test_absence_is_not_told_before_it_was_watched_for_long_enough() -> None:
+    """A control plane that starts again must not report every node that it has not heard yet."""
+    rules = {"x": rule(when="node_silent", window_s=60), "y": rule(when="no_calls", caller="carol")}
+    nodes = (NodeSeen("a", START_MS - 10**6),)
+    since = dict.fromkeys(rules, START_MS)
+    for seconds, told in ((0, set()), (59, set()), (60, {"x"}), (300, {"x", "y"})):
+        found = observe(
+            rules,
+            {300: busy()},
+            nodes,
+            trust_domain=DOMAIN,
+            now_ms=START_MS + seconds * 1000,
+            watched_since_ms=since,
+        )
+        assert {seen.rule for seen in found if seen.holds} == told
+
+
 class World:
     """Steps alerts through time as the control plane does."""
 
