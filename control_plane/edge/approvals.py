@@ -3,8 +3,10 @@
 Nothing here allows a call: the sidecars verify every approver's signature against the signed policy themselves.
 """
 
+import asyncio
 import secrets
 from collections.abc import Callable
+from itertools import islice
 from typing import Any, Final
 
 import grpc.aio
@@ -119,14 +121,13 @@ class ApprovalOffice:
                 limit=limits.MAX_OPEN_TICKETS,
                 now_ms=now_ms,
             )
-        views = (core.view(one, self._mesh, now_ms=now_ms) for one in found)
-        chosen: list[View] = []
-        for one in views:
-            if wanted is None or one.state is wanted:
-                chosen.append(one)
-            if len(chosen) >= most:
-                break
-        return chosen
+        mesh = self._mesh
+
+        def choose() -> list[View]:
+            views = (core.view(one, mesh, now_ms=now_ms) for one in found)
+            return list(islice((one for one in views if wanted is None or one.state is wanted), most))
+
+        return await asyncio.to_thread(choose)  # it verifies every signature
 
     async def get(self, prefix: str) -> View:
         """Return the ticket whose id begins so."""
