@@ -37,7 +37,10 @@ _COMMANDS: Final[dict[str, tuple[str, str]]] = {
         "control_plane.cli.evidence:app",
         "Executions as a file that proves itself: export, verify offline.",
     ),
-    "approvals": ("control_plane.cli.approvals:app", "Calls that wait for people: list, show, approve, deny."),
+    "approvals": (
+        "control_plane.cli.approvals:app",
+        "Calls that wait for people: list, show, approve, deny.",
+    ),
     "incidents": (
         "control_plane.cli.incidents:app",
         "What detection found, its evidence, what was done about it.",

@@ -72,7 +72,7 @@ class Case:
     sealed_request: bytes = b""
     sealed_response: bytes = b""
     approvals: tuple[str | bytes, ...] = ()  # what came as `egm-approval-bin`
-    remaining_s: float | None = None  # until the caller's deadline, when its duties are met; None: it has none
+    remaining_s: float | None = None  # until the caller's deadline; None: it has none
     held: bool = False  # waited for approvers
     extra: tuple[Pair, ...] = ()  # metadata that a duty adds to the call
     would_deny: Reason | None = None  # why a duty would have refused, at a level that blocks nothing
