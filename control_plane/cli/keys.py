@@ -91,7 +91,7 @@ def new(
         text += f"\nin bundle.yaml of the base bundle, for the approvers to sign:\n  {data['bundle']}"
     if purpose is Purpose.APPROVALS:
         data["bundle"] = f"approver_groups: {{GROUP: {{{name}: {public.keyval['public']}}}}}"
-        text += f"\nin bundle.yaml of the base bundle, for the policy's approvers to sign:\n  {data['bundle']}"
+        text += f"\nin bundle.yaml of the base bundle, for the quorum to sign:\n  {data['bundle']}"
     emit(data, as_json=as_json, text=text)
 
 
