@@ -190,6 +190,7 @@ class Release:
             InputError: NOT_FOUND, if that version was never published.
             EvidenceError: DIGEST_MISMATCH.
         """
+        self._loop = asyncio.get_running_loop()
         return await asyncio.to_thread(self._old_archive, role, version)
 
     def _old_archive(self, role: str, version: int) -> bytes:
