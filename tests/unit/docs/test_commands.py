@@ -34,6 +34,8 @@ def find(command: str) -> tuple[Any, list[str]]:
     found: Any = typer.main.get_command(load(noun))
     name = f"egm {noun}"
     while getattr(found, "commands", None):  # egm NOUN [NOUN] VERB
+        if getattr(found, "invoke_without_command", False) and (not rest or rest[0].startswith("-")):
+            break  # a noun that does something by itself
         verb = rest.pop(0) if rest else ""
         assert verb in found.commands, f"{name} has no verb {verb!r}"
         found, name = found.commands[verb], f"{name} {verb}"
