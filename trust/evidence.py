@@ -22,16 +22,18 @@ from trust.record import Side
 from trust.verified import BASE_ROLE
 
 T = TypeVar("T")
-FORMAT: Final = "egm-evidence/3"
+FORMAT: Final = "egm-evidence/4"
 FIRST_FORMAT: Final = "egm-evidence/1"
 SECOND_FORMAT: Final = "egm-evidence/2"
+THIRD_FORMAT: Final = "egm-evidence/3"
 # what is still read and no longer written, with the members that came later
 _EARLIER: Final = {
-    FIRST_FORMAT: frozenset({"endorsements", "credentials"}),
-    SECOND_FORMAT: frozenset({"credentials"}),
+    FIRST_FORMAT: frozenset({"endorsements", "credentials", "links"}),
+    SECOND_FORMAT: frozenset({"credentials", "links"}),
+    THIRD_FORMAT: frozenset({"links"}),
 }
 _MEMBERS: Final = frozenset(
-    {"format", "contents", "nodes", "records", "policies", "anchors", "endorsements", "credentials"}
+    {"format", "contents", "nodes", "records", "policies", "anchors", "endorsements", "credentials", "links"}
 )
 _ID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}\Z")
 _SIDES: Final = {side.name.lower(): side for side in Side}
@@ -84,6 +86,15 @@ class PolicyPart:
 
 
 @dataclass(frozen=True, slots=True)
+class LinkPart:
+    """A consistency proof: the node's ledger at `size`, as a credential here has it, to its checkpoint here."""
+
+    node: str
+    size: int
+    proof: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Evidence:
     """An evidence file, well-formed and otherwise unverified. Lists are in ascending order, without repetition."""
 
@@ -94,6 +105,7 @@ class Evidence:
     anchors: tuple[bytes, ...]  # CA certificates, DER
     endorsements: tuple[bytes, ...] = ()  # of keys that signed permits, besides those of `nodes`
     credentials: tuple[bytes, ...] = ()  # trust credentials that permits name
+    links: tuple[LinkPart, ...] = ()  # from the tree heads in them to the checkpoints of `nodes`
 
 
 def build_evidence(evidence: Evidence) -> bytes:
@@ -192,6 +204,10 @@ def _to_json(evidence: Evidence) -> dict[str, Any]:
         "anchors": [_b64(anchor) for anchor in evidence.anchors],
         "endorsements": [_b64(endorsement) for endorsement in evidence.endorsements],
         "credentials": [_b64(credential) for credential in evidence.credentials],
+        "links": [
+            {"node": one.node, "size": one.size, "proof": [_b64(h) for h in one.proof]}
+            for one in evidence.links
+        ],
     }
 
 
@@ -206,6 +222,7 @@ def _document(document: dict[str, Any]) -> Evidence:
     document = {name: [] for name in absent} | document
     endorsements = _list(document, "endorsements", limits.MAX_EVIDENCE_ENDORSEMENTS, _bytes)
     credentials = _list(document, "credentials", limits.MAX_EVIDENCE_CREDENTIALS, _bytes)
+    links = _list(document, "links", limits.MAX_EVIDENCE_CREDENTIALS, _link)
     _ascending("contents", [c.order for c in contents])
     _ascending("nodes", [n.name for n in nodes])
     _ascending("records", [(r.node, r.index) for r in records])
@@ -213,10 +230,11 @@ def _document(document: dict[str, Any]) -> Evidence:
     _ascending("anchors", anchors)
     _ascending("endorsements", endorsements)
     _ascending("credentials", credentials)
+    _ascending("links", [(one.node, one.size) for one in links])
     for name, found in (("contents", contents), ("anchors", anchors)):
         if not found:
             _refuse(name, "it is empty")
-    return Evidence(contents, nodes, records, policies, anchors, endorsements, credentials)
+    return Evidence(contents, nodes, records, policies, anchors, endorsements, credentials, links)
 
 
 def _content(value: Any, where: str) -> Content:
@@ -250,16 +268,29 @@ def _node(value: Any, where: str) -> NodePart:
 
 def _record(value: Any, where: str) -> RecordPart:
     item = _members(value, where, {"node", "index", "record", "proof"})
-    proof = _list(item, "proof", _MAX_PROOF_HASHES, _bytes, where)
-    for number, part in enumerate(proof):
-        if len(part) != HASH_BYTES:
-            _refuse(f"{where}.proof[{number}]", f"not {HASH_BYTES} bytes")
     return RecordPart(
         _text(item["node"], f"{where}.node"),
         _index(item["index"], f"{where}.index"),
         _bytes(item["record"], f"{where}.record"),
-        proof,
+        _hashes(item, _MAX_PROOF_HASHES, where),
     )
+
+
+def _link(value: Any, where: str) -> LinkPart:
+    item = _members(value, where, {"node", "size", "proof"})
+    return LinkPart(
+        _text(item["node"], f"{where}.node"),
+        _index(item["size"], f"{where}.size"),
+        _hashes(item, limits.MAX_CONSISTENCY_HASHES, where),
+    )
+
+
+def _hashes(item: dict[str, Any], most: int, where: str) -> tuple[bytes, ...]:
+    proof = _list(item, "proof", most, _bytes, where)
+    for number, part in enumerate(proof):
+        if len(part) != HASH_BYTES:
+            _refuse(f"{where}.proof[{number}]", f"not {HASH_BYTES} bytes")
+    return proof
 
 
 def _policy(value: Any, where: str) -> PolicyPart:

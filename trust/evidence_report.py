@@ -12,8 +12,8 @@ NOT_PROVED: Final = (
     "namespaces: a record names the base bundle it was decided under, not the versions of the namespaces beside it",
     "certificate: a permit binds the caller's certificate by digest (cnf); the certificate is not in the file",
     "attestation: witnesses checked what a node said of its software; without hardware that measures, it is its word",
-    "continuity: no consistency proof links the tree head in a trust credential to the checkpoint of the same node in the "
-    "file; that the second continues the first, its witnesses will have checked if they cosigned it since",
+    "continuity: the checkpoint of a node continues what its witnesses saw before the permit; whether anybody saw what "
+    "came after, and the ledgers of nodes that are not in the file, it does not show",
     "request and response: the records hold digests; compare them with the bytes if you have them",
     "time: every time is from the clock of a node; no independent party saw the checkpoint",
     "completeness: a node can keep whole executions to itself; the file proves those it contains, and not what "

@@ -9,6 +9,7 @@ from trust.evidence import parse_evidence
 from trust.evidence_case import Case
 from trust.evidence_credentials import check_credentials
 from trust.evidence_identity import check_identity
+from trust.evidence_links import check_links
 from trust.evidence_permits import check_permits
 from trust.evidence_policy import check_authority, check_policies
 from trust.evidence_records import check_contents, check_nodes, check_records
@@ -62,6 +63,7 @@ def verify_evidence(data: bytes, trusted_root: bytes, anchors_pem: bytes | None 
     check_identity(case)
     check_permits(case)
     check_credentials(case)
+    check_links(case)
     check_time(case)
     return Report(
         case.evidence.contents,

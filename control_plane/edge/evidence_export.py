@@ -27,7 +27,8 @@ from trust.edge.endorsements import PEERS, find_endorsement, read_endorsements
 from trust.edge.ledger import Place, Reader, places_of
 from trust.edge.policy_cache import PolicyCache
 from trust.errors import InputError, MeshError, Reason
-from trust.evidence import Content, Evidence, NodePart, PolicyPart, RecordPart, build_evidence
+from trust.evidence import Content, Evidence, LinkPart, NodePart, PolicyPart, RecordPart, build_evidence
+from trust.evidence_links import witnessed_head
 from trust.execution import id_text
 from trust.node_key import endorsement_digest
 from trust.past_policy import find_policy, with_roots
@@ -161,6 +162,7 @@ def export_evidence(
         anchors=tuple(sorted(found.anchors)),
         endorsements=tuple(sorted(found.endorsements)),
         credentials=tuple(sorted(credentials.values())),
+        links=_links(credentials.values(), {node.name: readers[node.name] for node in found.nodes}),
     )
     return build_evidence(evidence), evidence
 
@@ -296,6 +298,21 @@ def _attested_by(intents: Iterable[Intent]) -> dict[bytes, int]:
         if permit is not None and permit[0].credential_sha256 is not None:
             named.setdefault(permit[0].credential_sha256, permit[0].issued_s * 1000)
     return named
+
+
+def _links(credentials: Iterable[bytes], readers: Mapping[str, Reader]) -> tuple[LinkPart, ...]:
+    """Return the proofs that the ledgers in the file continue what the witnesses of their nodes saw."""
+    found: dict[tuple[str, int], LinkPart] = {}
+    for head in map(witnessed_head, credentials):
+        reader = None if head is None else readers.get(head.node)
+        if head is None or reader is None or not 0 < head.checkpoint.size < reader.size:
+            continue
+        try:
+            proof = reader.consistency_proof(head.checkpoint.size)
+        except MeshError:
+            continue  # tiles are missing: verification says what stays open
+        found[head.node, head.checkpoint.size] = LinkPart(head.node, head.checkpoint.size, proof)
+    return tuple(found[key] for key in sorted(found))
 
 
 def _permit_of(intent: Intent) -> tuple[PermitClaims, str] | None:

@@ -16,7 +16,7 @@ from tests.support.records import callee_side, intent, outcome
 from tests.support.sidecar_mesh import policy_files
 from tests.support.tuf_world import World
 from trust.attestation.roster import AttestationSettings
-from trust.evidence import Content, Evidence, NodePart, PolicyPart, RecordPart, build_evidence
+from trust.evidence import Content, Evidence, LinkPart, NodePart, PolicyPart, RecordPart, build_evidence
 from trust.execution import id_text
 from trust.node_key import endorsement_digest, make_endorsement
 from trust.past_policy import find_policy
@@ -162,17 +162,21 @@ class EvidenceWorld:
         endorsements: Sequence[bytes] = (),
         credentials: Sequence[bytes] = (),
         policies: Sequence[PolicyPart] | None = None,
+        links: Sequence[LinkPart] = (),
+        before: Mapping[str, Sequence[bytes]] | None = None,
     ) -> bytes:
-        """Return the evidence file of everything that the nodes recorded."""
+        """Return the evidence file of everything that the nodes recorded, after the entries `before`."""
         parts: list[RecordPart] = []
         nodes: list[NodePart] = []
         contents: dict[tuple[str, bytes, int], list[int | None]] = {}
         for node in (self.a, self.b):
             data = [build_record(record) for record in records.get(node.name, ())]
-            leaves = [digest(b"\0" + digest(one)) for one in data]
+            earlier = (before or {}).get(node.name, ())
+            leaves = [digest(b"\0" + entry) for entry in (*earlier, *map(digest, data))]
             if data:
                 nodes.append(node.part(leaves))
-            for index, (record, one) in enumerate(zip(records.get(node.name, ()), data, strict=True)):
+            recorded = zip(records.get(node.name, ()), data, strict=True)
+            for index, (record, one) in enumerate(recorded, start=len(earlier)):
                 parts.append(RecordPart(node.name, index, one, proof_of(index, leaves)))
                 place = contents.setdefault((node.name, record.execution_id, record.side), [None, None])
                 place[isinstance(record, Outcome)] = index
@@ -192,6 +196,7 @@ class EvidenceWorld:
                 anchors=(load_certificate(self.ca.pem).public_bytes(Encoding.DER),),
                 endorsements=tuple(sorted(endorsements)),
                 credentials=tuple(sorted(credentials)),
+                links=tuple(links),
             )
         )
 

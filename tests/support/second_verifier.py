@@ -22,11 +22,22 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
 from tests.support.second_verifier_base import SKEW_MS, Refused, b64, b64url, milliseconds, need, ordered
 from tests.support.second_verifier_credentials import Presented, check_credentials, mesh_of
+from tests.support.second_verifier_links import check_links
 from tests.support.second_verifier_tuf import Policy, policy_of
 
 __all__ = ["Refused", "check"]
 
-MEMBERS = {"format", "contents", "nodes", "records", "policies", "anchors", "endorsements", "credentials"}
+MEMBERS = {
+    "format",
+    "contents",
+    "nodes",
+    "records",
+    "policies",
+    "anchors",
+    "endorsements",
+    "credentials",
+    "links",
+}
 Records = dict[tuple[str, int], dict[str, Any]]
 
 
@@ -64,7 +75,7 @@ def _check(data: bytes, root_json: bytes, ca_pem: bytes) -> None:
     document = json.loads(data.decode("ascii"))
     spelled = json.dumps(document, sort_keys=True, separators=(",", ":")).encode() + b"\n"
     need(spelled == data and document.keys() == MEMBERS, "encoding")
-    need(document["format"] == "egm-evidence/3", "format")
+    need(document["format"] == "egm-evidence/4", "format")
     need(all(isinstance(document[name], list) for name in MEMBERS - {"format"}), "lists")
     ordered([(c["execution"], c["node"], _side(c["side"])) for c in document["contents"]])
     ordered([n["name"] for n in document["nodes"]])
@@ -93,6 +104,7 @@ def _check(data: bytes, root_json: bytes, ca_pem: bytes) -> None:
     signed = {(p.digest, p.version): p for p in policies}
     need(named == signed.keys() and len(policies) == len(signed), "policies are not those of the records")
     check_credentials(credentials, list(_presented(records, vouchers, {p.digest: p for p in policies})))
+    check_links(credentials, document["links"], trees)
     _times(document["contents"], records, signed)
 
 

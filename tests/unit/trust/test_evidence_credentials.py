@@ -11,6 +11,7 @@ from tests.support import second_verifier
 from tests.support.attestation import (
     PARTY,
     AttestedNode,
+    Tree,
     WitnessHolder,
     credential_of,
     holders,
@@ -46,7 +47,8 @@ def credential(
     world: EvidenceWorld = WORLD,
 ) -> bytes:
     """What these witnesses vouched for: node a with its key, unless said otherwise."""
-    attested = AttestedNode(node, private=private or world.a.private)
+    # its ledger was empty then: what witnesses saw of it is in test_evidence_links
+    attested = AttestedNode(node, private=private or world.a.private, tree=Tree())
     return credential_of(attested.evidence(issued_s=NOW_S), signed, time_s=time_s)
 
 
@@ -109,7 +111,8 @@ def test_a_file_in_the_earlier_format_is_no_way_around_the_credentials() -> None
     """Whoever relabels a file to a format without credentials gets an open question at best."""
     named = {"credential_sha256": credential_sha256(credential())}
     file = WORLD.file(WORLD.sides(WORLD.permit(**named)))
-    earlier = file.replace(b'"credentials":[],', b"").replace(FORMAT.encode(), SECOND_FORMAT.encode())
+    earlier = file.replace(b'"credentials":[],', b"").replace(b'"links":[],', b"")
+    earlier = earlier.replace(FORMAT.encode(), SECOND_FORMAT.encode())
     report = verify_evidence(earlier, WORLD.tuf.root, WORLD.ca.pem)
     assert found(report) == {(Section.AUTHORITY, Verdict.UNKNOWN)}
 
@@ -135,7 +138,7 @@ def test_a_credential_without_the_quorum_contradicts_the_authority(signed: list[
 
 def test_cosignatures_of_other_evidence_contradict_the_authority() -> None:
     """Witnesses vouch for one statement."""
-    node = AttestedNode("a", private=WORLD.a.private)
+    node = AttestedNode("a", private=WORLD.a.private, tree=Tree())
     first, second = node.evidence(issued_s=NOW_S), node.evidence(issued_s=NOW_S)
     lines = [one.attest(first, time_s=NOW_S) for one in WITNESSES]
     data = write_credential(second, lines, [one.log(second, time_s=NOW_S) for one in WITNESSES])
@@ -188,7 +191,7 @@ def test_third_parties_that_the_policy_asks_for_must_have_cosigned() -> None:
     """The quorum of log witnesses counts by itself."""
     world = world_of(settings_of(WITNESSES, log_witnesses={"outside": third_party()["w1"]}, log_quorum=1))
     assert found(judged(credential(world=world), world=world)) == {(Section.AUTHORITY, Verdict.CONTRADICTED)}
-    evidence = AttestedNode("a", private=world.a.private).evidence(issued_s=NOW_S)
+    evidence = AttestedNode("a", private=world.a.private, tree=Tree()).evidence(issued_s=NOW_S)
     text = evidence.statement.checkpoint.partition(b"\n\n")[0] + b"\n"
     line = cosign(
         text,

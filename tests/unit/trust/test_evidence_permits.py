@@ -11,7 +11,7 @@ from tests.support.evidence_world import DOMAIN, EvidenceWorld
 from tests.support.permits import NOW_MS, NOW_S, NodeCa, Signing, b64, forge, payload_of
 from tests.support.permits import claims as good_claims
 from tests.support.records import digest, execution_id, outcome
-from trust.evidence import FIRST_FORMAT, FORMAT, SECOND_FORMAT
+from trust.evidence import FIRST_FORMAT, FORMAT, SECOND_FORMAT, THIRD_FORMAT
 from trust.evidence_verify import Report, Section, Verdict, verify_evidence
 from trust.permit import permit_sha256
 from trust.record import Intent, Link, Record
@@ -250,9 +250,11 @@ def test_a_permit_that_continues_a_chain_it_is_not_of_contradicts(change: dict[s
 
 
 def test_files_of_the_earlier_formats_are_still_read() -> None:
-    """Evidence lives for years: files from before there were `endorsements` and `credentials` verify as they did."""
+    """Evidence lives for years: files from before `endorsements`, `credentials` and `links` verify as they did."""
     data = WORLD.file(WORLD.sides())
-    second = data.replace(b'"credentials":[],', b"").replace(FORMAT.encode(), SECOND_FORMAT.encode())
+    third = data.replace(b'"links":[],', b"").replace(FORMAT.encode(), THIRD_FORMAT.encode())
+    assert verify_evidence(third, WORLD.tuf.root, WORLD.ca.pem).verdict() is Verdict.ESTABLISHED
+    second = third.replace(b'"credentials":[],', b"").replace(THIRD_FORMAT.encode(), SECOND_FORMAT.encode())
     assert verify_evidence(second, WORLD.tuf.root, WORLD.ca.pem).verdict() is Verdict.ESTABLISHED
     first = second.replace(b'"endorsements":[],', b"").replace(SECOND_FORMAT.encode(), FIRST_FORMAT.encode())
     assert verify_evidence(first, WORLD.tuf.root, WORLD.ca.pem).verdict() is Verdict.ESTABLISHED

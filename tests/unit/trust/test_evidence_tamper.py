@@ -178,7 +178,7 @@ def test_the_untouched_file_is_established_by_both_verifiers(made: Made) -> None
 
 
 # What may be left out of a file; then nothing contradicts, and the part it would prove is open.
-_OPTIONAL = {"credentials", "endorsement", "endorsements", "policies", "outcome"}
+_OPTIONAL = {"credentials", "endorsement", "endorsements", "links", "policies", "outcome"}
 
 
 # The members of a file, how many tamperings each has at least, and over how many tests they are shared out.
@@ -188,6 +188,7 @@ _MEMBERS = {
     "credentials": (50, 1),
     "endorsements": (30, 1),
     "format": (10, 1),
+    "links": (20, 1),
     "nodes": (130, 2),
     "policies": (240, 3),
     "records": (450, 6),
