@@ -186,7 +186,7 @@ class _Wire:
 
     def _step(self, work: Coroutine[Any, Any, _T], patience_s: float) -> _T:
         """Run one step in the loop and wait for it."""
-        if asyncio._get_running_loop() is self._loop:
+        if _in(self._loop):
             work.close()
             raise RuntimeError("fetch blocks: call it in a thread, not in the loop of its connections")
         with self._lock:
@@ -345,6 +345,14 @@ def bounded(options: Options, payload_bytes: int) -> list[tuple[str, Any]]:
     """Return channel options with the limit of what one message may hold, in place of any other."""
     own = "grpc.max_receive_message_length"
     return [*((name, value) for name, value in options if name != own), (own, payload_bytes + _FRAME_BYTES)]
+
+
+def _in(loop: asyncio.AbstractEventLoop) -> bool:
+    """Whether this is the thread of the loop, while it runs."""
+    try:
+        return asyncio.get_running_loop() is loop
+    except RuntimeError:
+        return False
 
 
 def _over() -> StateError:
