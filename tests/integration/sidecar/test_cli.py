@@ -45,7 +45,7 @@ def test_development_listener_is_pointed_out(domain: Domain, tmp_path: Path) -> 
         ({"root": "/nowhere/root.json"}, "/nowhere/root.json"),
         ({"broker": "mqtt://"}, "broker"),
         ({"nod": "x"}, "did you mean 'node'"),
-        ({"level": 2}, "comes with a later version"),
+        ({"level": 6}, "level 6 does not exist"),
     ],
 )
 def test_mistake_exits_2_and_says_where(
