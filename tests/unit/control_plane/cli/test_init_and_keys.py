@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from control_plane.cli import init, keys
 from trust.errors import InputError, MeshError, Reason
+from trust.policy.settings import BundleSettings
 
 SECRET = "correct horse battery"
 
@@ -156,3 +158,10 @@ def test_a_root_holder_sees_who_may_sign_before_signing_and_an_unsafe_root_is_ne
         run(keys.app, "sign-root", unsigned, "--key", k / "root-1.pem")
     assert caught.value.reason is Reason.METADATA_UNSAFE
     assert json.loads(unsigned.read_bytes())["signatures"] == []
+
+
+def test_a_key_for_approving_calls_prints_the_line_for_the_policy(tmp_path: Path) -> None:
+    """What is printed, with the group filled in, is what bundle.yaml takes."""
+    made = run(keys.app, "new", "ann", "--purpose", "approvals", "--dir", tmp_path)
+    settings = yaml.safe_load(f"name: t\n{made['bundle'].replace('GROUP', 'ops')}")
+    assert BundleSettings.model_validate(settings).approver_groups["ops"].keys() == {"ann"}
