@@ -23,5 +23,9 @@ def detection_problems(mesh: MeshSettings) -> Iterator[tuple[Where, str, str]]:
         if rule.ttl_s > longest_s and set(rule.do) - {Action.ALERT}:
             what = f"{rule.ttl_s} s is longer than a directive may last ({longest_s} s)"
             yield (*where, "ttl_s"), what, "shorten it, or raise revocation_max_ttl_s"
+        count, _, group = rule.approval.partition(" of ")
+        if group and len(mesh.approver_groups.get(group, {})) < int(count):
+            what = f"approver group {group!r} has not {count} approvers, so no call could ever be approved"
+            yield (*where, "approval"), what, "name them under approver_groups"
         if rule.on in settings.off:
             yield (*where, "on"), f"{rule.on} is off, so this never happens", "remove one of the two"

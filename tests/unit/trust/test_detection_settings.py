@@ -95,6 +95,11 @@ def test_actions_and_names_are_read_from_yaml_text() -> None:
     [
         ({"respond": True, "responses": [{"on": "EGM-T002", "do": ["cut"]}]}, False, "emergency key"),
         ({"responses": [{"on": "EGM-T002", "do": ["cut"], "ttl_s": 7 * 86400}]}, True, "longer than"),
+        (
+            {"responses": [{"on": "EGM-T002", "do": ["require_approval"], "approval": "1 of ops"}]},
+            True,
+            "no call could ever be approved",
+        ),
         ({"off": ["EGM-T002"], "responses": [{"on": "EGM-T002", "do": ["alert"]}]}, True, "is off"),
         ({"respond": True, "responses": [{"on": "EGM-T002", "do": ["alert"]}]}, False, ""),
         ({}, False, ""),
