@@ -28,7 +28,7 @@ from control_plane.edge.fleet import FleetServicer, NodeReports
 from control_plane.edge.health import Health
 from control_plane.edge.incidents import DetectionDesk
 from control_plane.edge.join import JoinServicer
-from control_plane.edge.observing import ObservationDesk
+from control_plane.edge.observing import ObservationDesk, check_channels
 from control_plane.edge.operator import OperatorServicer
 from control_plane.edge.own_identity import OwnIdentity
 from control_plane.edge.publisher import Publisher
@@ -374,6 +374,7 @@ def check(config: ControlPlaneConfig) -> Mapping[str, object]:
             Reason.CONFIG_INVALID,
             f"ca: {config.ca} is the CA of {ca.trust_domain}, but trust_domain is {config.trust_domain}",
         )
+    check_channels(config)
     if not config.broker.startswith(EMBEDDED_BROKER):
         BrokerUrl.parse(config.broker)
     return {

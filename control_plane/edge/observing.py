@@ -14,10 +14,20 @@ from control_plane.edge.store.database import Database
 from control_plane.edge.webhooks import Webhooks
 from egm.v1 import analytics_pb2_grpc
 from trust.alerting import EventKind, topic
+from trust.edge.clock import SystemClock
 from trust.edge.mqtt import BrokerUrl
 from trust.edge.mqtt_messages import MqttMessages
 from trust.mesh import MeshSettings
 from trust.ports import Clock
+
+
+def check_channels(config: ControlPlaneConfig) -> None:
+    """Read what every webhook needs, and call none.
+
+    Raises:
+        InputError: KEY_UNREADABLE or CONFIG_INVALID, naming the webhook and what to do.
+    """
+    Webhooks(config.webhooks, SystemClock()).close()
 
 
 class ObservationDesk:

@@ -12,6 +12,7 @@ import pytest
 
 from control_plane.config import ControlPlaneConfig, WebhookConfig
 from control_plane.edge.ca import CertificateAuthority, issue_to_directory
+from control_plane.edge.driver import check
 from control_plane.edge.mesh_file import MeshFile
 from control_plane.edge.webhooks import Webhooks
 from egm.v1 import analytics_pb2 as pb
@@ -241,3 +242,11 @@ def test_a_webhook_is_https_without_credentials_in_its_address(url: str) -> None
     """What is sent names callers and services."""
     with pytest.raises(ValueError, match="https"):
         WebhookConfig(url=url, secret_file=Path("x"))
+
+
+def test_check_finds_a_webhook_whose_secret_is_missing(domain: Domain, tmp_path: Path) -> None:
+    """`egm control-plane check` must say it before a start does."""
+    hook = WebhookConfig(url="https://x.test/", secret_file=tmp_path / "none")
+    with pytest.raises(InputError, match="none does not exist"):
+        check(domain.config(webhooks={"x": hook}))
+    check(domain.config())
