@@ -244,7 +244,7 @@ class Sidecar:
                 **self.membership.start(channels, self.broker),
             }
             background += [asyncio.create_task(part(), name=name) for name, part in loops.items()]
-            self.view.archiving = provenance.archiving
+            self.view.archiving, self.view.held = provenance.archiving, lambda: approvals.held
             self.view.notes = lambda: (
                 *feed.notes(),
                 *self.callees.notes(),

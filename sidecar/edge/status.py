@@ -40,6 +40,7 @@ class NodeView:
     admin_address: str = ""
     notes: Callable[[], Iterable[str]] = field(default=lambda: ())
     attestation: Callable[[], operator_pb2.Attestation] = field(default=operator_pb2.Attestation)
+    held: Callable[[], int] = field(default=lambda: 0)  # calls that wait for approvers
     archiving: Callable[[], tuple[float, float]] = field(default=lambda: (0.0, 0.0))  # segments, failing
     started_ms: int = 0
     _was_ready: bool = False

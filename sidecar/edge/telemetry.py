@@ -139,6 +139,7 @@ class Telemetry:
         yield "egm.lease.remaining", "s", "Until the lease lapses.", lambda: view.remaining_ms()[0] / 1000
         yield "egm.ready", "1", "1 when the node is ready.", lambda: float(not view.readiness().not_ready)
         yield "egm.streams.open", "{stream}", "Open streams.", lambda: float(len(view.pipeline.streams))
+        yield "egm.approvals.held", "{call}", "Calls that wait for approvers.", lambda: float(view.held())
         yield "egm.ledger.archived", "{segment}", "Archived since start.", lambda: view.archiving()[0]
         yield "egm.ledger.archive.failing", "1", "1 while archiving fails.", lambda: view.archiving()[1]
 
