@@ -8,6 +8,7 @@ from control_plane.assess.model import MESH, Basis, Check, Outcome
 
 BEHAVIOURAL: Final = "EGM-B"
 THREAT: Final = "EGM-T"
+_REACTIVE: Final = 2
 _UNASKED: Final = "needs a probe node: run egm assess --probe full"
 
 
@@ -52,6 +53,7 @@ class Reactions:
         alerts: about our incidents.
         alert_rules: in the signed policy.
         alert_problems: of rules and channels.
+        levels: service -> lowest level in force at a node that carries it.
         reviewed: service -> how recorded calls compare with the policy in force, by kind of change.
     """
 
@@ -69,14 +71,20 @@ class Reactions:
     alerts: Sequence[Raised] = ()
     alert_rules: int = 0
     alert_problems: Sequence[str] = ()
+    levels: Mapping[str, int] = field(default_factory=dict)
     reviewed: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 def judge(found: Reactions, services: Sequence[str]) -> list[Check]:
     """Return every check of levels 1 and 2 that looks at the control plane."""
-    checks = [_alert(found), _anomaly(found), _behaviour(found), _attack(found), _response(found)]
+    checks = [_alert(found), _anomaly(found), _behaviour(found), _attack(found)]
     for service in services:
-        checks += [_counted(found, service), _shown(found, service), _reviewed(found, service)]
+        checks += [
+            _counted(found, service),
+            _shown(found, service),
+            _reviewed(found, service),
+            _response(found, service),
+        ]
     return checks
 
 
@@ -163,9 +171,18 @@ def _behaviour(found: Reactions) -> Check:
     return _check(name, MESH, Outcome.HELD, tried, "calls, refusals and latencies, per method", evidence)
 
 
-def _response(found: Reactions) -> Check:
+def _response(found: Reactions, service: str) -> Check:
+    """Something must be done without an operator, and it must bite at this service: below level 2 it does not."""
     name, tried = "response-automated", "asked which responses are in force, and what was done"
     evidence = {"signed_responses": "; ".join(found.responses), "respond": str(found.respond).lower()}
+    level = found.levels.get(service)
+    if level is None:
+        return _check(
+            name, service, Outcome.UNKNOWN, tried, "no node says its level", evidence, Basis.OBSERVED
+        )
+    if level < _REACTIVE:
+        why = f"level {level} is in force: a revocation or quarantine blocks nothing below level {_REACTIVE}"
+        return _check(name, service, Outcome.FAILED, tried, why, evidence, Basis.OBSERVED)
     done = [
         f"{one.id}: {action}" for one in found.incidents for action in one.actions if action.endswith(" done")
     ]
@@ -177,13 +194,13 @@ def _response(found: Reactions) -> Check:
     acting = [one for one in found.responses if not one.endswith(": alert")]
     if found.respond and acting and not found.detection_problem:
         why = f"{len(acting)} signed responses are in force"
-        return _check(name, MESH, Outcome.HELD, tried, why, evidence, Basis.OBSERVED)
+        return _check(name, service, Outcome.HELD, tried, why, evidence, Basis.OBSERVED)
     if found.witnesses > 1:
         evidence["witnesses"] = str(found.witnesses)
         why = "nodes that contradict themselves are quarantined without an operator; no other response is in force"
-        return _check(name, MESH, Outcome.HELD, tried, why, evidence, Basis.OBSERVED)
+        return _check(name, service, Outcome.HELD, tried, why, evidence, Basis.OBSERVED)
     why = found.detection_problem or "signed policy responds to nothing (detection.respond and responses)"
-    return _check(name, MESH, Outcome.FAILED, tried, why[:200], evidence, Basis.OBSERVED)
+    return _check(name, service, Outcome.FAILED, tried, why[:200], evidence, Basis.OBSERVED)
 
 
 def _counted(found: Reactions, service: str) -> Check:

@@ -134,6 +134,7 @@ class World:
                 Raised("i2", "EGM-T003", "egm-probe-1-noisy", "open"),
             ),
             alerts=(Raised("a1", "event:incident_opened", "egm-probe-1-noisy", "firing"),),
+            levels={SERVICE: 5},
             reviewed={SERVICE: {"unchanged": 12, "not-by-policy": 3}},
         )
     )
@@ -268,6 +269,12 @@ BREAKAGES = (
     ),
     Breakage("there is nothing to review", lambda: with_reactions(reviewed={}), ("EGMM-L2-04",), 1),
     Breakage("records say too little", lambda: failed("outcome-recorded"), ("EGMM-L2-05",), 1),
+    Breakage(
+        "responses do not bite at this service",
+        lambda: with_reactions(levels={SERVICE: 1}),
+        ("EGMM-L2-06",),
+        1,
+    ),
     Breakage("nothing responds", lambda: with_reactions(witnesses=0), ("EGMM-L2-06",), 1),
     Breakage(
         "the policy does not verify",

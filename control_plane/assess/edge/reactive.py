@@ -80,9 +80,24 @@ async def checks(
         alerts=alerts,
         alert_rules=rules,
         alert_problems=alert_problems,
+        levels=_levels(installation),
         reviewed=reviewed,
     )
     return judge(found, services)
+
+
+def _levels(installation: Installation) -> dict[str, int]:
+    """Return the lowest level in force of each service, where a node says it."""
+    found: dict[str, int] = {}
+    for service, facts in installation.facts.services.items():
+        nodes = [
+            installation.facts.nodes[name] for name in facts.carrying if name in installation.facts.nodes
+        ]
+        levels = [(node.levels or {}).get(service) for node in nodes if not node.unreachable]
+        known = [level for level in levels if level is not None]
+        if known and len(known) == len(levels):
+            found[service] = min(known)
+    return found
 
 
 async def _counted(
