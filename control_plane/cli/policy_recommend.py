@@ -16,6 +16,7 @@ from control_plane.edge.source_folder import write_folder
 from egm.v1 import analytics_pb2
 from trust import limits
 from trust.edge.clock import SystemClock
+from trust.errors import Reason
 from trust.x509 import to_datetime
 
 
@@ -83,6 +84,9 @@ def recommend_policy(
     emit(data, as_json=as_json, text=lambda: _print(draft, notes, output, period))
 
 
+_REVOKED = (Reason.REVOKED.value, Reason.NODE_QUARANTINED.value)
+
+
 def register(app: typer.Typer) -> None:
     """Add the verb of this module to `app`."""
     app.command("recommend")(recommend_policy)
@@ -96,6 +100,7 @@ def _observed(group: analytics_pb2.AnalyticsGroup) -> Observed:
         method=group.method,
         executed=group.sums.calls - refused,
         would_deny=sum(group.sums.would_deny.values()),
+        revoked=sum(group.sums.would_deny[reason] for reason in _REVOKED if reason in group.sums.would_deny),
     )
 
 

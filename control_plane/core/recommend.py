@@ -39,6 +39,7 @@ from trust.spiffe import SpiffeId, check_name
 _METHOD: Final = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*/[A-Za-z_]\w*\Z", re.ASCII)
 _GROUP_LINE: Final = re.compile(r'^action "([A-Za-z][A-Za-z0-9_-]{0,63})";$', re.MULTILINE)
 _MEMBER_LINE: Final = re.compile(r'^action "([^"]+)" in \[([^\]]*)\]', re.MULTILINE)
+_EXPLAINED: Final = 3  # notes in an error
 _STRANGER: Final = "never-seen-caller"
 
 
@@ -85,17 +86,18 @@ def recommend(
         raw = bundle_files(archive)
         work.files |= {name: raw[name] for name in (DESCRIPTORS, REFERENCE_VALUES) if name in raw}
     usable = _usable(work, [o for o in observed if o.executed > 0 and service in {"", o.service}])
+    usable, ruled = _of_base(work, usable)
     calls = sum(o.executed for o in usable)
     if calls < min_calls or not usable:
         raise InputError(
             Reason.INPUT_INVALID,
             f"{calls} calls of identified workloads were observed, {min_calls} are needed for a draft "
             "(MIN_RECOMMEND_CALLS): observe longer, look further back with --since, or say --min-calls "
-            f"{max(1, calls)}",
+            f"{max(1, calls)}{''.join(f'; {note}' for note in work.notes[:_EXPLAINED])}",
         )
     services = sorted({o.service for o in usable})
     _declare(work, usable, services, level)
-    kept = _keep(work, set(services), everything=not service)
+    kept = _keep(work, set(services), everything=not service and not ruled)
     fresh = _not_covered(work, usable, kept)
     by_service: dict[str, list[Observed]] = defaultdict(list)
     for one in fresh:
@@ -163,6 +165,21 @@ def _usable(work: Work, observed: Sequence[Observed]) -> list[Observed]:
     return usable
 
 
+def _of_base(work: Work, usable: Sequence[Observed]) -> tuple[list[Observed], bool]:
+    """Return the edges that the base bundle is to speak of, and whether there are others: those of namespaces.
+
+    Their bundles may permit under conditions that a plain permit of the base would undo.
+    """
+    namespaces = {name: s.get("namespace") for name, s in work.settings["services"].items()}
+    ruled = sorted({o.service for o in usable if namespaces.get(o.service)})
+    for name in ruled:
+        work.notes.append(
+            f"not in the draft: service {name}, which namespace {namespaces[name]} rules: its approvers say in "
+            "their own bundle who may call it; permits of the base that reach it are kept"
+        )
+    return [o for o in usable if o.service not in ruled], bool(ruled)
+
+
 def _unusable(one: Observed, trust_domain: str) -> str:
     if not one.caller:
         return "the caller was not identified, so no policy can name it"
@@ -173,6 +190,8 @@ def _unusable(one: Observed, trust_domain: str) -> str:
         return "the caller or the service has no name that a policy can have"
     if (caller.trust_domain, caller.kind) != (trust_domain, "workload"):
         return "the caller is no workload of this trust domain"
+    if one.revoked:
+        return f"{one.revoked} of them would have been refused for a revocation or a quarantine: look into that first"
     return "" if _METHOD.match(one.method) else "the method has no gRPC name"
 
 
@@ -189,11 +208,6 @@ def _declare(work: Work, usable: Sequence[Observed], services: Sequence[str], le
             settings["grpc_services"] = listed
         if level is not None:
             settings["level"] = level
-        if settings.get("namespace"):
-            work.notes.append(
-                f"service {name} is of namespace {settings['namespace']}: its approvers may prefer to say this in "
-                "their own bundle"
-            )
 
 
 def _keep(work: Work, services: set[str], *, everything: bool) -> list[Statement]:

@@ -25,6 +25,7 @@ class Observed:
     method: str
     executed: int
     would_deny: int = 0
+    revoked: int = 0  # of these, for a revocation or a quarantine
 
 
 @dataclass(slots=True)

@@ -222,6 +222,27 @@ def test_refused_calls_are_no_reason_to_allow() -> None:
     assert not allowed(bundle(made), "mallory", "payments", REFUND)
 
 
+def test_calls_under_a_revocation_are_not_let_in_by_a_draft() -> None:
+    """Level 1 lets a revoked workload pass; a policy for it would look like forgiveness."""
+    made = draft(edge("alice", "payments", PAY), Observed(workload("eve"), "payments", PAY, 50, 50, 50))
+    assert any("revocation" in note for note in made.notes)
+    assert not allowed(bundle(made), "eve", "payments", PAY)
+
+
+def test_a_service_that_a_namespace_rules_is_left_to_it() -> None:
+    """A plain permit of the base would undo the conditions of the namespace's own bundle."""
+    base = with_policies('@id("all") permit(principal, action in Action::"any", resource);')
+    base["bundle.yaml"] = base["bundle.yaml"].replace(
+        b"services: {", b"services: {stock: {namespace: warehouse, grpc_services: [shop.Stock/Take]}, "
+    )
+    made = draft(edge("alice", "payments", PAY), edge("bob", "stock", TAKE), base=base)
+    assert "policies/recommended-stock.cedar" not in made.files
+    assert any("namespace warehouse" in note for note in made.notes)
+    assert made.replaced == ()
+    with pytest.raises(InputError):
+        draft(edge("bob", "stock", TAKE), base=base)
+
+
 def test_tests_in_force_that_still_hold_are_kept_and_others_are_named() -> None:
     """Nobody's promise disappears without a word."""
     files = source()
