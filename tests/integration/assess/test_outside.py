@@ -1,0 +1,111 @@
+"""Services that are not behind a mesh are graded from outside: they are level 0, and nothing is made up about them."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+
+from control_plane.assess.edge.from_outside import look
+from control_plane.assess.model import Verdict
+from control_plane.lab import sample
+from control_plane.lab.ports import free_port
+from egm.v1 import probe_pb2
+from tests.support.cli import Outcome
+from tests.support.cli import egm as run_egm
+from trust.edge.grpc_errors import status_of
+from trust.errors import MeshError, Reason
+
+
+class Answering(grpc.GenericRpcHandler):  # type: ignore[type-arg]
+    """Answers every method in one way."""
+
+    def __init__(self, how: str) -> None:
+        self._how = how
+
+    def service(self, handler_call_details: Any) -> Any:
+        async def answer(request: bytes, context: Any) -> bytes:
+            nonce = probe_pb2.PingRequest.FromString(request).nonce
+            if self._how == "refuses":
+                code, text, trailing = status_of(Reason.CALLER_UNIDENTIFIED, "who are you", {"level": "4"})
+                await context.abort(code, text, trailing)
+            if self._how == "answers":
+                return probe_pb2.PingReply(node="a", service="shop", nonce=nonce).SerializeToString()
+            return probe_pb2.PingReply(node="a", service="shop", nonce=b"another").SerializeToString()
+
+        return grpc.unary_unary_rpc_method_handler(answer)
+
+
+async def egm(*arguments: object) -> Outcome:
+    return await asyncio.to_thread(run_egm, *arguments)
+
+
+async def serving(how: str) -> tuple[Any, str]:
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers((Answering(how),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    return server, f"127.0.0.1:{port}"
+
+
+async def test_a_bare_grpc_service_is_level_zero_and_found_wanting() -> None:
+    """Everybody is let in, and no one knows."""
+    server, address = await sample.serve("127.0.0.1:0")
+    try:
+        found = await look(address)
+    finally:
+        await server.stop(0)
+    verdicts = {result.id: result.verdict for result in found.services[0].results}
+
+    assert (found.level, found.probe) == (0, "outside")
+    for wanting in ("EGMM-L0-01", "EGMM-L0-02", "EGMM-L0-05"):
+        assert verdicts[wanting] is Verdict.FOUND_WANTING
+    assert verdicts["EGMM-L4-01"] is Verdict.NOT_MET
+    assert Verdict.MET not in verdicts.values()
+
+
+@pytest.mark.parametrize("how", ["answers", "refuses", "lies"])
+async def test_from_outside_nothing_is_granted_whatever_answers(how: str) -> None:
+    """A sidecar, or something that pretends to be one: without the mesh there is no grade above 0."""
+    server, address = await serving(how)
+    try:
+        found = await look(address)
+    finally:
+        await server.stop(0)
+    verdicts = {result.id: result.verdict for result in found.services[0].results}
+
+    assert found.level == 0
+    wanting = verdicts["EGMM-L0-01"] is Verdict.FOUND_WANTING
+    assert wanting is (how != "refuses")
+    assert found.notes
+
+
+async def test_an_address_where_nobody_is_gives_no_grade() -> None:
+    """A closed port is not a governed service."""
+    with pytest.raises(MeshError) as caught:
+        await look(f"127.0.0.1:{free_port(set())}")
+    assert caught.value.reason is Reason.SOURCE_UNAVAILABLE
+
+
+async def test_the_command_grades_a_target_writes_reports_and_stops_a_pipeline(tmp_path: Path) -> None:
+    """Exit 1 below --require, 2 for wrong input, 3 when nobody answers."""
+    server, address = await sample.serve("127.0.0.1:0")
+    files = [tmp_path / name for name in ("r.html", "r.json", "r.md", "r.oscal.json")]
+    outputs = [word for file in files for word in ("-o", str(file))]
+    try:
+        done = await egm("assess", "--target", address, *outputs, "--json")
+        below = await egm("assess", "--target", address, "--require", "1")
+    finally:
+        await server.stop(0)
+
+    assert done.code == 0 and done.data["level"] == 0
+    assert all(file.stat().st_size > 1000 for file in files)
+    assert below.code == 1 and "below the required 1" in below.stderr
+    assert (await egm("assess", "--target", "nowhere")).code == 2
+    assert (await egm("assess", "--target", f"127.0.0.1:{free_port(set())}")).code == 3
+    assert (await egm("assess", "--target", address, "-o", str(tmp_path / "r.pdf"))).code == 2
+    assert (await egm("assess", "compare", str(files[1]), str(files[1]))).code == 0
+    assert (await egm("assess", "compare", str(files[1]), str(files[3]))).code == 2
+    assert (await egm("assess", "history", "--mesh", str(tmp_path))).code == 0
