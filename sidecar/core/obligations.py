@@ -6,7 +6,6 @@ from level 4 on that call is refused (OBLIGATION_UNMET), below it goes on and a 
 """
 
 import enum
-from collections.abc import Iterable
 from typing import Final
 
 from trust import limits
@@ -35,9 +34,9 @@ UNSUPPORTED: Final = "unsupported"
 MET: Final = frozenset({Kept.SEALED, Kept.NOTHING})
 
 
-def beyond_us(obligations: Iterable[tuple[str, str]]) -> bool:
-    """Whether one of them is nothing that this version can do."""
-    return any(
+def beyond_us(obligations: Obligations) -> bool:
+    """Whether one of them is nothing that this version can do. Asked for every call: most have none."""
+    return bool(obligations) and any(
         one not in MEETABLE and control_of(*one) is None and not is_requirement(one) for one in obligations
     )
 
