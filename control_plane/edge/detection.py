@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 _YIELD: Final = 0.5  # share of the time that looking took, which is left to others before it goes on
 _CLAIM_EVERY_MS: Final = limits.DETECTION_LEASE_S * 1000 // 3
 _DAY_MS: Final = 24 * 3_600_000
-_ALARMS_EVERY_MS: Final = 10_000
+_ALARMS_EVERY_MS: Final = 30_000
 WHO: Final = "detection"  # in the audit trail
 
 Opened = Callable[[Incident], None]

@@ -1,13 +1,12 @@
 """Runs one control plane: opens everything in order, serves until told to stop, drains."""
 
 import asyncio
-import fcntl
 import logging
 import os
 import secrets
 import signal
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +21,7 @@ from control_plane.edge.approvals import ApprovalOffice
 from control_plane.edge.broker import EmbeddedBroker
 from control_plane.edge.ca import CertificateAuthority
 from control_plane.edge.callers import CheckedCallers
+from control_plane.edge.data_lock import only_one
 from control_plane.edge.denials import DenialDesk
 from control_plane.edge.distribution import Announcements, DistributionServicer
 from control_plane.edge.fleet import FleetServicer, NodeReports
@@ -34,6 +34,7 @@ from control_plane.edge.own_identity import OwnIdentity
 from control_plane.edge.publisher import Publisher
 from control_plane.edge.records import RecordsServicer
 from control_plane.edge.repository_files import RepositoryFiles
+from control_plane.edge.responder import responder_signer
 from control_plane.edge.retention import Retention
 from control_plane.edge.shadow import ShadowDesk
 from control_plane.edge.signing import OnlineKeyring
@@ -48,7 +49,7 @@ from trust.edge.grpc_errors import FixedInternalErrors
 from trust.edge.mqtt import BrokerUrl, MqttAnnouncer
 from trust.edge.serving import SteadyServer, new_server
 from trust.edge.tls import ServerCredentials, server_options
-from trust.errors import InputError, Reason, StateError
+from trust.errors import InputError, Reason
 from trust.mesh import MeshSettings
 from trust.repository import RepositoryState, parse_metadata
 from trust.spiffe import SpiffeId
@@ -229,7 +230,7 @@ class _Plane:
 async def _open(config: ControlPlaneConfig, stack: AsyncExitStack) -> _Plane:
     """Open store, keys, CA, broker and repository, in the order in which each needs the other."""
     clock = SystemClock()
-    stack.enter_context(_only_one(config.data_dir))
+    stack.enter_context(only_one(config.data_dir))
     root = await asyncio.to_thread(_read_root, config.root)
     ca = await asyncio.to_thread(CertificateAuthority.open, config.ca)
     spiffe_id = SpiffeId.of(config.trust_domain, "control-plane", config.name)
@@ -335,23 +336,6 @@ async def _broker(config: ControlPlaneConfig) -> AsyncIterator[tuple[BrokerUrl, 
         await broker.stop()
 
 
-@contextmanager
-def _only_one(data_dir: Path) -> Iterator[None]:
-    """Refuse a second process on one data directory."""
-    data_dir.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise StateError(
-                Reason.CONFLICT, f"another control plane runs with data_dir {data_dir}; stop it first"
-            ) from None
-        yield
-    finally:
-        os.close(descriptor)
-
-
 def _signals() -> asyncio.Event:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -368,6 +352,7 @@ def check(config: ControlPlaneConfig) -> Mapping[str, object]:
     """
     state = RepositoryState(root=_read_root(config.root))
     OnlineKeyring.open(config.online_keys).for_root(state)
+    responder_signer(config)
     ca = CertificateAuthority.open(config.ca)
     if ca.trust_domain != config.trust_domain:
         raise InputError(

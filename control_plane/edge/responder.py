@@ -22,6 +22,30 @@ from trust.spiffe import check_name
 _MAKE: Final = "egm keys new NAME --purpose emergency makes one"
 
 
+def responder_signer(config: ControlPlaneConfig) -> Signer | None:
+    """Open the key that is configured as `responder_key`; None when none is.
+
+    Raises:
+        InputError: KEY_UNREADABLE or KEY_UNSAFE, saying what to do.
+    """
+    ref, file = config.responder_key, config.responder_passphrase_file
+    if not ref:
+        return None
+    source: Callable[[], bytes] = (
+        passphrase_source(Path(ref)) if file is None else lambda: read_passphrase(file)
+    )
+    signer = load_signer(ref, source)
+    key = signer.public_key
+    try:
+        check_name(key_name(key))
+    except EvidenceError as error:
+        raise InputError(Reason.KEY_UNSAFE, f"responder_key: {ref}: {error.detail}; {_MAKE}") from None
+    if key.keytype != "ed25519":
+        detail = f"responder_key: {ref} is {key.scheme}; an emergency key is Ed25519; {_MAKE}"
+        raise InputError(Reason.KEY_UNSAFE, detail)
+    return signer
+
+
 class Responder:
     """One emergency key in the control plane's hands."""
 
@@ -38,21 +62,8 @@ class Responder:
         Raises:
             InputError: KEY_UNREADABLE or KEY_UNSAFE, saying what to do.
         """
-        ref = config.responder_key
-        if not ref:
-            return None
-        file = config.responder_passphrase_file
-        source: Callable[[], bytes] = (
-            passphrase_source(Path(ref)) if file is None else lambda: read_passphrase(file)
-        )
-        signer = load_signer(ref, source)
-        key = signer.public_key
-        try:
-            if key.keytype != "ed25519":
-                raise EvidenceError(Reason.KEY_UNSAFE, f"it is {key.scheme}, an emergency key is Ed25519")
-            return cls(signer, check_name(key_name(key)), keeper)
-        except EvidenceError as error:
-            raise InputError(Reason.KEY_UNSAFE, f"responder_key: {ref}: {error.detail}; {_MAKE}") from None
+        signer = responder_signer(config)
+        return None if signer is None else cls(signer, key_name(signer.public_key), keeper)
 
     def problem(self, mesh: MeshSettings | None) -> str:
         """Say why nobody would believe this key; empty when policy names it."""

@@ -9,6 +9,7 @@ from typing import Final
 import yaml
 
 from control_plane.edge import operator_client
+from control_plane.edge.domain import EMERGENCY_KEY
 from control_plane.edge.mesh_file import MeshFile, NodeEntry, WorkloadEntry
 from control_plane.lab.ports import free_port
 from control_plane.lab.processes import Process
@@ -130,6 +131,9 @@ class DevelopmentMesh:
             "identity": str(home / "identity"),
             "broker": _kept_broker(self.plan.broker, home / "broker", taken),
         }
+        responder = domain / "keys" / f"{EMERGENCY_KEY}.pem"
+        if responder.is_file():  # it answers incidents once policy says `respond: true`
+            config["responder_key"] = str(responder)
         path = home / "control-plane.yaml"
         write_atomic(path, yaml.safe_dump(config, sort_keys=False).encode())
         log = self.directory / "logs" / f"{CONTROL_PLANE}.log"

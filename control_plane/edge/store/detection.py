@@ -135,15 +135,24 @@ def _unpack(data: bytes) -> Any:
         raise InputError(Reason.INPUT_INVALID, "what detection has learned is damaged") from None
 
 
+def waiting_statement() -> sa.Select[Any]:
+    """Return the statement that names the ledgers with records after the positions that are written down."""
+    reached = sa.func.coalesce(detection_positions.c.next_index, 0)
+    return (
+        sa.select(
+            record_ledgers.c.id, record_ledgers.c.node, record_ledgers.c.ledger, record_ledgers.c.next_index
+        )
+        .outerjoin(detection_positions, detection_positions.c.ledger_id == record_ledgers.c.id)
+        .where(record_ledgers.c.next_index > reached)
+        .order_by(record_ledgers.c.id)
+    )
+
+
 async def fresh(
     connection: AsyncConnection, after: Mapping[int, int], *, most: int = limits.DETECTION_BATCH_RECORDS
 ) -> Fresh:
     """Return the records after those indexes, some of every ledger that has any, as events in the order of time."""
-    rows = await connection.execute(
-        sa.select(
-            record_ledgers.c.id, record_ledgers.c.node, record_ledgers.c.ledger, record_ledgers.c.next_index
-        )
-    )
+    rows = await connection.execute(waiting_statement())
     waiting = [row for row in rows if row.next_index > after.get(row.id, 0)]
     reached: dict[int, int] = {}
     raw: list[tuple[str, str, int, bytes]] = []
