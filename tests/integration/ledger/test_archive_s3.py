@@ -63,6 +63,43 @@ def ask(*arguments: object) -> tuple[int, Any]:
     return result.exit_code, json.loads(result.stdout)
 
 
+class Shelf:
+    """A place and, past it, what lies there: for whoever damages it."""
+
+    def __init__(self, url: str, server: S3Server | None) -> None:
+        self.place, self._server = open_place(url), server
+        self._root = url.removeprefix(f"s3://{BUCKET}/")
+
+    def get(self, name: str) -> bytes:
+        """What is stored under a name."""
+        stored = f"{self._root}/{name}"
+        return Path(stored).read_bytes() if self._server is None else self._server.get(stored)
+
+    def put(self, name: str, data: bytes) -> None:
+        """Store something else."""
+        stored = f"{self._root}/{name}"
+        if self._server is None:
+            Path(stored).write_bytes(data)
+        else:
+            self._server.put(stored, data)
+
+    def delete(self, name: str) -> None:
+        """Remove it."""
+        stored = f"{self._root}/{name}"
+        if self._server is None:
+            Path(stored).unlink()
+        else:
+            self._server.delete(stored)
+
+
+@pytest.fixture(params=["folder", pytest.param("bucket", marks=pytest.mark.lab)])
+def shelf(request: pytest.FixtureRequest, ledger: Path, s3: S3Server, tmp_path: Path) -> Shelf:
+    """Where this test archives to. What goes wrong there is the same in a bucket, which takes minutes: see `lab`."""
+    if request.param == "bucket":
+        return Shelf(f"{TO}/{request.function.__name__}", s3)
+    return Shelf(str(tmp_path / "to"), None)
+
+
 class Cut:
     """A place whose connection ends after some files; counts what is sent."""
 
@@ -116,13 +153,13 @@ async def test_what_was_moved_to_a_bucket_still_proves_and_verbs_find_it_there(
         Reader(ledger).inclusion_proof(0)
 
 
-def test_an_interrupted_upload_goes_on_where_it_ended(ledger: Path) -> None:
+def test_an_interrupted_upload_goes_on_where_it_ended(ledger: Path, shelf: Shelf) -> None:
     """Nothing goes here before all of it is there, and what is there is not sent again."""
-    cut = Cut(open_place(f"{TO}/cut"), after=100)
+    cut = Cut(shelf.place, after=100)
     with pytest.raises(StateError, match="SOURCE_UNAVAILABLE"):
         archive(ledger, cut)
     nothing_is_lost(ledger)
-    rest = Cut(open_place(f"{TO}/cut"))
+    rest = Cut(shelf.place)
     assert archive(ledger, rest) == [0]
     assert cut.sent + rest.sent == 513  # a segment, 256 tiles, 256 bundles
     assert verify(ledger, key=LOG, archives=places_of(ledger)).ok
@@ -162,56 +199,56 @@ def test_a_crash_between_upload_and_removal_is_finished_by_the_next_attempt(
     assert verify(ledger, key=LOG, archives=places_of(ledger)).ok
 
 
-def test_an_object_that_was_changed_or_removed_is_named(ledger: Path, s3: S3Server) -> None:
+def test_an_object_that_was_changed_or_removed_is_named(ledger: Path, shelf: Shelf) -> None:
     """Whoever can write to the bucket cannot change what the ledger says."""
-    to = f"{TO}/tampered"
-    archive(ledger, open_place(to))
+    to = shelf.place.url
+    archive(ledger, shelf.place)
     kept: dict[str, bytes] = {}
     for name in ("tile/0/007", "tile/entries/255"):
-        kept[name] = s3.get(f"archive/a/tampered/{name}")
-        s3.put(f"archive/a/tampered/{name}", kept[name][:-1] + bytes([kept[name][-1] ^ 1]))
-    s3.delete("archive/a/tampered/tile/0/009")
+        kept[name] = shelf.get(name)
+        shelf.put(name, kept[name][:-1] + bytes([kept[name][-1] ^ 1]))
+    shelf.delete("tile/0/009")
     named = {f.where: f.what for f in verify(ledger, key=LOG, archives=places_of(ledger)).findings}
     assert named.keys() == {f"{to}/tile/0/007", f"{to}/tile/entries/255", "tile/0/009"}
     assert "entry 65535 differs" in named[f"{to}/tile/entries/255"]
     with pytest.raises(EvidenceError, match="tile/0/009 is missing"):
         Reader(ledger, archives=places_of(ledger)).inclusion_proof(9 * 256)
-    records = bytearray(s3.get(f"archive/a/tampered/{SEGMENT}"))
+    records = bytearray(shelf.get(SEGMENT))
     records[-3] ^= 1
-    s3.put(f"archive/a/tampered/{SEGMENT}", bytes(records))
+    shelf.put(SEGMENT, bytes(records))
     with pytest.raises(EvidenceError, match="record 65535"):
         Reader(ledger, archives=places_of(ledger)).record(65_535)
     with pytest.raises(EvidenceError, match="does not match its checksum"):
         list(Reader(ledger, archives=places_of(ledger)).scan(65_500))
-    s3.delete(f"archive/a/tampered/{SEGMENT}")
+    shelf.delete(SEGMENT)
     (finding,) = (
         f for f in verify(ledger, key=LOG, archives=places_of(ledger)).findings if "record" in f.what
     )
     assert "record 0 is missing" in finding.what
 
 
-def test_damage_at_the_destination_is_mended_before_anything_is_removed(ledger: Path, s3: S3Server) -> None:
+def test_damage_at_the_destination_is_mended_before_anything_is_removed(ledger: Path, shelf: Shelf) -> None:
     """What an earlier attempt left there has the right length and other bytes: it is sent again."""
-    place = open_place(f"{TO}/mend")
+    place = shelf.place
     with pytest.raises(StateError):
         archive(ledger, Cut(place, after=400))
     for name in (SEGMENT, "tile/0/001"):
-        data = bytearray(s3.get(f"archive/a/mend/{name}"))
+        data = bytearray(shelf.get(name))
         data[-1] ^= 1
-        s3.put(f"archive/a/mend/{name}", bytes(data))
+        shelf.put(name, bytes(data))
     assert archive(ledger, place) == [0]
     assert verify(ledger, key=LOG, archives=places_of(ledger)).ok
 
 
-async def test_two_ledgers_never_mix_in_one_prefix(ledger: Path, s3: S3Server, tmp_path: Path) -> None:
+async def test_two_ledgers_never_mix_in_one_prefix(ledger: Path, shelf: Shelf, tmp_path: Path) -> None:
     """A mistake in the configuration must not overwrite somebody's only copy."""
-    archive(ledger, open_place(f"{TO}/shared"))
-    kept = s3.get(f"archive/a/shared/{SEGMENT}")
+    archive(ledger, shelf.place)
+    kept = shelf.get(SEGMENT)
     await fill(tmp_path / "other", RECORDS)
     with pytest.raises(StateError, match="holds another ledger"):
-        archive(tmp_path / "other", open_place(f"{TO}/shared"))
+        archive(tmp_path / "other", shelf.place)
     nothing_is_lost(tmp_path / "other")
-    assert s3.get(f"archive/a/shared/{SEGMENT}") == kept
+    assert shelf.get(SEGMENT) == kept
 
 
 def test_a_store_that_is_down_or_refuses_loses_nothing_and_exits_3(
