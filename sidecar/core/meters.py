@@ -134,6 +134,8 @@ class Meters:
                 continue
             key = self._budget_key(direction, caller, control, now_ms)
             window, spent = self._spent(key, control, now_ms)
+            full = len(self._budgets) >= self.max_entries
+            self.shared += full and key == _budget_key(direction, _SHARED, control)
             self._keep(key, _Budget(control.window_ms, window, spent + amount))
             budgets.append((key, window, amount))
         return Taken(tuple(rates), tuple(budgets))

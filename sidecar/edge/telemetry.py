@@ -140,6 +140,19 @@ class Telemetry:
         yield "egm.ready", "1", "1 when the node is ready.", lambda: float(not view.readiness().not_ready)
         yield "egm.streams.open", "{stream}", "Open streams.", lambda: float(len(view.pipeline.streams))
         yield "egm.approvals.held", "{call}", "Calls that wait for approvers.", lambda: float(view.held())
+        meters = view.pipeline.meters
+        yield (
+            "egm.limits.metered",
+            "{limit}",
+            "Rates and budgets of callers held apart.",
+            lambda: float(len(meters)),
+        )
+        yield (
+            "egm.limits.shared",
+            "{call}",
+            "Calls counted in a limit shared for want of room.",
+            lambda: float(meters.shared),
+        )
         yield "egm.ledger.archived", "{segment}", "Archived since start.", lambda: view.archiving()[0]
         yield "egm.ledger.archive.failing", "1", "1 while archiving fails.", lambda: view.archiving()[1]
 

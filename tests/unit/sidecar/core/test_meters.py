@@ -153,6 +153,7 @@ def test_a_full_table_of_budgets_is_shared_too_and_makes_room_when_a_window_is_o
     assert isinstance(ask(meters, PER_DAY, 1), Taken)
     assert isinstance(ask(meters, PER_DAY, 600_000, caller=BOB), Taken)
     assert not isinstance(ask(meters, PER_DAY, 600_000, caller="spiffe://x/workload/c"), Taken)
+    assert meters.shared == 1
     assert isinstance(ask(meters, PER_DAY, 600_000, caller=BOB, now_ms=NOON_MS + DAY_MS), Taken)
 
 

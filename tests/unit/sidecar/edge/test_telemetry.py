@@ -13,11 +13,13 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from sidecar.core.call import Decision
+from sidecar.core.meters import Charge
 from sidecar.core.readiness import Alarms
 from sidecar.edge.status import NodeView
 from sidecar.edge.telemetry import Telemetry, start, wanted
 from tests.support.sidecar_core import PAY, Core, RuleDecider, attempt
 from trust.errors import Reason
+from trust.policy.controls import controls_of
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 PARENT = f"00-{TRACE}-b7ad6b7169203331-01"
@@ -101,6 +103,14 @@ def test_call_without_a_trace_starts_one(watched: Watched) -> None:
     assert span.parent is None
     assert dict(forwarded)["traceparent"] != "garbage"
     assert span.status.description == "CANCELLED"
+
+
+def test_how_many_limits_a_node_holds_apart_is_measured(watched: Watched) -> None:
+    """Before there is no room for more, somebody should know."""
+    meters = watched.core.pipeline.meters
+    meters.take("inbound", PAY, [Charge(controls_of((("rate", "1/s"),))[0], 1)], now_ms=0, monotonic_ms=0)
+    found = watched.metrics()
+    assert [found[f"egm.limits.{name}"][0].value for name in ("metered", "shared")] == [1.0, 0.0]
 
 
 def test_decisions_are_counted_by_outcome_and_reason(watched: Watched) -> None:
