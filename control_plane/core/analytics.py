@@ -252,6 +252,15 @@ def once(inbound: Totals | None, outbound: Totals | None) -> Totals:
     return merged
 
 
+def _kept_back(outbound: Totals) -> Totals:
+    """Return what the caller's side did not forward, and what level 4 would not have."""
+    return Totals(
+        calls=outbound.refused.total(),
+        refused=Counter(outbound.refused),
+        would_deny=Counter(outbound.would_deny),
+    )
+
+
 def _first(counts: Counter[str], most: int) -> Counter[str]:
     """Return at most `most` of the counts, the largest first."""
     taken: Counter[str] = Counter()
@@ -262,11 +271,21 @@ def _first(counts: Counter[str], most: int) -> Counter[str]:
 
 
 def edges(by_key: Mapping[Key, Totals]) -> dict[Edge, Totals]:
-    """Return the sums of every edge, each execution once."""
+    """Return the sums of every edge, each execution once.
+
+    Whom the caller's sidecar could not identify, the callee's sees as the workload that the call was dialled for: there
+    the call counts, here what was refused, or would have been.
+    """
     sides: dict[Edge, dict[Side, Totals]] = defaultdict(dict)
+    served: set[tuple[str, str]] = set()  # (service, method) whose callee's side records
     for key, totals in by_key.items():
         side = sides[Edge(key.caller, key.service, key.method)].setdefault(key.side, Totals())
         side.merge(totals)
+        if key.side is Side.INBOUND:
+            served.add((key.service, key.method))
+    for edge, both in sides.items():
+        if not edge.caller and (edge.service, edge.method) in served and Side.OUTBOUND in both:
+            both[Side.OUTBOUND] = _kept_back(both[Side.OUTBOUND])
     return {edge: once(both.get(Side.INBOUND), both.get(Side.OUTBOUND)) for edge, both in sides.items()}
 
 

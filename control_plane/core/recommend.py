@@ -85,7 +85,9 @@ def recommend(
     if archive is not None:
         raw = bundle_files(archive)
         work.files |= {name: raw[name] for name in (DESCRIPTORS, REFERENCE_VALUES) if name in raw}
-    usable = _usable(work, [o for o in observed if o.executed > 0 and service in {"", o.service}])
+    usable = _usable(
+        work, [o for o in observed if (o.executed or o.would_deny) and service in {"", o.service}]
+    )
     usable, ruled = _of_base(work, usable)
     calls = sum(o.executed for o in usable)
     if calls < min_calls or not usable:
@@ -153,12 +155,13 @@ def _usable(work: Work, observed: Sequence[Observed]) -> list[Observed]:
     for one in sorted(observed):
         why = _unusable(one, work.trust_domain)
         if why:
-            unknown += one.executed
+            count = max(one.executed, one.would_deny)
+            unknown += count
             name = one.caller or "nobody identified"
             work.notes.append(
-                f"not in the draft: {one.executed} calls of {name} to {one.service} {one.method}: {why}"
+                f"not in the draft: {count} calls of {name} to {one.service} {one.method}: {why}"
             )
-        else:
+        elif one.executed:
             usable.append(one)
     if unknown:
         work.notes.append(f"{unknown} calls in all will be refused under this draft for these reasons")

@@ -92,6 +92,18 @@ def test_without_a_sidecar_at_the_callee_the_callers_side_counts() -> None:
     assert once(None, None).calls == 0
 
 
+def test_a_caller_that_only_the_callee_can_name_is_one_caller() -> None:
+    """At level 1 a call without its token passes: nobody's at the caller's sidecar, the workload's at the callee's."""
+    nobody = intent(1, caller="", authn="", would_deny="CALLER_UNIDENTIFIED", level=1)
+    named = callee_side(intent(2), "b")
+    kept_back = refusal(3, caller="", authn="", reason="CALLER_UNIDENTIFIED")
+    found = edges(summed(nobody, outcome(nobody), named, outcome(named), kept_back))
+    assert found[EDGE].calls == 1
+    unknown = found[Edge("", EDGE.service, EDGE.method)]
+    assert (unknown.calls, unknown.ended.total()) == (1, 0)
+    assert (unknown.refused.total(), unknown.would_deny.total()) == (1, 1)
+
+
 def test_what_level_four_would_refuse_is_not_counted_by_both_sides() -> None:
     """Both decide under the same policy: the larger of the two is what there was."""
     inbound, outbound = Totals(calls=3), Totals(calls=3)
