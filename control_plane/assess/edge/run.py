@@ -73,7 +73,8 @@ class Assessor:
         """Return the assessment.
 
         Raises:
-            MeshError: there is no service to assess, or the operator's credentials cannot be used.
+            MeshError: there is no service to assess, the operator's credentials cannot be used, or the control plane
+                does not answer (SOURCE_UNAVAILABLE).
         """
         started_ms = self._clock.now_ms()
         async with AsyncExitStack() as stack:
@@ -110,6 +111,12 @@ class Assessor:
         return self._assessment(installation, started_ms)
 
     def _check_services(self, installation: Installation) -> None:
+        if installation.facts.published_version is None:
+            raise StateError(
+                Reason.SOURCE_UNAVAILABLE,
+                f"the control plane at {self._mesh.control_plane} does not answer: without it no level above 0 can be "
+                "measured; start it, see 'egm doctor'",
+            )
         if not installation.facts.services:
             raise InputError(
                 Reason.NOT_FOUND,

@@ -1,0 +1,213 @@
+"""The assessor on a real mesh: level 5 when nothing is broken, less for every control that is, and nothing left behind.
+
+One mesh of three nodes for the whole file; each test mends what it broke.
+"""
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+import pytest_asyncio
+import yaml
+
+from control_plane.assess.edge.run import FULL, SAFE, Assessor
+from control_plane.assess.model import Assessment, Basis, Outcome, Verdict
+from control_plane.edge import operator_client
+from control_plane.lab.harness import LabMesh
+from control_plane.lab.plan import LabPlan, Node, Service
+from control_plane.lab.processes import Process
+from egm.v1 import record_pb2
+from trust.errors import Reason, StateError
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("assess")]
+LEASE_S = 20
+
+
+@dataclass
+class World:
+    """A mesh, and the services behind it, which count every call that reaches them."""
+
+    mesh: LabMesh
+    calls: list[str] = field(default_factory=list)
+
+    async def assess(self, probe: str = FULL, only: str | None = None) -> Assessment:
+        """Assess the mesh; its links must let the probe node through."""
+        mesh = self.mesh
+
+        def started(name: str, process: Process) -> None:
+            mesh.fleet.processes[name] = process
+
+        file = mesh.fleet.running.mesh
+        return await Assessor(file, mesh.directory, probe=probe, only=only, started=started).run()
+
+
+class Counting(grpc.GenericRpcHandler):  # type: ignore[type-arg]
+    """Answers every method, and notes it."""
+
+    def __init__(self, calls: list[str]) -> None:
+        self._calls = calls
+
+    def service(self, handler_call_details: Any) -> Any:
+        method = handler_call_details.method
+
+        async def answer(_request: bytes, _context: Any) -> bytes:
+            self._calls.append(method)
+            return b""
+
+        return grpc.unary_unary_rpc_method_handler(answer)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
+    calls: list[str] = []
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers((Counting(calls),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    shop = Service(address=f"127.0.0.1:{port}", grpc_services=("shop.v1.Cart",))
+    plan = LabPlan(
+        {"a": Node({"shop": shop}), "b": Node({"pay": Service()}), "c": Node(workloads=("alice",))},
+        level=5,
+        lease_s=LEASE_S,
+        grace_s=LEASE_S,
+    )
+    async with LabMesh(plan, tmp_path_factory.mktemp("assess")) as mesh:
+        yield World(mesh, calls)
+    await server.stop(0)
+
+
+def verdicts(assessment: Assessment, service: str = "shop") -> dict[str, Verdict]:
+    (found,) = [one for one in assessment.services if one.service == service]
+    return {result.id: result.verdict for result in found.results}
+
+
+def outcomes(assessment: Assessment, service: str = "shop") -> dict[str, Outcome]:
+    (found,) = [one for one in assessment.services if one.service == service]
+    return {check.id: check.outcome for result in found.results for check in result.checks}
+
+
+async def test_a_mesh_at_level_five_is_measured_five_by_probe_and_observation(world: World) -> None:
+    """Nothing is declared, nothing is left open, and no service was called."""
+    world.calls.clear()
+    found = await world.assess()
+
+    whys = [(r.id, r.why) for one in found.services for r in one.results if r.why]
+    assert (found.level, whys, found.notes) == (5, [], ())
+    bases = {check.basis for one in found.services for r in one.results for check in r.checks}
+    assert bases == {Basis.PROBED, Basis.OBSERVED}
+    # past its sidecar the service is dialled on purpose, by the reserved method alone
+    assert set(world.calls) <= {"/egm.v1.Probe/Ping"}
+
+
+async def test_an_assessment_leaves_no_member_behind_and_its_calls_in_the_records(world: World) -> None:
+    """What it did can be looked up; what it needed is gone."""
+    async with operator_client.operator(world.mesh.fleet.running.mesh, world.mesh.directory) as client:
+        nodes = {one.node for one in await client.nodes()}
+        records = await client.executions(
+            record_pb2.ListExecutionsRequest(limit=10, method="egm.v1.Probe/Ping", service="shop")
+        )
+        proposals = await client.proposals(open_only=True)
+        audit = [entry.action for entry in await client.audit(limit=50)]
+
+    assert nodes == {"a", "b", "c"}
+    assert records.entries
+    assert not proposals
+    assert {"create-join-token", "propose", "withdraw", "forget-node"} <= set(audit)
+
+
+async def test_a_safe_assessment_adds_no_member_and_grants_less(world: World) -> None:
+    """What was not tried is not established, never met."""
+    async with operator_client.operator(world.mesh.fleet.running.mesh, world.mesh.directory) as client:
+        before = len(await client.audit(limit=1000))
+        found = await world.assess(SAFE, "shop")
+        after = [entry.action for entry in (await client.audit(limit=1000))[: -before or None]]
+
+    assert [one.service for one in found.services] == ["shop"]
+    assert found.level == 0
+    assert set(after) <= {"resolve-incident"}
+    assert Verdict.NOT_MET not in {
+        verdict for name, verdict in verdicts(found).items() if name not in {"EGMM-L5-07", "EGMM-L2-06"}
+    }
+    assert verdicts(found)["EGMM-L5-01"] is Verdict.NOT_ESTABLISHED
+    assert verdicts(found)["EGMM-L4-02"] is Verdict.MET
+
+
+async def test_a_node_that_control_plane_does_not_hear_of_is_noticed(world: World) -> None:
+    """Cut off it still refuses rightly, but nobody sees what happens there."""
+    await world.mesh.kill("a")
+    try:
+        found = await world.assess(SAFE, "shop")
+    finally:
+        await world.mesh.start_member("a")
+    await world.mesh.wait_until({"a": {"state": "READY", "lease": "FRESH"}})
+
+    assert verdicts(found)["EGMM-L1-02"] is Verdict.NOT_MET
+    assert verdicts(found)["EGMM-L1-01"] is not Verdict.MET
+    assert verdicts(found)["EGMM-L4-02"] is not Verdict.MET, (
+        "a dead listener refuses everybody and proves nothing"
+    )
+    assert found.level == 0
+
+
+async def test_a_ledger_that_was_changed_on_disk_is_noticed(world: World) -> None:
+    """One byte of a record, in the place where the node keeps it."""
+    records = world.mesh.directory / "nodes" / "a" / "data" / "ledger" / "records"
+    segment = sorted(records.iterdir())[0]
+    kept = segment.read_bytes()
+    with segment.open("r+b") as file:
+        file.seek(150)
+        file.write(bytes([kept[150] ^ 1]))
+    try:
+        found = await world.assess(SAFE, "shop")
+    finally:
+        with segment.open("r+b") as file:
+            file.seek(150)
+            file.write(bytes([kept[150]]))
+
+    assert verdicts(found)["EGMM-L5-03"] is Verdict.NOT_MET
+    assert outcomes(found)["ledger-intact"] is Outcome.FAILED
+
+
+async def test_each_signed_level_is_measured_at_most_as_what_it_is(world: World) -> None:
+    """A service that is lowered by signed policy loses the grade with it; the others keep theirs."""
+
+    def lowered(level: int) -> Callable[[dict[str, bytes]], dict[str, bytes]]:
+        def change(files: dict[str, bytes]) -> dict[str, bytes]:
+            settings = yaml.safe_load(files["bundle.yaml"])
+            settings["services"]["shop"]["level"] = level
+            return {**files, "bundle.yaml": yaml.safe_dump(settings).encode()}
+
+        return change
+
+    measured = {}
+    denied: dict[int, dict[str, Verdict]] = {}
+    for level in (4, 1):
+        version = await world.mesh.publish(lowered(level))
+        await world.mesh.wait_until({"policy_version_at_least": version, "lease": "FRESH", "state": "READY"})
+        found = await world.assess(only="shop")
+        measured[level], denied[level] = found.level, verdicts(found)
+    version = await world.mesh.publish(lowered(5))
+    await world.mesh.wait_until({"policy_version_at_least": version, "lease": "FRESH", "state": "READY"})
+
+    assert all(measured[level] <= level for level in measured), measured
+    assert measured[4] == 4
+    assert denied[4]["EGMM-L5-01"] is Verdict.NOT_MET
+    assert denied[1]["EGMM-L3-02"] is denied[1]["EGMM-L4-01"] is Verdict.NOT_MET
+    assert denied[1]["EGMM-L2-06"] is Verdict.NOT_MET
+
+
+async def test_a_control_plane_that_is_gone_gives_no_grade(world: World) -> None:
+    """Without it nothing central is known; the assessor says so instead of guessing."""
+    await world.mesh.control_plane.stop()
+    try:
+        with pytest.raises(StateError) as caught:
+            await world.assess(SAFE, "shop")
+    finally:
+        await world.mesh.control_plane.start()
+        await world.mesh.wait_until({"lease": "FRESH", "state": "READY"})
+
+    assert caught.value.reason is Reason.SOURCE_UNAVAILABLE
+    assert "egm doctor" in caught.value.detail
