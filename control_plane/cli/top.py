@@ -99,7 +99,7 @@ def _drawn(seen: View, problem: str | None) -> RenderableType:
     total = seen.all
     head = (
         f"{seen.trust_domain}  {to_datetime(seen.now_ms):%H:%M:%S} UTC  calls of {seen.over_s / 60:.0f} min: "
-        f"{total.per_s:.1f}/s  p50 {total.p50_ms:.1f} ms  p95 {total.p95_ms:.1f} ms  failed {total.failed}  "
+        f"{_rate(total.per_s)}/s  p50 {total.p50_ms:.1f} ms  p95 {total.p95_ms:.1f} ms  failed {total.failed}  "
         f"refused {total.refused}  would be refused {total.would_deny}"
     )
     parts: list[RenderableType] = [Text(visible(head), style="bold")]
@@ -149,7 +149,7 @@ def _lines(title: str, lines: tuple[Line, ...]) -> RenderableType:
     grid = _grid(title, "calls/s", "calls", "p50 ms", "p95 ms", "failed", "refused", "would be refused")
     for line in lines:
         numbers = (
-            f"{line.per_s:.1f}",
+            _rate(line.per_s),
             line.calls,
             f"{line.p50_ms:.1f}",
             f"{line.p95_ms:.1f}",
@@ -166,6 +166,10 @@ def _grid(*columns: str) -> Table:
     for column in columns:
         grid.add_column(column, overflow="ellipsis", no_wrap=True)
     return grid
+
+
+def _rate(per_s: float) -> str:
+    return f"{per_s:.1f}" if per_s >= 10 or per_s == 0 else f"{per_s:.2f}"
 
 
 def _cell(value: object) -> Text:

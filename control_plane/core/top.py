@@ -93,7 +93,7 @@ def view(
             AlertLine(a.state, a.severity, a.rule, a.subject, a.detail, bool(a.acked_by))
             for a in alerts.alerts
         ),
-        problems=(*status.problems, *alerts.problems),
+        problems=tuple(dict.fromkeys((*status.problems, *alerts.problems))),
     )
 
 

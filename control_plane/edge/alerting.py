@@ -296,14 +296,14 @@ class AlertsServicer(analytics_pb2_grpc.AlertsServicer):
     async def ListAlerts(
         self, request: analytics_pb2.ListAlertsRequest, context: Context
     ) -> analytics_pb2.ListAlertsResponse:
-        """List alerts, firing ones first."""
+        """List alerts: firing ones first, the most severe first."""
         async with self._database.read() as connection:
             found = await alerts.listing(connection, everything=request.all, most=_MAX_LISTED)
         order = (State.FIRING, State.PENDING, State.RESOLVED)
+        weight = (Severity.CRITICAL, Severity.WARNING, Severity.INFO)
+        found.sort(key=lambda a: (order.index(a.state), weight.index(a.severity), -a.since_ms, a.id))
         return analytics_pb2.ListAlertsResponse(
-            alerts=[
-                to_wire(a) for a in sorted(found, key=lambda a: (order.index(a.state), -a.since_ms, a.id))
-            ],
+            alerts=list(map(to_wire, found)),
             rules=len(self._alerting.rules),
             problems=self._alerting.problems(),
         )

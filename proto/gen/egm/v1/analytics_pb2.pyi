@@ -380,7 +380,7 @@ class ListAlertsResponse(_message.Message):
     """in the policy in force"""
     @_builtins.property
     def alerts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Alert]:
-        """firing first, then the newest"""
+        """firing first, then the most severe, then the newest"""
 
     @_builtins.property
     def problems(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
