@@ -100,8 +100,10 @@ class MeterFile:
 
     def later(self) -> None:
         """Have all that was taken so far written soon; `problem` says when it cannot be."""
-        if self._flushing is None and not self._damaged:
-            self._asked += 1
+        if self._damaged:
+            return
+        self._asked += 1
+        if self._flushing is None:
             self._begin()
 
     def notes(self) -> tuple[str, ...]:
@@ -146,6 +148,8 @@ class MeterFile:
             self._flushing = None
         self._whole, self.problem = False, ""
         self._done = max(self._done, upto)
+        if self._asked > upto:  # taken while the disk was busy; perhaps nobody waits for it
+            self._begin()
         return None
 
     def _failed(self, problem: str) -> None:

@@ -11,6 +11,7 @@ from sidecar.core.meters import Charge, Meters, Spent
 from sidecar.edge import meter_file
 from sidecar.edge.case import Case
 from sidecar.edge.meter_file import MeterDuty, MeterFile, append, parse
+from tests.support.eventually import eventually
 from trust import limits
 from trust.edge.files import write_atomic
 from trust.errors import Reason, StateError
@@ -170,6 +171,31 @@ async def test_a_file_that_has_grown_is_written_anew(tmp_path: Path, monkeypatch
     assert path.read_bytes().count(b"\n") < 6
     again, _ = opened(path)
     assert spend(again, 10) == 1
+    await file.close()
+
+
+async def test_what_is_taken_while_the_disk_is_busy_is_written_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when nobody waits for it, as at level 3."""
+    meters, file = opened(tmp_path / "budgets")
+    await file.durable()
+    answers = threading.Event()
+
+    def busy(descriptor: int, data: bytes) -> None:
+        answers.wait(5)
+        append(descriptor, data)
+
+    monkeypatch.setattr("sidecar.edge.meter_file.append", busy)
+    spend(meters)
+    file.later()
+    await asyncio.sleep(0)
+    spend(meters)
+    file.later()
+    answers.set()
+    await eventually(lambda: (tmp_path / "budgets").read_bytes().count(b"\n") == 2, "both are written")
+    again, _ = opened(tmp_path / "budgets")
+    assert spend(again, 10) == 8
     await file.close()
 
 
