@@ -194,6 +194,13 @@ async def test_a_callee_fetches_a_credential_that_it_lacks(mesh: Mesh) -> None:
             many = await asyncio.gather(*(call(ask(size=1), timeout=10) for _ in range(CALLERS)))
             assert many == [b"\0"] * CALLERS
             assert len(trust._peers) == 1
+            # What the sidecars say to each other stays between them.
+            nodes["a"].sidecar.provenance.notary.passports._carriage._holds.clear()  # type: ignore[union-attr]
+            carrying = call(ask(size=1), timeout=10)
+            assert await carrying == b"\0"
+            assert not [key for key, _ in await carrying.initial_metadata() if key.startswith("egm-")]
+            assert not [key for key, _ in mesh.echo.metadata[-1] if key.startswith("egm-attestation")]
+            assert nodes["a"].sidecar.provenance.notary.passports._carriage._holds  # type: ignore[union-attr]
             stream = Stream(channel)
             trust._peers.clear()
             await stream.echo()
