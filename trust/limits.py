@@ -227,6 +227,7 @@ MAX_TREE_BYTES: Final = 16 * 1024 * 1024  # of records in one answer, for a list
 # conditional controls: @rate and @budget
 MAX_RATE_COUNT: Final = 999_999_999  # calls in one window of a @rate
 MAX_METERS: Final = 50_000  # rates, and as many budgets, that a node tells apart; more callers share one
+METER_FILE_RETRY_S: Final = 0.5  # after the disk failed: until it is asked again
 METER_FILE_GROWTH_BYTES: Final = 4 * 1024 * 1024  # appended to the file of budgets before it is written anew
 
 # ledger

@@ -64,6 +64,7 @@ class MeterFile:
         self._flushing: asyncio.Task[OSError | None] | None = None
         self._whole = True  # the next flush writes the file anew
         self._damaged = False
+        self._again_at_s = 0.0
         self.problem = ""  # why budgets are not kept now, for an alarm; empty while they are
 
     def load(self) -> None:
@@ -100,7 +101,7 @@ class MeterFile:
 
     def later(self) -> None:
         """Have all that was taken so far written soon; `problem` says when it cannot be."""
-        if self._damaged:
+        if self._given_up():
             return
         self._asked += 1
         if self._flushing is None:
@@ -119,7 +120,7 @@ class MeterFile:
             self._descriptor = None
 
     async def _flushed(self) -> OSError | None:
-        if self._damaged:
+        if self._given_up():
             return OSError(self.problem)
         self._asked += 1
         mine = self._asked
@@ -129,6 +130,10 @@ class MeterFile:
             if error is not None:
                 return error
         return None
+
+    def _given_up(self) -> bool:
+        """Whether the disk is not asked now: its file is damaged, or it failed a moment ago."""
+        return self._damaged or asyncio.get_running_loop().time() < self._again_at_s
 
     def _begin(self) -> "asyncio.Task[OSError | None]":
         self._flushing = asyncio.get_running_loop().create_task(self._flush(), name="budgets")
@@ -141,6 +146,7 @@ class MeterFile:
         try:
             await asyncio.to_thread(self._write, written, whole=whole)
         except OSError as error:
+            self._again_at_s = asyncio.get_running_loop().time() + limits.METER_FILE_RETRY_S
             self._whole = True  # nobody knows what is in the file now
             self._failed(f"budgets cannot be written down: {error}")
             return error
