@@ -13,7 +13,7 @@ from unittest import mock
 from sidecar.edge import attestation_files, permit_floor, witness_desk
 from tests.sim.kernel import write_atomic
 from tests.sim.realm import RememberedKey, endorsed
-from trust import heads, keys, node_key, note
+from trust import heads, node_key, note
 from trust.attestation import cosignature, dsse, statement
 from trust.edge import denial_keeper
 
@@ -68,7 +68,6 @@ def stand_ins(dice: random.Random) -> Iterator[None]:
             (statement, "parse_statement"),
             (dsse, "decode"),
             (heads, "open_checkpoint"),
-            (keys, "_check_ed25519_point"),
         )
     ]
     quiet = logging.root.manager.disable
