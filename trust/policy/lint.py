@@ -102,9 +102,7 @@ def lint_source(parsed: source.Source, *, base: Bundle | None = None) -> list[Pr
             replace(where.problem(place, what, hint), severity=Severity.WARNING)
             for place, what, hint in (*alert_problems(parsed.mesh()), *emergency_problems(parsed.mesh()))
         ]
-        problems += [
-            where.problem(place, what, hint) for place, what, hint in detection_problems(parsed.mesh())
-        ]
+        problems += detection_problems(parsed.mesh(), where)
     if not errors_of(problems):
         try:
             archive = source.archive_of(parsed)
@@ -144,7 +142,7 @@ def _lint_bundle(bundle: Bundle, base: Bundle | None) -> list[Problem]:
             Problem(MESH, 0, what, hint, Severity.WARNING)
             for _, what, hint in (*alert_problems(bundle.mesh), *emergency_problems(bundle.mesh))
         ]
-        problems += [Problem(MESH, 0, what, hint) for _, what, hint in detection_problems(bundle.mesh)]
+        problems += detection_problems(bundle.mesh)
     return problems if errors_of(problems) else problems + _engine_problems(bundle, base)
 
 

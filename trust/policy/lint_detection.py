@@ -1,31 +1,51 @@
 """Answers to incidents that could never be given."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
+from trust.bundle import MESH
 from trust.detection import Action
 from trust.mesh import MeshSettings
+from trust.policy.problems import Problem, Severity
+from trust.policy.yaml_text import Document
 
 Where = tuple[str | int, ...]
 
 
-def detection_problems(mesh: MeshSettings) -> Iterator[tuple[Where, str, str]]:
-    """Yield what cannot work of `detection`: where it is, what is wrong, what to do."""
+def detection_problems(mesh: MeshSettings, document: Document | None = None) -> list[Problem]:
+    """Return what cannot work of `detection`.
+
+    Args:
+        mesh: the signed settings.
+        document: bundle.yaml, for its line numbers; None when there is only the bundle.
+    """
+    return [
+        Problem(MESH, 0, what, hint, severity)
+        if document is None
+        else replace(document.problem(place, what, hint), severity=severity)
+        for place, what, hint, severity in _problems(mesh)
+    ]
+
+
+def _problems(mesh: MeshSettings) -> Iterator[tuple[Where, str, str, Severity]]:
+    """Yield where it is, what is wrong, what to do, how bad. A missing key is a warning: `egm up` puts one in."""
     settings = mesh.detection
     if settings is None:
         return
     if settings.respond and settings.restricting() and not mesh.emergency_keys:
         hint = "name the responder's key under emergency_keys, or set respond: false"
         what = "nothing can be done about an incident without an emergency key"
-        yield ("detection", "respond"), what, hint
+        yield ("detection", "respond"), what, hint, Severity.WARNING
     longest_s = mesh.revocation_max_ttl_s
     for number, rule in enumerate(settings.responses):
         where: Where = ("detection", "responses", number)
         if rule.ttl_s > longest_s and set(rule.do) - {Action.ALERT}:
             what = f"{rule.ttl_s} s is longer than a directive may last ({longest_s} s)"
-            yield (*where, "ttl_s"), what, "shorten it, or raise revocation_max_ttl_s"
+            yield (*where, "ttl_s"), what, "shorten it, or raise revocation_max_ttl_s", Severity.ERROR
         count, _, group = rule.approval.partition(" of ")
         if group and len(mesh.approver_groups.get(group, {})) < int(count):
             what = f"approver group {group!r} has not {count} approvers, so no call could ever be approved"
-            yield (*where, "approval"), what, "name them under approver_groups"
+            yield (*where, "approval"), what, "name them under approver_groups", Severity.ERROR
         if rule.on in settings.off:
-            yield (*where, "on"), f"{rule.on} is off, so this never happens", "remove one of the two"
+            what = f"{rule.on} is off, so this never happens"
+            yield (*where, "on"), what, "remove one of the two", Severity.ERROR

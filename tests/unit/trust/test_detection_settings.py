@@ -107,7 +107,7 @@ def test_actions_and_names_are_read_from_yaml_text() -> None:
 )
 def test_lint_says_what_can_never_happen(values: dict[str, Any], key: bool, found: str) -> None:
     """At authoring, when it can still be mended."""
-    problems = [what for _, what, _ in detection_problems(mesh(settings(**values), key=key))]
+    problems = [one.message for one in detection_problems(mesh(settings(**values), key=key))]
     assert len(problems) == bool(found)
     assert not found or found in problems[0]
 
