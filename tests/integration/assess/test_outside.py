@@ -1,19 +1,24 @@
 """Services that are not behind a mesh are graded from outside: they are level 0, and nothing is made up about them."""
 
 import asyncio
+import json
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import grpc
 import grpc.aio
 import pytest
 
+from control_plane.assess.edge.attempts import Attempts, outside_addresses
+from control_plane.assess.edge.calls import Identity
+from control_plane.assess.edge.collect import Installation
 from control_plane.assess.edge.from_outside import look
-from control_plane.assess.model import Verdict
+from control_plane.assess.model import Outcome, Verdict
 from control_plane.lab import sample
 from control_plane.lab.ports import free_port
 from egm.v1 import probe_pb2
-from tests.support.cli import Outcome
+from tests.support.cli import Outcome as Printed
 from tests.support.cli import egm as run_egm
 from trust.edge.grpc_errors import status_of
 from trust.errors import MeshError, Reason
@@ -38,7 +43,7 @@ class Answering(grpc.GenericRpcHandler):  # type: ignore[type-arg]
         return grpc.unary_unary_rpc_method_handler(answer)
 
 
-async def egm(*arguments: object) -> Outcome:
+async def egm(*arguments: object) -> Printed:
     return await asyncio.to_thread(run_egm, *arguments)
 
 
@@ -80,6 +85,30 @@ async def test_from_outside_nothing_is_granted_whatever_answers(how: str) -> Non
     wanting = verdicts["EGMM-L0-01"] is Verdict.FOUND_WANTING
     assert wanting is (how != "refuses")
     assert found.notes
+
+
+@pytest.mark.parametrize("local", [True, False], ids=["loopback", "every-address"])
+async def test_a_service_that_other_machines_reach_past_its_sidecar_is_found(
+    tmp_path: Path, local: bool
+) -> None:
+    """Bound to every address the sidecar is a detour; bound to loopback only its own machine gets past it."""
+    if not outside_addresses():
+        local = True  # a machine without a network: nobody else can reach it
+    server, address = await sample.serve("127.0.0.1:0" if local else "0.0.0.0:0")
+    port = address.rpartition(":")[2]
+    config = tmp_path / "sidecar.yaml"
+    upstream = {"service": "shop", "upstream": {"address": f"127.0.0.1:{port}"}}
+    config.write_text(json.dumps({"inbound": [upstream]}))
+    mesh = SimpleNamespace(nodes={"a": SimpleNamespace(config=str(config))}, trust_domain="mesh.local")
+    installation = Installation(cast("Any", mesh), cast("Any", None), None, None)
+    attempts = Attempts(installation, "shop", "127.0.0.1:1", run="r", identity=Identity(b""))
+    try:
+        check = await attempts.bypass()
+    finally:
+        await server.stop(0)
+
+    assert check.outcome is (Outcome.HELD if local else Outcome.FAILED)
+    assert f"127.0.0.1:{port}" in check.evidence
 
 
 async def test_an_address_where_nobody_is_gives_no_grade() -> None:
