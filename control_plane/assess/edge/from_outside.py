@@ -6,6 +6,8 @@ import secrets
 import ssl
 from typing import Final
 
+from cryptography import x509
+
 from control_plane.assess.answers import UNREACHED, Answer
 from control_plane.assess.catalogue import load_catalogue
 from control_plane.assess.edge.calls import Identity, call, ping
@@ -65,4 +67,21 @@ async def _tls(target: str, run: str) -> Answer:
         pem = await asyncio.wait_for(asyncio.to_thread(ssl.get_server_certificate, (host, port)), TIMEOUT_S)
     except (OSError, ValueError, TimeoutError) as error:
         return Answer(UNREACHED, detail=f"no TLS: {error}"[:200])
-    return await call(target, ping(run), identity=Identity(pem.encode()), timeout_s=TIMEOUT_S)
+    return await call(
+        target,
+        ping(run),
+        identity=Identity(pem.encode()),
+        server_dns=_name_in(pem.encode()),
+        timeout_s=TIMEOUT_S,
+    )
+
+
+def _name_in(pem: bytes) -> str:
+    """Return a DNS name of a certificate; empty when it has none."""
+    try:
+        names = x509.load_pem_x509_certificate(pem).extensions.get_extension_for_class(
+            x509.SubjectAlternativeName
+        )
+    except (ValueError, x509.ExtensionNotFound):
+        return ""
+    return next(iter(names.value.get_values_for_type(x509.DNSName)), "")
