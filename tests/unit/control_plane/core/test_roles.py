@@ -14,6 +14,7 @@ from egm.v1 import (
     node_pb2,
     operator_pb2,
     record_pb2,
+    shadow_pb2,
 )
 from trust.errors import EvidenceError, Reason
 from trust.spiffe import SpiffeId
@@ -34,6 +35,8 @@ def served() -> set[str]:
         gossip_pb2.DESCRIPTOR.services_by_name["Emergency"],
         approvals_pb2.DESCRIPTOR.services_by_name["Approvals"],
         approvals_pb2.DESCRIPTOR.services_by_name["ApprovalDesk"],
+        shadow_pb2.DESCRIPTOR.services_by_name["Shadow"],
+        shadow_pb2.DESCRIPTOR.services_by_name["ShadowRuns"],
         health_pb2.DESCRIPTOR.services_by_name["Health"],
     ]
     return {f"/{service.full_name}/{method.name}" for service in services for method in service.methods}
