@@ -1,6 +1,7 @@
 """Gathers the facts that `control_plane.assess.observations` judges: the signed policy, the nodes, who serves what."""
 
 import asyncio
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -71,23 +72,15 @@ async def collect(
         only: one service alone.
     """
     now_ms = SystemClock().now_ms()
-    problem, in_force, engine = "", None, None
-    try:
-        in_force = await Release(mesh, directory, client).in_force()
-        engine = await asyncio.to_thread(_engine, in_force)
-    except MeshError as error:
-        problem = f"the published policy does not verify: {error.reason}: {error.detail}"
-    except (ValueError, UnsupportedAlgorithm) as error:
-        problem = f"the published policy cannot be used: {error}"
-    if in_force is not None and in_force.policy is None:
-        problem = "no policy has been published"
-    try:
+    problem, in_force, engine = "the control plane does not answer", None, None
+    records: dict[str, operator_pb2.NodeRecord] = {}
+    published: int | None = None
+    with contextlib.suppress(MeshError):  # the caller learns it from `published_version`
         status = await client.status()
         records = {one.node: one for one in await client.nodes()}
-        published: int | None = status.role_versions.get(BASE_ROLE, 0)
-        now_ms = status.now_ms
-    except MeshError:
-        records, published = {}, None
+        now_ms, published = status.now_ms, status.role_versions.get(BASE_ROLE, 0)
+    if published is not None:
+        problem, in_force, engine = await _published(mesh, directory, client)
     asked = await asyncio.gather(*(_ask(mesh, directory, name) for name in mesh.nodes))
     nodes = {
         node.name: _joined(node, status_of, records.get(node.name), now_ms, engine)
@@ -97,6 +90,21 @@ async def collect(
     policy = _policy(in_force, engine, policies, problem)
     services = {name: _service(mesh, engine, policies, nodes, name) for name in _names(mesh, engine, only)}
     return Installation(mesh, Facts(now_ms, policy, nodes, services, published), in_force, engine)
+
+
+async def _published(
+    mesh: MeshFile, directory: Path, client: OperatorClient
+) -> tuple[str, InForce | None, Engine | None]:
+    """Return what is published, verified and compiled; and why not, "" when it is."""
+    in_force: InForce | None = None
+    try:
+        in_force = await Release(mesh, directory, client).in_force()
+        engine = await asyncio.to_thread(_engine, in_force)
+    except MeshError as error:
+        return f"the published policy does not verify: {error.reason}: {error.detail}", in_force, None
+    except (ValueError, UnsupportedAlgorithm) as error:
+        return f"the published policy cannot be used: {error}", in_force, None
+    return "no policy has been published" if in_force.policy is None else "", in_force, engine
 
 
 def _engine(in_force: InForce) -> Engine | None:
