@@ -21,8 +21,9 @@ $(STAMP): pyproject.toml
 
 setup: $(STAMP) ## create .venv with everything development needs
 
-demo: $(STAMP) ## the tour, under a minute: quorum, governed calls, attestation, partition, a lying node
+demo: $(STAMP) ## the tour (quorum, governed calls, attestation, partition, a lying node); then a service climbs levels 0 to 5
 	$(BIN)/egm demo
+	$(BIN)/egm demo --climb
 
 test: $(STAMP) ## every test but the long ones of `lab` (under 10 minutes on 2 cores)
 	$(BIN)/python -m pytest -n 4 --dist loadgroup -m "not lab"

@@ -11,7 +11,7 @@ import typer
 
 from control_plane.cli.context import JsonFlag, run
 from control_plane.cli.output import Exit, console
-from control_plane.lab.demo import Step, Tour
+from control_plane.lab.demo import PARTS, Parts, Step, Tour
 
 app = typer.Typer(add_completion=False)
 
@@ -22,6 +22,12 @@ def demo(
         Path | None,
         typer.Option("--dir", help="Keep everything in this new directory (default: one that is removed)."),
     ] = None,
+    climb: Annotated[
+        bool,
+        typer.Option(
+            "--climb", help="Take one service from level 0 to 5 and measure its grade at each; some minutes."
+        ),
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Show every promise on real processes: refusal, quorum, governed call, partition, a lying node. Under a minute.
@@ -51,10 +57,18 @@ def demo(
             console.print(f"       … {line}", markup=False, style="dim")
 
     with tempfile.TemporaryDirectory(prefix="egm-demo-") as scratch:
-        held = run(Tour((directory or Path(scratch)).resolve(), report, say).run())
+        held = run(Tour((directory or Path(scratch)).resolve(), report, say, _parts(climb)).run())
     if not as_json:
         console.print(f"\n{_end(held, directory)}", style="bold", soft_wrap=True)
     raise typer.Exit(Exit.YES if held else Exit.NO)
+
+
+def _parts(climb: bool) -> Parts:
+    if not climb:
+        return PARTS
+    from control_plane.assess.edge.climb import PARTS as CLIMB
+
+    return CLIMB
 
 
 def _end(held: bool, directory: Path | None) -> str:

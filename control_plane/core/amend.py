@@ -9,6 +9,7 @@ from trust.errors import InputError, Reason
 from trust.mesh import MeshSettings
 
 CRYPTOGRAPHIC: Final = 5
+REACTIVE: Final = 2
 Change = Callable[[bytes, MeshSettings], bytes]  # base archive and its settings -> the amended archive
 
 
@@ -39,6 +40,18 @@ def with_witnesses(archive: bytes, attestation: Mapping[str, Any]) -> bytes:
     if mesh is None or mesh.attestation is not None or CRYPTOGRAPHIC not in mesh.levels():
         return archive
     return _amended(archive, {"attestation": attestation})
+
+
+def with_detection(archive: bytes, detection: Mapping[str, Any]) -> bytes:
+    """Return the bundle with these settings of detection, if it asks for level 2 or more somewhere and has none.
+
+    Raises:
+        EvidenceError: BUNDLE_MALFORMED and others: not a base bundle, or not such settings.
+    """
+    mesh = read_claimed_bundle(archive).mesh
+    if mesh is None or mesh.detection is not None or max(mesh.levels()) < REACTIVE:
+        return archive
+    return _amended(archive, {"detection": detection})
 
 
 def ended(archive: bytes, mesh: MeshSettings, ids: Iterable[str]) -> bytes:

@@ -1,13 +1,13 @@
 """From nothing to a running development mesh: keys, certificates, processes, first policy."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 import yaml
 
-from control_plane.core.amend import with_emergency_keys, with_witnesses
+from control_plane.core.amend import with_detection, with_emergency_keys, with_witnesses
 from control_plane.edge import operator_client
 from control_plane.edge.ca import CertificateAuthority, issue_to_directory
 from control_plane.edge.domain import DEFAULT_TRUST_DOMAIN, create_development, emergency_keys, open_domain
@@ -23,6 +23,14 @@ from trust.verified import BASE_ROLE
 OPERATOR: Final = "local"
 OPERATOR_TTL_S: Final = 30 * 24 * 3600  # as `egm node operator` gives; `egm up` issues a new one each time
 DENY_ALL: Final = "Nothing is allowed yet"
+# what a mesh of `egm up` does about incidents unless its policy says otherwise: people are told, probing is slowed down
+DETECTION: Final[Mapping[str, object]] = {
+    "respond": True,
+    "responses": [
+        {"on": "severity high", "do": ["alert"]},
+        {"on": "EGM-T003", "do": ["throttle"], "rate": "60/m", "ttl_s": 600},
+    ],
+}
 
 Say = Callable[[str], None]
 
@@ -107,10 +115,14 @@ async def publish(mesh: DevelopmentMesh, archive: bytes, *, role: str = BASE_ROL
 def completed(mesh: DevelopmentMesh, archive: bytes) -> bytes:
     """Return the bundle with what a development mesh knows better than its policy folder, unless that says it itself.
 
-    The emergency key of the domain; and at level 5 a roster: every node of the mesh vouches for every other.
+    The emergency key of the domain; from level 2 on what is done about incidents; at level 5 a roster: every node of
+    the mesh vouches for every other.
     """
     keys = emergency_keys(open_domain(mesh.directory / "domain"))
-    return with_witnesses(with_emergency_keys(archive, keys), mesh.roster())
+    archive = with_emergency_keys(archive, keys)
+    if mesh.detection is not None:
+        archive = with_detection(archive, mesh.detection)
+    return with_witnesses(archive, mesh.roster())
 
 
 async def in_force(mesh: DevelopmentMesh) -> InForce:
@@ -132,7 +144,7 @@ async def bring_up(
     Raises:
         MeshError: what could not be started, and where its log is. Nothing is left running.
     """
-    mesh = DevelopmentMesh(directory, plan)
+    mesh = DevelopmentMesh(directory, plan, detection=DETECTION)
     try:
         say("starting the control plane")
         await mesh.start_control_plane()

@@ -22,7 +22,8 @@ __all__ = ["PARTS", "POLICY_FOLDER", "Step", "Tour"]
 Action = Callable[[World], Awaitable[str]]
 
 # part -> its steps in order: what is promised, and what shows and checks it
-PARTS: Final[tuple[tuple[str, tuple[tuple[str, Action], ...]], ...]] = (
+Parts = tuple[tuple[str, tuple[tuple[str, Action], ...]], ...]
+PARTS: Final[Parts] = (
     (
         "Nothing runs that a quorum did not allow",
         (
@@ -88,18 +89,20 @@ class Step:
 class Tour:
     """The demonstration. Each step returns what it saw and checked, or raises `CheckError`."""
 
-    def __init__(self, directory: Path, report: Callable[[Step], None], say: Say) -> None:
+    def __init__(
+        self, directory: Path, report: Callable[[Step], None], say: Say, parts: Parts = PARTS
+    ) -> None:
         """Describe a tour below `directory`, which must be empty or missing; nothing is started.
 
         Raises:
             InputError: CONFLICT, if the directory holds a mesh already.
         """
-        self._world, self._report = World(directory, say), report
+        self._world, self._report, self._parts = World(directory, say), report, parts
 
     async def run(self) -> bool:
         """Take every step in order; stop at the first that does not hold. Return whether all held."""
         try:
-            for part, steps in PARTS:
+            for part, steps in self._parts:
                 for name, action in steps:
                     if not await self._take(part, name, action):
                         return False

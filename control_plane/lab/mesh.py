@@ -95,6 +95,8 @@ class DevelopmentMesh:
     process: Callable[[str, Sequence[str], Path], Process] = own_process  # (member, arguments, log)
     # (member, where it listens) -> the address that the other members are told (the lab puts links between)
     reached: Callable[[str, str], str] = as_it_is
+    # put into policies from level 2 on that say nothing of detection; None: leave them as they are
+    detection: Mapping[str, object] | None = None
     # member -> the host that its listeners for other members bind; those of its own workloads are on the loopback
     host: Callable[[str], str] = on_loopback
 

@@ -33,14 +33,14 @@ def climb(level: int) -> Callable[[World], Awaitable[str]]:
         await world.mesh.settled(version=version)
         if level == CRYPTOGRAPHIC:
             await world.wait(lambda nodes: all(standing(one) == "ATTESTED" for one in nodes.values()))
-        seen = await _calls(world, level)
+        seen = await _calls(world, level, version)
         world.say(f"measuring the grade of {SERVICE} by probes")
         return lines(*seen, *await _measured(world, level))
 
     return step
 
 
-async def _calls(world: World, level: int) -> list[str]:
+async def _calls(world: World, level: int, version: int) -> list[str]:
     await world.executed("alice", 10, within_s=WAIT_S)
     stranger = await world.transfer("mallory", 10)
     refused = level >= ENFORCING
@@ -48,9 +48,7 @@ async def _calls(world: World, level: int) -> list[str]:
         stranger.ok is not refused, f"that a stranger {'is not' if refused else 'is'} let through: {stranger}"
     )
     got = f"is refused: {stranger.reason}" if refused else "is let through"
-    return [
-        f"policy version {world.lab.policy_version or '?'} at level {level}: alice transfers; mallory {got}"
-    ]
+    return [f"policy version {version} at level {level}: alice transfers; mallory {got}"]
 
 
 async def _measured(world: World, level: int) -> list[str]:

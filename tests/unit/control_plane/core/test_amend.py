@@ -3,11 +3,12 @@
 import pytest
 
 from control_plane.core import amend
-from tests.support.control_plane import archive
+from tests.support.control_plane import archive, source
 from tests.support.emergency import FIRST
 from trust.bundle import MESH, bundle_files, read_bundle
 from trust.errors import InputError
 from trust.mesh import MeshSettings
+from trust.policy.source import build
 from trust.verified import BASE_ROLE
 
 
@@ -52,3 +53,14 @@ def test_keys_of_a_development_domain_are_named_unless_the_folder_names_its_own(
     assert mesh_of(named).emergency_keys == {FIRST.name: FIRST.public.hex()}
     assert amend.with_emergency_keys(named, {"other": "00" * 32}) == named
     assert amend.with_emergency_keys(archive(), {}) == archive()
+
+
+def test_detection_is_named_from_level_2_on_unless_the_folder_says_something_of_it() -> None:
+    """Below there is nothing to respond with; what a person wrote is never replaced."""
+    wanted = {"respond": True, "responses": [{"on": "severity high", "do": ["alert"]}]}
+    low, high = (build(source(), level_override=level) for level in (1, 2))
+    assert amend.with_detection(low, wanted) == low
+    made = amend.with_detection(high, wanted)
+    detection = mesh_of(made).detection
+    assert detection is not None and detection.respond
+    assert amend.with_detection(made, {"respond": False}) == made
