@@ -11,9 +11,8 @@ from typing import Final
 from control_plane.assess.model import Basis, Check, Outcome
 
 UNREACHED: Final = "UNREACHED"  # no answer from anything: connection refused, timed out, handshake failed
-POLICY_REFUSALS: Final = frozenset(
-    {"NO_POLICY_PERMITS", "POLICY_DENIED", "POLICY_ERROR", "REVOKED", "NODE_QUARANTINED"}
-)
+POLICY_REFUSALS: Final = frozenset({"NO_POLICY_PERMITS", "POLICY_DENIED", "POLICY_ERROR"})
+DENIALS: Final = frozenset({"REVOKED", "NODE_QUARANTINED"})  # of a caller that a response has hit: not policy
 CALLER_REFUSALS: Final = frozenset(
     {"CALLER_UNIDENTIFIED", "CALLER_AMBIGUOUS", "CALLER_CERTIFICATE_EXPIRED", "CALLER_TOKEN_INVALID"}
 )
@@ -139,7 +138,7 @@ def genuine_permit(service: str, answer: Answer, digest: str) -> Check:
     """A permit of an attested node must pass, so that refusing all others means something."""
     name, tried = "permit-genuine-recognised", "called with the permit of an attested probe node"
     evidence = {**answer.evidence(), "permit_sha256": digest}
-    if answer.reason in POLICY_REFUSALS or answer.replied:
+    if answer.reason in POLICY_REFUSALS | DENIALS or answer.replied:
         if answer.level and int(answer.level) < 5:
             why = f"{tried}: level {answer.level} is in force there, which asks for no permit"
             return _check(name, service, Outcome.FAILED, tried, why, evidence)

@@ -306,6 +306,12 @@ BREAKAGES = (
     ),
     Breakage("a stranger is let in", lambda: replace(GOOD, stranger=LET_IN), ("EGMM-L4-01",), 3),
     Breakage(
+        "only a quarantine stops the stranger",
+        lambda: replace(GOOD, stranger=refused("REVOKED", 2)),
+        ("EGMM-L4-01",),
+        3,
+    ),
+    Breakage(
         "callers without certificate are let in",
         lambda: replace(GOOD, anonymous=(GONE, LET_IN)),
         ("EGMM-L4-02", "EGMM-L0-01"),

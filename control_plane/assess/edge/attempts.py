@@ -34,7 +34,14 @@ class Attempts:
     """Attempts at one service; each returns the check that it decides."""
 
     def __init__(
-        self, installation: Installation, service: str, address: str, *, run: str, identity: Identity
+        self,
+        installation: Installation,
+        service: str,
+        address: str,
+        *,
+        run: str,
+        identity: Identity,
+        calm: Identity,
     ) -> None:
         """Aim at an inbound listener.
 
@@ -43,10 +50,11 @@ class Attempts:
             service: logical name.
             address: HOST:PORT of an inbound listener of it.
             run: of the assessment.
-            identity: a genuine certificate of somebody that no policy names.
+            identity: a genuine certificate of somebody that no policy names; permits are shown with it.
+            calm: one of somebody who does nothing else that could be noticed, and so answered by a quarantine.
         """
         self._installation, self.service, self._address, self._run = installation, service, address, run
-        self._identity, self._dns = identity, installation.server_dns(service)
+        self._identity, self._calm, self._dns = identity, calm, installation.server_dns(service)
 
     async def ping(
         self, metadata: Sequence[tuple[str, str | bytes]] = (), request: bytes | None = None
@@ -59,12 +67,12 @@ class Attempts:
 
     async def identities(self) -> list[Check]:
         """Try to be let in without a certificate, in plaintext, and with one of another CA."""
-        control = await self.ping()
-        anchors = Identity(self._identity.anchors)
+        control = await call(self._address, ping(self._run), identity=self._calm, server_dns=self._dns)
+        anchors = Identity(self._calm.anchors)
         bare = await call(self._address, ping(self._run), identity=anchors, server_dns=self._dns)
         plain = await call(self._address, ping(self._run), identity=None)
         impostor = await call(
-            self._address, ping(self._run), identity=impostor_of(self._identity), server_dns=self._dns
+            self._address, ping(self._run), identity=impostor_of(self._calm), server_dns=self._dns
         )
         return [
             answers.stranger(self.service, control),

@@ -28,6 +28,8 @@ _APPROVAL: Final = "require_approval"
 _MOST_CONDITIONS: Final = 20  # kept as evidence; one is enough
 _CONTROLS: Final = frozenset({"rate", "budget", _APPROVAL})
 _STATUS_TIMEOUT_S: Final = 6.0
+_REPORTS_S: Final = 10.0  # more than a report period: what a node reports may be a little old
+_POLL_S: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,8 @@ async def collect(
         now_ms, published = status.now_ms, status.role_versions.get(BASE_ROLE, 0)
     if published is not None:
         problem, in_force, engine = await _published(mesh, directory, client)
+        if engine is not None and engine.mesh.roster() is not None:
+            now_ms, records = await _vouched_for(mesh, client, engine)
     asked = await asyncio.gather(*(_ask(mesh, directory, name) for name in mesh.nodes))
     nodes = {
         node.name: _joined(node, status_of, records.get(node.name), now_ms, engine)
@@ -90,6 +94,23 @@ async def collect(
     policy = _policy(in_force, engine, policies, problem)
     services = {name: _service(mesh, engine, policies, nodes, name) for name in _names(mesh, engine, only)}
     return Installation(mesh, Facts(now_ms, policy, nodes, services, published), in_force, engine)
+
+
+async def _vouched_for(
+    mesh: MeshFile, client: OperatorClient, engine: Engine
+) -> tuple[int, dict[str, operator_pb2.NodeRecord]]:
+    """Return the control plane's time and what it knows of nodes; one that has just been attested reports it soon."""
+    deadline = asyncio.get_running_loop().time() + _REPORTS_S
+    while True:
+        now_ms = (await client.status()).now_ms
+        records = {one.node: one for one in await client.nodes()}
+        known = [records[name] for name in mesh.nodes if name in records]
+        settled = len(known) == len(mesh.nodes) and all(
+            _vouched(one, engine, now_ms)[0] > now_ms for one in known
+        )
+        if settled or asyncio.get_running_loop().time() > deadline:
+            return now_ms, records
+        await asyncio.sleep(_POLL_S)
 
 
 async def _published(

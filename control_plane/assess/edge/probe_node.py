@@ -213,9 +213,9 @@ class ProbeNode:
             raise StateError(Reason.IDENTITY_UNAVAILABLE, f"the probe node has no certificate of {who}")
         return found
 
-    def identity(self) -> Identity:
-        """Return how the synthetic workload connects."""
-        svid = self.svid(self.workload)
+    def identity(self, who: SpiffeId) -> Identity:
+        """Return how one of its synthetic workloads connects."""
+        svid = self.svid(who)
         anchors = (self.data_dir / "identity" / "ca.pem").read_bytes()
         return Identity(anchors, svid.chain_pem, svid.key_pem)
 

@@ -216,7 +216,8 @@ class Assessor:
         since_ms: int,
     ) -> None:
         identity, caller = await self._stranger(node)
-        attempts = Attempts(installation, service, address, run=self.run_id, identity=identity)
+        calm = identity if node is None else await asyncio.to_thread(node.identity, node.calm)
+        attempts = Attempts(installation, service, address, run=self.run_id, identity=identity, calm=calm)
         serving = installation.facts.services[service].serving
         before = await self._counted(serving)
         await self._guarded(f"identities at {service}", attempts.identities())
@@ -247,7 +248,7 @@ class Assessor:
 
     async def _stranger(self, node: ProbeNode | None) -> tuple[Identity, str]:
         if node is not None:
-            return await asyncio.to_thread(node.identity), str(node.workload)
+            return await asyncio.to_thread(node.identity, node.workload), str(node.workload)
         directory = Path(self._mesh.operator)
         directory = directory if directory.is_absolute() else self._directory / directory
         identity = await asyncio.to_thread(safe_identity, directory)

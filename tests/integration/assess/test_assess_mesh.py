@@ -24,6 +24,7 @@ from trust.errors import Reason, StateError
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("assess")]
 LEASE_S = 20
+RATE = b'@id("members-call-shop")\n@rate("1000/m")\n'
 
 
 @dataclass
@@ -178,13 +179,19 @@ async def test_each_signed_level_is_measured_at_most_as_what_it_is(world: World)
         def change(files: dict[str, bytes]) -> dict[str, bytes]:
             settings = yaml.safe_load(files["bundle.yaml"])
             settings["services"]["shop"]["level"] = level
-            return {**files, "bundle.yaml": yaml.safe_dump(settings).encode()}
+            text = files["policies/members.cedar"]
+            policy = text if RATE in text else text.replace(RATE.splitlines(keepends=True)[0], RATE)
+            return {
+                **files,
+                "bundle.yaml": yaml.safe_dump(settings).encode(),
+                "policies/members.cedar": policy,
+            }
 
         return change
 
     measured = {}
     denied: dict[int, dict[str, Verdict]] = {}
-    for level in (4, 1):
+    for level in (4, 3, 1):
         version = await world.mesh.publish(lowered(level))
         await world.mesh.wait_until({"policy_version_at_least": version, "lease": "FRESH", "state": "READY"})
         found = await world.assess(only="shop")
@@ -193,12 +200,14 @@ async def test_each_signed_level_is_measured_at_most_as_what_it_is(world: World)
     await world.mesh.wait_until({"policy_version_at_least": version, "lease": "FRESH", "state": "READY"})
 
     assert all(measured[level] <= level for level in measured), measured
-    assert measured[4] == 4
+    assert (measured[4], measured[3]) == (4, 3)
+    assert denied[3]["EGMM-L4-06"] is Verdict.NOT_MET
     assert denied[4]["EGMM-L5-01"] is Verdict.NOT_MET
     assert denied[1]["EGMM-L3-02"] is denied[1]["EGMM-L4-01"] is Verdict.NOT_MET
     assert denied[1]["EGMM-L2-06"] is Verdict.NOT_MET
 
 
+@pytest.mark.lab
 async def test_a_control_plane_that_is_gone_gives_no_grade(world: World) -> None:
     """Without it nothing central is known; the assessor says so instead of guessing."""
     await world.mesh.control_plane.stop()

@@ -101,7 +101,9 @@ async def test_a_service_that_other_machines_reach_past_its_sidecar_is_found(
     config.write_text(json.dumps({"inbound": [upstream]}))
     mesh = SimpleNamespace(nodes={"a": SimpleNamespace(config=str(config))}, trust_domain="mesh.local")
     installation = Installation(cast("Any", mesh), cast("Any", None), None, None)
-    attempts = Attempts(installation, "shop", "127.0.0.1:1", run="r", identity=Identity(b""))
+    attempts = Attempts(
+        installation, "shop", "127.0.0.1:1", run="r", identity=Identity(b""), calm=Identity(b"")
+    )
     try:
         check = await attempts.bypass()
     finally:
