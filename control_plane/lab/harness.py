@@ -2,12 +2,11 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Self
 
-from control_plane.edge.source_folder import read_folder
 from control_plane.lab import watch
 from control_plane.lab.bootstrap import publish
 from control_plane.lab.calls import CALL_TIMEOUT_S, Caller, Messages, Outcome, Payload
@@ -16,7 +15,7 @@ from control_plane.lab.handles import Member
 from control_plane.lab.load import UNANSWERED, Call, Judge, Load
 from control_plane.lab.mesh import CONTROL_PLANE
 from control_plane.lab.network import Fault, Network, Pair, between
-from control_plane.lab.plan import BROKER, Files, LabPlan, as_bytes, parse_duration_ms
+from control_plane.lab.plan import BROKER, LabPlan, PolicyChange, changed, parse_duration_ms
 from control_plane.lab.states import Predicate, Status, Wanted
 from trust.bundle import DESCRIPTORS
 from trust.errors import InputError, Reason
@@ -26,8 +25,6 @@ WAIT_S: Final = 30.0
 LOG_TAIL_LINES: Final = 40
 RECONNECT_S: Final = 1.5  # in which every member has tried again to reach one that is back (trust.edge.tls)
 _REPEAT_S: Final = 0.1
-
-PolicyChange = Path | Files | Callable[[dict[str, bytes]], Files]
 
 
 class LabMesh:
@@ -319,7 +316,7 @@ class LabMesh:
             level: instead of the policy's own; stays for later publications.
             witnesses: nodes that vouch for others at level 5 from now on, where the policy itself names none.
         """
-        files = self._changed(change)
+        files = changed(self._files, change)
         if witnesses is not None:
             self._vouched_by(witnesses)
         if level is not None:
@@ -367,8 +364,7 @@ class LabMesh:
         """Have the policies published from now on name these witnesses; None: every node."""
         self.plan.check_witnesses(witnesses)
         self.plan = replace(self.plan, witnesses=witnesses)
-        running = self.fleet.running
-        running.plan = replace(running.plan, witnesses=witnesses)
+        self.fleet.running.plan = replace(self.fleet.running.plan, witnesses=witnesses)
 
     def _reachable(self) -> tuple[str, ...]:
         return (*self.plan.members(), *(name + TWIN for name in self._twins))
@@ -402,12 +398,3 @@ class LabMesh:
             )
             raise InputError(Reason.INPUT_INVALID, f"{which}; say which one is called: to=…")
         return found[0]
-
-    def _changed(self, change: PolicyChange | None) -> dict[str, bytes]:
-        if isinstance(change, Path):
-            return dict(read_folder(change))
-        if change is None:
-            return dict(self._files)
-        if callable(change):
-            return as_bytes(change(dict(self._files)))
-        return as_bytes({**self._files, **change})

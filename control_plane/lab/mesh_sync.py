@@ -8,10 +8,10 @@ from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
 from control_plane.lab.calls import CALL_TIMEOUT_S, Outcome, Payload
-from control_plane.lab.harness import LOG_TAIL_LINES, WAIT_S, LabMesh, PolicyChange
+from control_plane.lab.harness import LOG_TAIL_LINES, WAIT_S, LabMesh
 from control_plane.lab.load import Call, Judge, Load, Report
 from control_plane.lab.mesh import CONTROL_PLANE
-from control_plane.lab.plan import BROKER, LabPlan
+from control_plane.lab.plan import BROKER, LabPlan, PolicyChange
 from control_plane.lab.states import Predicate, Status, Wanted
 
 T = TypeVar("T")

@@ -1,6 +1,6 @@
 """What a lab mesh consists of: nodes, the services and workloads on each, and the policy that starts in force."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
@@ -15,6 +15,7 @@ from trust.policy.source import SETTINGS
 from trust.spiffe import check_name
 
 Files = Mapping[str, str | bytes | None]  # of a policy folder, by path; None: taken away
+PolicyChange = Path | Files | Callable[[dict[str, bytes]], Files]
 
 BROKER: Final = "broker"
 RESERVED: Final = frozenset({CONTROL_PLANE, BROKER, "operator"})
@@ -231,3 +232,14 @@ def parse_duration_ms(text: str | float) -> int:
             except ValueError:
                 break
     raise InputError(Reason.INPUT_INVALID, f"{text!r} is not a duration; write 500ms, 90s, -2m or 1h")
+
+
+def changed(files: Mapping[str, bytes], change: PolicyChange | None) -> dict[str, bytes]:
+    """Return the files of a policy folder after a change: another folder, files to replace, or a function of them."""
+    if isinstance(change, Path):
+        return dict(read_folder(change))
+    if change is None:
+        return dict(files)
+    if callable(change):
+        return as_bytes(change(dict(files)))
+    return as_bytes({**files, **change})
