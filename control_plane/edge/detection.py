@@ -125,6 +125,12 @@ class Detection:
                 self.problem = f"detection waits for the store: {error.detail}"
                 logger.warning("%s", self.problem)
                 more = False
+            except Exception as error:
+                # whatever fails here must not end the control plane, which renews the lease of every node
+                self.forget()
+                self.problem = f"detection fails: {type(error).__name__}: {error}"
+                logger.exception("detection fails, and begins again from what was last written down")
+                more = False
             spent = time.monotonic() - began
             await asyncio.sleep(spent * _YIELD if more else limits.DETECTION_PERIOD_S)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -19,8 +20,10 @@ from control_plane.edge.store.models import (
     records,
 )
 from trust import limits
-from trust.errors import InputError, Reason
+from trust.errors import EvidenceError, InputError, Reason
 from trust.record import Intent, Outcome, Side, parse_record
+
+logger = logging.getLogger(__name__)
 
 _ONLY: Final = 1  # row of detection_state
 _CHUNK: Final = 400  # keys in one statement
@@ -180,7 +183,14 @@ _Found = tuple[str, str, int, Intent | Outcome]  # node, ledger, index
 
 
 def _parsed(raw: Iterable[tuple[str, str, int, bytes]]) -> list[_Found]:
-    return [(node, ledger, index, parse_record(data)) for node, ledger, index, data in raw]
+    """Return what records say; they were checked when they came, so one that cannot be read was damaged here."""
+    found: list[_Found] = []
+    for node, ledger, index, data in raw:
+        try:
+            found.append((node, ledger, index, parse_record(data)))
+        except EvidenceError as error:
+            logger.error("record %d of %s %s is damaged in the store: %s", index, node, ledger, error)
+    return found
 
 
 async def _intents(connection: AsyncConnection, found: Iterable[_Found]) -> dict[_Key, tuple[str, str, str]]:

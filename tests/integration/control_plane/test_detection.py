@@ -5,6 +5,8 @@ import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
+import sqlalchemy as sa
 from securesystemslib.signer import CryptoSigner
 
 from control_plane.core.executions import Batch
@@ -15,7 +17,9 @@ from control_plane.edge.responder import Responder
 from control_plane.edge.store import audit, executions, incidents
 from control_plane.edge.store.database import Database
 from control_plane.edge.store.fleet import StoredNode
+from control_plane.edge.store.models import detection_state, records
 from egm.v1 import operator_pb2
+from tests.support.eventually import eventually
 from tests.support.records import refusal, workload
 from trust import limits
 from trust.detection import DetectionSettings
@@ -170,10 +174,6 @@ async def test_damaged_learning_is_learned_anew_and_detection_goes_on(
     database: Database, tmp_path: Path
 ) -> None:
     """Who writes to the database can make it forget, not make it stop or run code."""
-    import sqlalchemy as sa
-
-    from control_plane.edge.store.models import detection_state
-
     first = Plane(database, tmp_path / "1")
     await first.look()
     await first.detection.close()
@@ -183,6 +183,33 @@ async def test_damaged_learning_is_learned_anew_and_detection_goes_on(
     await ship(database, replayed(1))
     await second.look()
     assert len(await second.incidents()) == 1
+
+
+async def test_damaged_record_and_a_failing_detector_do_not_end_the_control_plane(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It renews every node's lease; detection says that it fails, and goes on when it can."""
+    await ship(database, replayed(1), replayed(2, caller=workload("eve")))
+    async with database.write() as connection:
+        first = records.c.ledger_index == 0
+        await connection.execute(sa.update(records).where(first).values(record=b"damaged"))
+    plane = Plane(database, tmp_path)
+    monkeypatch.setattr(limits, "DETECTION_PERIOD_S", 0.01)
+    looking = plane.detection._step
+
+    async def fails(now_ms: int) -> bool:
+        raise ValueError("a defect")
+
+    plane.detection._step = fails  # type: ignore[method-assign]
+    running = asyncio.create_task(plane.detection.run())
+    await eventually(lambda: plane.detection.problems, "a problem that is told")
+    assert "a defect" in plane.detection.problems[0]
+    plane.detection._step = looking  # type: ignore[method-assign]
+    await eventually(lambda: plane.opened, "an incident")
+    assert [one.subject for one in await plane.incidents()] == [workload("eve")]
+    assert not plane.detection.problems
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
 
 
 async def test_quarantine_by_rule_denies_everywhere_and_is_written_down(

@@ -82,23 +82,24 @@ async def cli(directory: Path, *arguments: str) -> Said:
     return await asyncio.to_thread(egm, *arguments, mesh=directory)
 
 
-async def the_incident(directory: Path) -> dict[str, Any]:
+async def the_incident(directory: Path, plane: Running) -> dict[str, Any]:
     """Wait until something was done about the incident; return it as `show --json` has it."""
-    for _ in range(100):
-        listed = await cli(directory, "incidents", "list", "--json")
-        assert listed.code in {0, 1}, listed
-        for one in listed.data["incidents"]:
-            shown: dict[str, Any] = (await cli(directory, "incidents", "show", one["id"], "--json")).data
-            if all(done["fate"] != "planned" for done in shown["responses"]):
-                return shown
-        await asyncio.sleep(0.2)
+    async with plane.channel() as channel:
+        stub = incidents_pb2_grpc.IncidentsStub(channel)
+        for _ in range(200):
+            for one in (await stub.ListIncidents(incidents_pb2.ListIncidentsRequest())).incidents:
+                found = await stub.GetIncident(incidents_pb2.GetIncidentRequest(id=one.id))
+                if all(done.fate != "planned" for done in found.responses):
+                    shown: dict[str, Any] = (await cli(directory, "incidents", "show", one.id, "--json")).data
+                    return shown
+            await asyncio.sleep(0.1)
     raise AssertionError("no incident")
 
 
 async def test_incident_from_records_to_quarantine_to_resolution(domain: Domain) -> None:
     """What a person sees at each step, and what is in effect meanwhile."""
     async with mesh(domain) as (directory, plane, _key):
-        shown = await the_incident(directory)
+        shown = await the_incident(directory, plane)
         incident = shown["incident"]
         assert (incident["rule"], incident["subject"]) == ("EGM-T002", MALLORY)
         assert [one["index"] for one in shown["evidence"]] == [6]
@@ -149,6 +150,26 @@ async def test_incident_from_records_to_quarantine_to_resolution(domain: Domain)
             assert why["reason"] == "NOT_AUTHORIZED"
 
 
+async def test_a_person_can_restrict_by_hand_what_a_rule_would_restrict(domain: Domain) -> None:
+    """The same directive, signed with an emergency key; a rate that cannot be is refused before anything is signed."""
+    async with mesh(domain) as (directory, _plane, _key):
+        key = ["--key", str(domain.home / "responder.pem"), "--reason", "too keen"]
+        done = await cli(directory, "revoke", "throttle", "alice", "10/m", *key, "--json")
+        assert done.code == 0, done.stderr
+        assert (done.data["kind"], done.data["value"]) == ("throttle", "alice 10/m")
+        asked = await cli(
+            directory, "revoke", "approval", f"spiffe://{TRUST_DOMAIN}/workload/alice", "1 of ops", *key
+        )
+        assert asked.stdout.startswith("restricted: approval alice 1 of ops until")
+        listed = (await cli(directory, "revoke", "list", "--json")).data["denials"]
+        assert {(one["kind"], one["value"]) for one in listed} >= {
+            ("throttle", "alice 10/m"),
+            ("approval", "alice 1 of ops"),
+        }
+        wrong = await cli(directory, "revoke", "throttle", "alice", "10/year", *key)
+        assert (wrong.code, "alice 10/m" in wrong.stderr) == (2, True)
+
+
 async def test_past_executions_under_other_policies(domain: Domain) -> None:
     """A folder, a version, a proposal; and the approver who reviews the proposal sees it unasked."""
     async with mesh(domain) as (directory, _plane, key):
@@ -165,9 +186,6 @@ async def test_past_executions_under_other_policies(domain: Domain) -> None:
             ("newly-denied", workload("alice"), 3),
             ("newly-allowed", MALLORY, 1),
         ]
-        text = await cli(directory, "review", "--bundle", str(folder))
-        assert "newly denied (3):" in text.stdout
-
         proposed = await cli(directory, "policy", "propose", str(folder), "--json")
         assert proposed.code == 0, proposed.stderr
         replayed = await cli(directory, "policy", "replay", proposed.data["id"], "--json")
@@ -177,8 +195,5 @@ async def test_past_executions_under_other_policies(domain: Domain) -> None:
         assert "newly denied (3):" in reviewed.stdout
         version = await cli(directory, "review", "--bundle", "1", "--json")
         assert version.code == 0, version.stderr
-        for wrong in ("nowhere", "99"):
-            refused = await cli(directory, "review", "--bundle", wrong)
-            assert (refused.code, "Traceback" in refused.stderr) == (2, False)
-        old = await cli(directory, "review", "--until", "1d", "--since", "2d", "--json")
-        assert old.data["executions"] == 0
+        refused = await cli(directory, "review", "--bundle", "nowhere", "--until", "1d")
+        assert (refused.code, "egm policy status" in refused.stderr) == (2, True)
