@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from typing import Final, Self
 
 from trust import limits
+from trust.attestation.roster import Roster
+from trust.attestation.struck import struck
 from trust.errors import CapacityError, EvidenceError, Reason
 from trust.mesh import MeshSettings, PermanentRevocation
 from trust.revocation import Kind, SignedDirective, Subject, open_directive
@@ -194,6 +196,12 @@ class Denials:
     def of_key(self, sha256: bytes) -> Denial | None:
         """Return why a public key (SHA-256 of its SubjectPublicKeyInfo) is denied; None when it is not."""
         return self._active.get((Kind.KEY, sha256.hex()))
+
+    def struck(self, roster: Roster) -> frozenset[str]:
+        """Return the witnesses of a roster whose word does not count: their node or their key is denied."""
+        return (
+            struck(roster, {one.subject for one in self._active.values()}) if self._denying else frozenset()
+        )
 
     def check(
         self, *, workloads: Iterable[str], nodes: Iterable[str], keys: Iterable[bytes], method: str

@@ -9,6 +9,7 @@ from trust import limits
 from trust.alerting import AlertRules
 from trust.approval_rule import check_groups
 from trust.attestation.roster import AttestationSettings, Roster, check_key_names
+from trust.attestation.struck import struck
 from trust.auditor import AuditorKey, parse_auditors
 from trust.detection import DetectionSettings
 from trust.errors import EvidenceError, Reason
@@ -76,9 +77,9 @@ class MeshSettings(_Strict):
     auditors: dict[str, str] = Field(default_factory=dict)
     # what is detected in executions, and what may be done about it; without it, everything is and nothing may
     detection: DetectionSettings | None = None
-    # whose directives deny at once: name -> Ed25519 public key, 64 hexadecimal digits (trust.revocation)
     # what is watched in executions and nodes, and who is told (trust.alerting)
     alerts: AlertRules | None = None
+    # whose directives deny at once: name -> Ed25519 public key, 64 hexadecimal digits (trust.revocation)
     emergency_keys: dict[str, PublicKeyHex] = Field(
         default_factory=dict, max_length=limits.MAX_EMERGENCY_KEYS
     )
@@ -126,8 +127,11 @@ class MeshSettings(_Strict):
         return self
 
     def roster(self) -> Roster | None:
-        """Return who vouches for nodes; None when the policy names nobody."""
-        return None if self.attestation is None else Roster.of(self.attestation, self.trust_domain)
+        """Return who vouches for nodes, without the word of whom it revokes; None when the policy names nobody."""
+        if self.attestation is None:
+            return None
+        roster = Roster.of(self.attestation, self.trust_domain)
+        return roster.without(struck(roster, {one.subject for one in self.revocations}))
 
     def levels(self) -> set[int]:
         """Every level this mesh asks for anywhere."""

@@ -1,7 +1,7 @@
 """Which nodes are attested: the credentials that they report, verified here whatever they say of themselves."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 
 from egm.v1 import operator_pb2
@@ -23,9 +23,18 @@ class _Opened:
 class AttestedNodes:
     """Verifies under the roster of the published policy. Each credential once: it is remembered by node."""
 
-    def __init__(self, mesh: Callable[[], MeshSettings | None]) -> None:
-        """Take where the signed settings in force come from; None before there is a policy."""
-        self._mesh = mesh
+    def __init__(
+        self,
+        mesh: Callable[[], MeshSettings | None],
+        struck: Callable[[Roster], Set[str]] = lambda _roster: frozenset(),
+    ) -> None:
+        """Take where the signed settings in force come from, and whose word does not count.
+
+        Args:
+            mesh: the settings; None before there is a policy.
+            struck: the witnesses of a roster that are revoked or convicted (`Denials.struck`).
+        """
+        self._mesh, self._struck = mesh, struck
         self._opened: dict[str, _Opened] = {}
         self._one = asyncio.Lock()
 
@@ -35,6 +44,7 @@ class AttestedNodes:
         roster = None if mesh is None else mesh.roster()
         if roster is None:
             return
+        roster = roster.without(self._struck(roster))
         async with self._one:
             known = {record.node for record in records}
             self._opened = {node: opened for node, opened in self._opened.items() if node in known}

@@ -124,7 +124,8 @@ class _Plane:
         status, clock = self._status, self._status.clock
         tokens = StoredTokens(status.database)
         joining = JoinServicer(status.ca, tokens, clock)
-        operators = OperatorServicer(status, reports=self._reports, tokens=tokens)
+        struck = self._denials.keeper.denials.struck  # witnesses whose word does not count
+        operators = OperatorServicer(status, reports=self._reports, tokens=tokens, struck=struck)
         distribution = DistributionServicer(self._files, self._announcements)
         fleet = FleetServicer(self._reports, self._announcements, clock)
         shadow = ShadowDesk(status.database, status.publisher, clock, trust_domain=self._config.trust_domain)

@@ -6,7 +6,7 @@ again by every node.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Set
 from typing import Any, Final
 
 import grpc.aio
@@ -36,6 +36,7 @@ from control_plane.edge.store import audit, fleet, proposals, repository
 from control_plane.edge.tokens import StoredTokens
 from egm.v1 import operator_pb2, operator_pb2_grpc, record_pb2
 from trust import limits
+from trust.attestation.roster import Roster
 from trust.errors import CapacityError, InputError, MeshError, Reason
 from trust.repository import RepositoryState, target_file_path
 from trust.spiffe import SpiffeId
@@ -80,11 +81,18 @@ def to_wire(proposal: Proposal, state: RepositoryState) -> operator_pb2.Proposal
 class OperatorServicer(operator_pb2_grpc.OperatorServicer):
     """egm.v1.Operator."""
 
-    def __init__(self, status: StatusSource, *, reports: NodeReports, tokens: StoredTokens) -> None:
+    def __init__(
+        self,
+        status: StatusSource,
+        *,
+        reports: NodeReports,
+        tokens: StoredTokens,
+        struck: Callable[[Roster], Set[str]] = lambda _roster: frozenset(),
+    ) -> None:
         self._status, self._reports, self._tokens = status, reports, tokens
         self._database, self._publisher, self._clock = status.database, status.publisher, status.clock
         self._executions = ExecutionQueries(status.database)
-        self._attested = AttestedNodes(lambda: status.publisher.settings)
+        self._attested = AttestedNodes(lambda: status.publisher.settings, struck)
         self._uploads = 0
 
     async def Propose(

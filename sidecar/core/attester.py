@@ -68,6 +68,11 @@ class Schedule:
         return self._failures
 
 
+def struck_out(roster: Roster) -> dict[str, str]:
+    """Return why witnesses are not even asked: NAME -> reason, as a person reads it."""
+    return dict.fromkeys(sorted(roster.struck), "its word does not count: it is revoked or quarantined")
+
+
 def round_timeout_ms(roster: Roster) -> int:
     """Return how long to wait for one answer: an unreachable witness must not use up the life of a credential."""
     return min(int(limits.WITNESS_TIMEOUT_S * 1000), roster.ttl_ms // 4)
@@ -82,7 +87,7 @@ def check_reached(roster: Roster, challenges: Sequence[Challenge], why: Mapping[
     if len(challenges) < roster.needed:
         raise StateError(
             Reason.NODE_NOT_ATTESTED,
-            f"{len(challenges)} of {len(roster.witnesses)} witnesses answered, {roster.needed} are needed: {told(why)}",
+            f"{len(challenges)} of {len(roster.counting)} witnesses answered, {roster.needed} are needed: {told(why)}",
         )
 
 
@@ -95,7 +100,7 @@ def check_vouched(roster: Roster, lines: int, why: Mapping[str, str]) -> None:
     if lines < roster.needed:
         raise StateError(
             Reason.NODE_NOT_ATTESTED,
-            f"{lines} of {len(roster.witnesses)} witnesses vouched, {roster.needed} are needed: {told(why)}",
+            f"{lines} of {len(roster.counting)} witnesses vouched, {roster.needed} are needed: {told(why)}",
         )
 
 

@@ -4,7 +4,7 @@ Under a policy that names no witnesses nothing is asked of anybody (and `egm sta
 live credential of the signed quorum; its end is held on the wall clock and on the monotonic one, the earlier counts.
 
 What is kept outlives a change of policy: under another roster, or other reference values, it is verified again when it
-is next asked for, and dropped when it does not hold there.
+is next asked for, and dropped when it does not hold there. So it is when a witness is revoked or convicted.
 """
 
 import enum
@@ -22,6 +22,7 @@ from trust.attestation.credential import (
 )
 from trust.attestation.measurement import ReferenceValues
 from trust.attestation.roster import Roster
+from trust.denials import Denials
 from trust.errors import EvidenceError, MeshError, Reason, StateError
 from trust.mesh import MeshSettings
 from trust.spiffe import SpiffeId
@@ -109,6 +110,7 @@ class TrustState:
         *,
         references: Callable[[], ReferenceValues | None] = lambda: None,
         trusted: Callable[[int], int] = lambda now_ms: now_ms,
+        denials: Denials | None = None,
         capacity: int = limits.MAX_CREDENTIALS,
         verified: Callable[[Credential], None] = lambda _credential: None,
     ) -> None:
@@ -121,11 +123,14 @@ class TrustState:
                 they vouched; asked again here, a build that is no longer accepted is refused at once.
             trusted: raises a wall time to what signed statements prove (`BundleState.trusted_now_ms`): a clock that
                 is set back lengthens no credential of a caller.
+            denials: what is revoked or quarantined; such a witness's word counts neither for this node nor for others.
             capacity: credentials of other nodes that are kept.
             verified: told of each credential of another node when it was verified; must return at once.
         """
         self._node, self._read_mesh, self._capacity = node, mesh, capacity
         self._references, self.trusted, self._verified = references, trusted, verified
+        self._denials = Denials(node.trust_domain) if denials is None else denials
+        self._denied = -1  # revision of the denials that the terms were made under
         self._mesh: MeshSettings | None = None
         self._terms: _Terms | None = None
         self._own: _Own | None = None
@@ -135,15 +140,17 @@ class TrustState:
 
     @property
     def roster(self) -> Roster | None:
-        """Who vouches for nodes under the policy in force."""
+        """Who vouches for nodes under the policy in force; without the word of witnesses that are denied."""
         terms = self._in_force()
         return None if terms is None else terms.roster
 
     def _in_force(self) -> _Terms | None:
         mesh = self._read_mesh()
-        if mesh is not self._mesh:
-            self._mesh = mesh
+        if mesh is not self._mesh or self._denied != self._denials.revision:
+            self._mesh, self._denied = mesh, self._denials.revision
             roster = None if mesh is None else mesh.roster()
+            if roster is not None:
+                roster = roster.without(self._denials.struck(roster))
             terms = None if roster is None else _Terms(roster, self._references())
             if terms is None or not terms.same_as(self._terms):
                 self._terms = terms

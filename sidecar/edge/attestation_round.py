@@ -21,6 +21,7 @@ from sidecar.core.attester import (
     check_vouched,
     round_timeout_ms,
     statement_of,
+    struck_out,
 )
 from sidecar.core.bundle_state import InForce
 from sidecar.core.levels import level_in_force
@@ -107,9 +108,10 @@ class Round:
                 Reason.NODE_NOT_ATTESTED, "this node has no usable ledger, which witnesses ask for"
             )
         timeout_s = round_timeout_ms(roster) / 1000
+        why.update(struck_out(roster))
         measurement = await asyncio.to_thread(self._measurer.measure)
         challenges = await _ask(
-            {name: self._challenge(roster, name) for name in roster.witnesses}, roster.needed, timeout_s, why
+            {name: self._challenge(roster, name) for name in roster.counting}, roster.needed, timeout_s, why
         )
         check_reached(roster, tuple(challenges.values()), why)
         check_clock(tuple(challenges.values()), now_ms=parts.clock.now_ms(), needed=roster.needed)
@@ -189,11 +191,11 @@ class Round:
             return None
 
     def _outsiders(self, roster: Roster) -> list[TlogWitness]:
-        for name, one in roster.log_witnesses.items():
+        for name, one in roster.log_counting.items():
             known = self._third_parties.get(name)
             if known is None or known.witness != one:
                 self._third_parties[name] = TlogWitness(one)
-        return [self._third_parties[name] for name in roster.log_witnesses]
+        return [self._third_parties[name] for name in roster.log_counting]
 
     def _stub(self, roster: Roster, name: str) -> "rpc.WitnessAsyncStub":
         address = self._parts.addresses().get(name) or roster.witnesses[name].address

@@ -118,6 +118,7 @@ class Sidecar:
             lambda: None if state.in_force is None else state.in_force.engine.mesh,
             references=lambda: accepted_builds(state.in_force),
             trusted=lambda now_ms: state.trusted_now_ms(now_ms, clock.monotonic_ms()),
+            denials=self.membership.denials.denials,
             verified=self._verified,
         )
         self.pipeline = Pipeline(

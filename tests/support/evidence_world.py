@@ -29,8 +29,12 @@ from trust.x509 import load_certificate
 DOMAIN = "mesh.local"
 
 
-def bundle(settings: AttestationSettings | None = None, allow: tuple[str, ...] = ("alice",)) -> bytes:
-    """Return a base bundle at level 5 that names these witnesses."""
+def bundle(
+    settings: AttestationSettings | None = None,
+    allow: tuple[str, ...] = ("alice",),
+    revoked: tuple[tuple[str, str], ...] = (),
+) -> bytes:
+    """Return a base bundle at level 5 that names these witnesses, and revokes (kind, value) for good."""
     files = {
         path: data.replace(TRUST_DOMAIN.encode(), DOMAIN.encode())
         for path, data in policy_files(level=5, allow=allow).items()
@@ -38,6 +42,9 @@ def bundle(settings: AttestationSettings | None = None, allow: tuple[str, ...] =
     if settings is not None:
         dumped = {"attestation": settings.model_dump(mode="json", exclude_none=True)}
         files["bundle.yaml"] += yaml.safe_dump(dumped).encode()
+    if revoked:
+        gone = [{"kind": kind, "value": value, "reason": "stolen"} for kind, value in revoked]
+        files["bundle.yaml"] += yaml.safe_dump({"revocations": gone}).encode()
     return build(files)
 
 

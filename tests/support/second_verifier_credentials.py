@@ -66,14 +66,24 @@ def _vouched(data: bytes, mesh: dict[str, Any], at_ms: int) -> tuple[str, bytes]
     outside = {name: _key(one["key"]) for name, one in (roster.get("log_witnesses") or {}).items()}
     pinned = witnesses.get(node.removeprefix(prefix))
     need(pinned is None or pinned[1] == key, "pinned key")
+    gone = {(one["kind"], one["value"]) for one in mesh.get("revocations", ())}
+
+    def counts(name: str, public_key: bytes) -> bool:
+        spki = hashlib.sha256(bytes.fromhex("302a300506032b6570032100") + public_key).hexdigest()
+        node = ("node", name) if name in witnesses else None
+        return node not in gone and ("key", spki) not in gone
+
+    counting = {name: one for name, one in witnesses.items() if counts(name, one[1])}
     text = f"egm-attestation/v1\n{node}\n{base64.b64encode(digest).decode()}\n"
     attested = _times(
-        value["attested"], text, witnesses, b"\xffegm-attestation/v1", "egm-attestation-cosignature/v1"
+        value["attested"], text, counting, b"\xffegm-attestation/v1", "egm-attestation-cosignature/v1"
     )
     logged = _logged(said["checkpoint"], value["logged"], node, key, witnesses | outside)
     needed = roster.get("quorum")
     _quorum(attested, len(witnesses) // 2 + 1 if needed is None else needed, roster, at_ms)
-    counted = [(name, time_s) for name, time_s in logged if name in outside]
+    counted = [
+        (name, time_s) for name, time_s in logged if name in outside and counts(name, outside[name][1])
+    ]
     _quorum(counted, roster.get("log_quorum", 0), roster, at_ms)
     return node, key
 

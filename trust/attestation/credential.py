@@ -32,7 +32,7 @@ class Credential:
     evidence: Evidence
     data: bytes
     sha256: bytes  # of `data`: its name
-    attested_s: Mapping[str, int]  # witness -> when it vouched, Unix seconds
+    attested_s: Mapping[str, int]  # witness whose word counts -> when it vouched, Unix seconds
     logged_s: Mapping[str, int]  # log witness -> when it cosigned the checkpoint
     checkpoint: SignedCheckpoint
     roster: str  # digest of the roster that it was verified under
@@ -118,7 +118,7 @@ def open_credential(data: bytes, roster: Roster) -> Credential:
         if pinned is not None and pinned.key.public_key != said.public_key:
             raise _invalid(f"the signed roster pins another key for {said.node}")
         text = attested_text(said.node, evidence.sha256)
-        cosigned = verify_attestation(text, attested, roster.witnesses.values())
+        cosigned = verify_attestation(text, attested, roster.counting.values())
         checkpoint, logged_s = _logged(evidence, logged, roster)
     except MeshError as error:
         if error.reason is Reason.ATTESTATION_INVALID:
@@ -164,7 +164,10 @@ def check_live(credential: Credential, roster: Roster, *, now_ms: int) -> int:
     ):
         if len(signed) < needed:
             names = ", ".join(sorted(signed)) or "nobody"
-            raise _invalid(f"{len(signed)} of {needed} {whom} of the signed roster cosigned it ({names})")
+            struck = f"; revoked or convicted: {', '.join(sorted(roster.struck))}" if roster.struck else ""
+            raise _invalid(
+                f"{len(signed)} of {needed} {whom} of the signed roster cosigned it ({names}{struck})"
+            )
     raise StateError(
         Reason.ATTESTATION_EXPIRED,
         f"the trust credential of {credential.node} is outside its {roster.ttl_ms // 1000} s; its node must renew it, "
@@ -181,7 +184,7 @@ def _logged(evidence: Evidence, logged: bytes, roster: Roster) -> tuple[SignedCh
     times = {(s.name, s.key_id): s.time_s for s in checkpoint.note.verified if s.time_s is not None}
     found = {
         name: times[one.key.name, one.key.key_id]
-        for name, one in roster.log_witnesses.items()
+        for name, one in roster.log_counting.items()
         if (one.key.name, one.key.key_id) in times
     }
     return checkpoint, found

@@ -7,7 +7,7 @@ policy says why it is wanted.
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Final
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -142,6 +142,9 @@ class Roster:
     ttl_ms: int
     max_lag_ms: int
     digest: str  # of all of it: what was verified under another roster must be verified again
+    struck: frozenset[str] = (
+        frozenset()
+    )  # whose word does not count: they are revoked, or convicted by a proof
 
     @classmethod
     def of(cls, settings: AttestationSettings, trust_domain: str) -> "Roster":
@@ -165,15 +168,40 @@ class Roster:
             ).hexdigest(),
         )
 
+    def without(self, names: Iterable[str]) -> "Roster":
+        """Return the roster in which the word of `names` does not count, whenever it was given.
+
+        The quorum stays what was signed: with fewer witnesses more of them must agree, never fewer. Their keys stay
+        known: a struck witness's own node keeps its pinned key, and can still be convicted.
+
+        Args:
+            names: witnesses and log witnesses; others are passed over.
+        """
+        struck = self.struck | ({*names} & (self.witnesses.keys() | self.log_witnesses.keys()))
+        if struck == self.struck:
+            return self
+        digest = hashlib.sha256(write_object({"of": self.digest, "struck": sorted(struck)})).hexdigest()
+        return replace(self, struck=struck, digest=digest)
+
+    @property
+    def counting(self) -> Mapping[str, Witness]:
+        """The witnesses whose word counts."""
+        return {name: one for name, one in self.witnesses.items() if name not in self.struck}
+
+    @property
+    def log_counting(self) -> Mapping[str, Witness]:
+        """The log witnesses whose word counts."""
+        return {name: one for name, one in self.log_witnesses.items() if name not in self.struck}
+
     @property
     def tolerates_lost(self) -> int:
-        """How many witnesses may be unreachable before nodes lose their attestation."""
-        return len(self.witnesses) - self.needed
+        """How many witnesses may be unreachable before nodes lose their attestation; below 0 they have lost it."""
+        return len(self.counting) - self.needed
 
     @property
     def tolerates_lying(self) -> int:
         """How many witnesses may lie before one ledger can have two cosigned histories."""
-        return max(0, 2 * self.needed - len(self.witnesses) - 1)
+        return max(0, 2 * self.needed - len(self.counting) - 1)
 
     def name_of(self, key: Verifier) -> str | None:
         """Return the witness that holds `key`; None when the roster does not know it."""
@@ -205,14 +233,14 @@ def check_key_names(settings: AttestationSettings, trust_domain: str) -> None:
 def policy_text(roster: Roster, logs: Iterable[Verifier] = ()) -> str:
     """Return the roster as a C2SP tlog-policy, by which others verify cosigned checkpoints of `logs`."""
     lines = [f"log {log.encode()}" for log in logs]
-    for witness in (*roster.witnesses.values(), *roster.log_witnesses.values()):
+    for witness in (*roster.counting.values(), *roster.log_counting.values()):
         url = f" {witness.address}" if witness.name in roster.log_witnesses else ""
         lines.append(f"witness {witness.name} {witness.key.encode()}{url}")
     # names of groups have an underscore, which no witness's name has
-    lines.append(f"group mesh_nodes {roster.needed} {' '.join(roster.witnesses)}")
+    lines.append(f"group mesh_nodes {roster.needed} {' '.join(roster.counting)}")
     quorum = "mesh_nodes"
     if roster.log_needed:
-        lines.append(f"group third_parties {roster.log_needed} {' '.join(roster.log_witnesses)}")
+        lines.append(f"group third_parties {roster.log_needed} {' '.join(roster.log_counting)}")
         lines.append("group both_groups all mesh_nodes third_parties")
         quorum = "both_groups"
     lines.append(f"quorum {quorum}")

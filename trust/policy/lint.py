@@ -17,6 +17,7 @@ from trust.approval_rule import Groups
 from trust.attestation.advice import doubts
 from trust.bundle import MESH, Bundle, read_bundle
 from trust.errors import EvidenceError
+from trust.mesh import MeshSettings
 from trust.policy import entities_text, source
 from trust.policy.casetests import ReadCase, read_cases
 from trust.policy.cedar_text import Statement, missing_id, parse_files
@@ -28,6 +29,7 @@ from trust.policy.lint_audit import AUDIT, audit_problems, auditors_of
 from trust.policy.lint_controls import Methods, control_problems, methods_of
 from trust.policy.lint_detection import detection_problems
 from trust.policy.lint_emergency import emergency_problems
+from trust.policy.lint_witnesses import witness_problems
 from trust.policy.problems import Problem, Severity, errors_of
 from trust.policy.reads import reads
 from trust.policy.rules import BINDING_RULE, OBLIGATIONS
@@ -100,7 +102,7 @@ def lint_source(parsed: source.Source, *, base: Bundle | None = None) -> list[Pr
         ]
         problems += [
             replace(where.problem(place, what, hint), severity=Severity.WARNING)
-            for place, what, hint in (*alert_problems(parsed.mesh()), *emergency_problems(parsed.mesh()))
+            for place, what, hint in _settings_doubts(parsed.mesh())
         ]
         problems += detection_problems(parsed.mesh(), where)
     if not errors_of(problems):
@@ -137,13 +139,14 @@ def _lint_bundle(bundle: Bundle, base: Bundle | None) -> list[Problem]:
         found = doubts(
             bundle.mesh.attestation, bundle.mesh.levels(), references=bundle.reference_values is not None
         )
+        found += [(what, hint) for _, what, hint in _settings_doubts(bundle.mesh)]
         problems += [Problem(MESH, 0, what, hint, Severity.WARNING) for what, hint in found]
-        problems += [
-            Problem(MESH, 0, what, hint, Severity.WARNING)
-            for _, what, hint in (*alert_problems(bundle.mesh), *emergency_problems(bundle.mesh))
-        ]
         problems += detection_problems(bundle.mesh)
     return problems if errors_of(problems) else problems + _engine_problems(bundle, base)
+
+
+def _settings_doubts(mesh: MeshSettings) -> list[tuple[tuple[str, ...], str, str]]:
+    return [*alert_problems(mesh), *emergency_problems(mesh), *witness_problems(mesh)]
 
 
 def _lint(policies: Mapping[str, str], tests: Mapping[str, str], world: _World) -> list[Problem]:

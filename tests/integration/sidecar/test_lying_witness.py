@@ -4,9 +4,12 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from egm.v1 import gossip_pb2, gossip_pb2_grpc
+from sidecar.core.trust_state import Standing
 from tests.support import sidecars
-from tests.support.attested_mesh import Attested, attested
+from tests.support.attested_mesh import Attested, attested, standing
 from tests.support.cli import egm
 from tests.support.control_plane import TRUST_DOMAIN
 from tests.support.eventually import eventually
@@ -15,7 +18,8 @@ from tests.support.sidecar_mesh import Mesh
 from tests.support.sidecars import RunningSidecar
 from trust.attestation.cosignature import attested_text, cosign_attestation
 from trust.attestation.credential import Credential, write_credential
-from trust.errors import Reason
+from trust.compact import parse_object
+from trust.errors import EvidenceError, Reason
 from trust.spiffe import SpiffeId
 
 LIAR = SpiffeId.of(TRUST_DOMAIN, "node", "b")
@@ -87,9 +91,49 @@ async def test_a_witness_that_vouches_for_an_older_state_is_quarantined_by_nobod
         for name in ("a", "c"):
             denials = nodes[name].sidecar.membership.denials.denials
             assert denials.of_node(str(SpiffeId.of(TRUST_DOMAIN, "node", "a"))) is None
+        await without_the_liar(mesh, nodes, newer)
         answer = await sidecars.unary(nodes["a"].outbound, UNARY, ask(size=1))
         assert answer is Reason.NODE_QUARANTINED  # b serves echo
         await verified_offline(mesh, nodes["a"], tmp_path)
+
+
+async def without_the_liar(mesh: Mesh, nodes: dict[str, RunningSidecar], before: Credential) -> None:
+    """a and c vouch for each other without b, whose word counts for nothing, also not what it said before."""
+    trust = nodes["c"].sidecar.trust
+    for name in ("a", "c"):
+        await eventually(
+            lambda name=name: (  # type: ignore[misc]
+                own_names(nodes[name]) == {"a", "c"} and standing(nodes[name]) is Standing.ATTESTED
+            ),
+            "the others vouch",
+        )
+        shown = nodes[name].sidecar.view.attestation()
+        await eventually(
+            lambda name=name: (  # type: ignore[misc]
+                "does not count" in nodes[name].sidecar.view.attestation().not_vouched["b"]
+            ),
+            "a person is told",
+        )
+        assert "b" not in shown.vouched
+    said = before.evidence.statement
+    lines = parse_object(before.data)["attested"].splitlines(keepends=True)
+    kept = [line.encode() for line in lines if f"{TRUST_DOMAIN}/witness/c " not in line]
+    assert len(kept) == len(lines) - ("c" in before.attested_s)
+    data = write_credential(before.evidence, kept, [])
+    with pytest.raises(EvidenceError, match="revoked or convicted: b"):
+        trust.learn(data, (said.node, said.public_key), now_ms=nodes["c"].sidecar.clock.now_ms())
+    async with mesh.cp.operator() as operator, asyncio.timeout(20):
+        while True:
+            found = {record.node: list(record.attested_by) for record in await operator.nodes()}
+            if found.get("a") == ["a", "c"] and not found.get("b"):
+                break
+            await asyncio.sleep(0.05)
+
+
+def own_names(node: RunningSidecar) -> set[str]:
+    """Return who vouches for a node, as far as that counts; nobody when it holds no credential."""
+    credential = node.sidecar.trust.own()
+    return set() if credential is None else set(credential.attested_s)
 
 
 def known(vouchings: Any, credential: Credential) -> list[bytes]:

@@ -24,6 +24,7 @@ from trust.attestation.credential import credential_sha256, write_credential
 from trust.attestation.roster import AttestationSettings
 from trust.evidence import FORMAT, SECOND_FORMAT, PolicyPart
 from trust.evidence_verify import Report, Section, Verdict, verify_evidence
+from trust.node_key import ed25519_spki_sha256
 from trust.note import cosign
 from trust.record import Intent
 
@@ -134,6 +135,19 @@ def test_a_permit_without_a_credential_under_a_policy_with_witnesses_is_open() -
 def test_a_credential_without_the_quorum_contradicts_the_authority(signed: list[WitnessHolder]) -> None:
     """k distinct witnesses of the signed roster, or nobody vouched."""
     assert found(judged(credential(signed))) == {(Section.AUTHORITY, Verdict.CONTRADICTED)}
+
+
+@pytest.mark.parametrize("kind", ["node", "key"])
+def test_a_witness_that_the_policy_revokes_does_not_count_offline_either(kind: str) -> None:
+    """Its node or its key; another witness makes up for it, and the quorum stays what it was."""
+    value = "w2" if kind == "node" else ed25519_spki_sha256(WITNESSES[1].key.public_key).hex()
+    world = EvidenceWorld(base=bundle(settings_of(WITNESSES), revoked=((kind, value),)))
+    report = judged(credential(WITNESSES[:2], world=world), world=world)
+    assert found(report) == {(Section.AUTHORITY, Verdict.CONTRADICTED)}
+    assert any("revoked or convicted: w2" in one.what for one in report.findings)
+    report = judged(credential(WITNESSES, world=world), world=world)
+    assert report.verdict() is Verdict.ESTABLISHED
+    assert report.attested[0].witnesses == ("w1", "w3")
 
 
 def test_cosignatures_of_other_evidence_contradict_the_authority() -> None:

@@ -48,6 +48,24 @@ async def test_what_a_node_merely_says_is_not_verified() -> None:
         assert record.attested_problem
 
 
+async def test_a_witness_that_is_convicted_or_revoked_does_not_count_here_either() -> None:
+    """At once, also for a credential that was verified before; another cosignature makes it good again."""
+    struck: set[str] = set()
+    nodes = AttestedNodes(lambda: mesh(settings_of(WITNESSES)), lambda _roster: struck)
+    status = operator_pb2.NodeStatus(node="a", credential=GOOD)
+    record = operator_pb2.NodeRecord(node="a", status=status)
+    await nodes.judge([record], now_ms=NOW_MS)
+    assert record.attested_until_ms
+    struck.add("w2")
+    record = operator_pb2.NodeRecord(node="a", status=status)
+    await nodes.judge([record], now_ms=NOW_MS)
+    assert (record.attested_until_ms, list(record.attested_by)) == (0, [])
+    assert "convicted: w2" in record.attested_problem
+    record.status.credential = credential_of(AttestedNode().evidence(), WITNESSES)
+    await nodes.judge([record], now_ms=NOW_MS)
+    assert list(record.attested_by) == ["w1", "w3"]
+
+
 async def test_without_witnesses_in_the_policy_there_is_nothing_to_verify() -> None:
     """And nothing is wrong with that; nor before there is a policy."""
     for settings in (mesh(), None):

@@ -1,10 +1,19 @@
 """Who counts as attested: this node on both clocks, callers by the credential that their permit names."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from sidecar.core.attester import Bundles, Challenge, Schedule, check_clock, check_reached, statement_of
+from sidecar.core.attester import (
+    Bundles,
+    Challenge,
+    Schedule,
+    check_clock,
+    check_reached,
+    statement_of,
+    struck_out,
+)
 from sidecar.core.carriage import HELD_KEY, Carriage
 from sidecar.core.trust_state import Standing, TrustState
 from tests.support import sidecar_core
@@ -21,11 +30,15 @@ from tests.support.attestation import (
     roster_of,
     settings_of,
 )
+from tests.support.emergency import FIRST, rules
 from trust.attestation.credential import credential_sha256
 from trust.attestation.measurement import AcceptedDistribution, ReferenceValues
 from trust.attestation.statement import parse_statement, write_statement
+from trust.denials import Denials
 from trust.errors import EvidenceError, MeshError, Reason, StateError
-from trust.mesh import MeshSettings
+from trust.mesh import MeshSettings, PermanentRevocation
+from trust.node_key import ed25519_spki_sha256
+from trust.revocation import Kind
 from trust.verified import VerifiedPolicy
 
 A, B, C = WITNESSES = holders("a", "b", "c")
@@ -130,6 +143,113 @@ def test_a_new_roster_ends_what_the_old_one_vouched_for() -> None:
     assert reason(world, caller, sha256, None) is Reason.ATTESTATION_INVALID
     assert reason(world, caller, sha256, None) is Reason.ATTESTATION_UNKNOWN, "it is not kept any more"
     assert reason(world, caller, sha256, data) is Reason.ATTESTATION_INVALID
+
+
+def denying(kind: Kind, value: str) -> tuple[Denials, Callable[[], object]]:
+    """Return denials under a policy with an emergency key, and what revokes a subject for a minute."""
+    denials = Denials(DOMAIN)
+    denials.govern(rules(), now_ms=NOW_MS, monotonic_ms=MONO)
+    data = FIRST.revoke(kind, value, now_ms=NOW_MS, ttl_s=60, trust_domain=DOMAIN)
+    return denials, lambda: denials.offer(data, now_ms=NOW_MS, monotonic_ms=MONO)
+
+
+def key_of(one: WitnessHolder) -> str:
+    """Return how a revocation names a witness's key."""
+    return ed25519_spki_sha256(one.key.public_key).hex()
+
+
+@pytest.mark.parametrize("kind", [Kind.NODE, Kind.KEY], ids=str)
+def test_a_witness_that_is_denied_counts_towards_nobodys_quorum_from_then_on(kind: Kind) -> None:
+    """Its node or its key: what it vouched for before is worth nothing either, here and in what callers show."""
+    denials, deny = denying(kind, "b" if kind is Kind.NODE else key_of(B))
+    world, caller, other = World(denials=denials), AttestedNode("x"), AttestedNode("y")
+    world.adopt([A, B])
+    sha256, data = made(caller, [A, B])
+    world.check(caller, sha256, data)
+    three = made(other, [A, B, C])
+    world.check(other, *three)
+    before = world.state.roster
+    deny()
+    assert not world.state.attested(NOW_S * 1000, MONO)
+    assert world.state.own() is None
+    with pytest.raises(EvidenceError, match=r"1 of 2 witnesses.*revoked or convicted: b"):
+        world.check(caller, sha256, None)
+    assert reason(world, caller, sha256, data) is Reason.ATTESTATION_INVALID
+    with pytest.raises(EvidenceError):
+        world.adopt([A, B])
+    world.check(other, three[0], None)
+    world.adopt([A, C])
+    assert world.state.attested(NOW_S * 1000, MONO)
+    roster = world.state.roster
+    assert before is not None
+    assert roster is not None
+    assert (roster.needed, sorted(roster.counting), roster.tolerates_lost) == (2, ["a", "c"], 0)
+    schedule = Schedule()
+    schedule.wake_at_ms(before, monotonic_ms=MONO)
+    schedule.succeeded(before, monotonic_ms=MONO, jitter=0.0)
+    assert schedule.wake_at_ms(roster, monotonic_ms=MONO + 1) == MONO + 1, "it asks the others at once"
+    assert struck_out(roster).keys() == {"b"}
+
+
+def test_a_credential_that_more_than_the_quorum_signed_survives_a_convicted_witness() -> None:
+    """And its life is that of those who still count."""
+    denials, deny = denying(Kind.NODE, "b")
+    world = World(denials=denials)
+    world.adopt([A, B, C])
+    deny()
+    assert world.state.attested(NOW_S * 1000, MONO)
+    own = world.state.own()
+    assert own is not None
+    assert sorted(own.attested_s) == ["a", "c"]
+
+
+def test_a_witness_counts_again_when_its_revocation_is_over() -> None:
+    """An emergency directive has an end; the quorum did not remove the witness."""
+    denials, deny = denying(Kind.NODE, "b")
+    world = World(denials=denials)
+    world.adopt([A, B, C])
+    deny()
+    assert world.state.attested(NOW_S * 1000, MONO)
+    denials.tick(monotonic_ms=MONO + 60_000)
+    world.adopt([A, B])
+    assert world.state.attested(NOW_S * 1000, MONO)
+
+
+def test_two_of_three_convicted_leave_nobody_attested() -> None:
+    """The quorum stays what the approvers signed: fewer witnesses never make it easier."""
+    denials, deny = denying(Kind.NODE, "b")
+    world = World(denials=denials)
+    deny()
+    data = FIRST.revoke(Kind.NODE, "c", now_ms=NOW_MS, ttl_s=60, sequence=2, trust_domain=DOMAIN)
+    denials.offer(data, now_ms=NOW_MS, monotonic_ms=MONO)
+    with pytest.raises(EvidenceError):
+        world.adopt([A, B, C])
+    assert not world.state.attested(NOW_S * 1000, MONO)
+
+
+def test_a_policy_that_revokes_a_witness_takes_its_word_as_well() -> None:
+    """For good: `revocations` of the signed policy."""
+    world = World()
+    world.adopt([A, B])
+    gone = PermanentRevocation(kind="node", value="b", reason="stolen")
+    world.mesh = MeshSettings(trust_domain=DOMAIN, attestation=settings_of(WITNESSES), revocations=(gone,))
+    assert not world.state.attested(NOW_S * 1000, MONO)
+    world.adopt([A, C])
+    assert world.state.attested(NOW_S * 1000, MONO)
+
+
+def test_what_is_denied_but_no_witness_changes_nothing() -> None:
+    """No credential is verified again for it."""
+    denials, deny = denying(Kind.NODE, "x")
+    world = World(denials=denials)
+    world.adopt([A, B])
+    before = world.state.roster
+    deny()
+    assert world.state.attested(NOW_S * 1000, MONO)
+    after = world.state.roster
+    assert before is not None
+    assert after is not None
+    assert after.digest == before.digest
 
 
 def test_a_policy_with_the_same_roster_keeps_everything() -> None:
