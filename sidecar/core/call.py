@@ -67,7 +67,9 @@ class Decision:
     obligations: tuple[tuple[str, str], ...] = ()  # of an allowed call: what the determining permits ask for
     restrictions: tuple[tuple[str, str], ...] = ()  # those of `obligations` that incident response asks for
     method_alone: bool = False  # allowed by policies that let a stream's permit bind the method alone
-    controls: tuple[Control, ...] = ()  # of an allowed call: the limits that it counts towards
+    controls: tuple[
+        Control, ...
+    ] = ()  # of an allowed call: the limits that it counts towards, or has counted towards
     retry_ms: int = 0  # of a refused call: after this time it could be allowed; 0: nobody knows
     about: tuple[tuple[str, str], ...] = ()  # told to a refused caller beside the reason, such as a ticket
 

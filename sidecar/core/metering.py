@@ -16,7 +16,6 @@ from trust.errors import MeshError, Reason
 from trust.policy.controls import BUDGET, UNITS_PER_ONE, Control
 
 _SOON_MS: Final = 120_000  # told as a duration, not as a time
-EXCEEDED: Final = frozenset({Reason.RATE_EXCEEDED, Reason.BUDGET_EXCEEDED, Reason.OBLIGATION_UNMET})
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +33,9 @@ class Use:
 
 def metered(meters: Meters, decision: Decision, use: Use) -> tuple[Decision, Taken]:
     """Return the decision with limits counted in, and what was taken of them; nothing when it is refused.
+
+    `controls` of what is returned are those that something was taken of: a limit that does not bind and is used up is
+    not among them.
 
     Args:
         meters: of this node.
@@ -55,16 +57,23 @@ def metered(meters: Meters, decision: Decision, use: Use) -> tuple[Decision, Tak
             taken = Taken(taken.rates + more.rates, taken.budgets + more.budgets)
         elif binding:
             return _refused(decision, *shortage), NOTHING
-        elif decision.would_deny is None:
-            decision = replace(decision, would_deny=shortage[0], detail=shortage[1])
+        else:
+            counted = tuple(c for c in decision.controls if c not in controls)
+            first = decision.would_deny is None
+            decision = replace(
+                decision,
+                controls=counted,
+                would_deny=shortage[0] if first else decision.would_deny,
+                detail=shortage[1] if first else decision.detail,
+            )
     return decision, taken
 
 
 def previewed(meters: Meters, decision: Decision, use: Use) -> Decision:
     """Return what `metered` would decide now, and take nothing."""
     decided, taken = metered(meters, decision, use)
-    meters.give_back(taken)
-    return decided
+    meters.give_back(taken, monotonic_ms=use.monotonic_ms)
+    return replace(decided, controls=decision.controls) if decided.allowed else decided
 
 
 def left(meters: Meters, control: Control, use: Use) -> str:

@@ -53,7 +53,9 @@ class Short:
 class Taken:
     """What one call took; give it back at most once."""
 
-    rates: tuple[tuple[tuple[object, ...], int], ...] = ()  # key, ns
+    rates: tuple[
+        tuple[tuple[object, ...], int, int], ...
+    ] = ()  # key, ns, when they have flowed back by themselves
     budgets: tuple[tuple[str, int, int], ...] = ()  # key, window, amount
 
     def __bool__(self) -> bool:
@@ -123,13 +125,13 @@ class Meters:
     ) -> Taken:
         """Take every charge; call it only when none is `short`, with the same arguments."""
         now_ns = monotonic_ms * _NS_PER_MS
-        rates: list[tuple[tuple[object, ...], int]] = []
+        rates: list[tuple[tuple[object, ...], int, int]] = []
         budgets: list[tuple[str, int, int]] = []
         for control, amount in charges:
             if control.name == RATE:
                 rate_key, interval = self._rate_key(direction, caller, control, now_ns), _interval_ns(control)
-                self._rates[rate_key] = max(self._rates.get(rate_key, now_ns), now_ns) + interval
-                rates.append((rate_key, interval))
+                full_ns = self._rates[rate_key] = max(self._rates.get(rate_key, now_ns), now_ns) + interval
+                rates.append((rate_key, interval, full_ns))
                 self.shared += rate_key[1] == _SHARED
                 continue
             key = self._budget_key(direction, caller, control, now_ms)
@@ -140,11 +142,16 @@ class Meters:
             budgets.append((key, window, amount))
         return Taken(tuple(rates), tuple(budgets))
 
-    def give_back(self, taken: Taken) -> None:
-        """Undo `take`, for a call that was not forwarded after all."""
-        for rate_key, interval in taken.rates:
-            if rate_key in self._rates:
-                self._rates[rate_key] -= interval
+    def give_back(self, taken: Taken, *, monotonic_ms: int) -> None:
+        """Undo `take`, for a call that was not forwarded after all.
+
+        What a bucket has regained in the meantime is not given twice: calls that are held long and then given up would
+        save up a burst beyond the limit.
+        """
+        now_ns = monotonic_ms * _NS_PER_MS
+        for rate_key, interval, full_ns in taken.rates:
+            if rate_key in self._rates and full_ns > now_ns:
+                self._rates[rate_key] -= min(interval, full_ns - now_ns)
         for key, window, amount in taken.budgets:
             held = self._budgets.get(key)
             if held is not None and held.window == window:

@@ -197,7 +197,7 @@ class Pipeline:
 
     def unforwarded(self, permit: Permitted) -> None:
         """Give back what a call took of limits, because it is not forwarded after all."""
-        self.meters.give_back(permit.taken)
+        self.meters.give_back(permit.taken, monotonic_ms=self._clock.monotonic_ms())
 
     def closed(self, handle: int) -> None:
         """Forget an open stream."""

@@ -18,14 +18,13 @@ from typing import Final
 from sidecar.core.bundle_state import BundleState
 from sidecar.core.call import Decision
 from sidecar.core.levels import GOVERNED
-from sidecar.core.metering import EXCEEDED
 from sidecar.core.meters import Meters, Spent
 from sidecar.core.obligations import noted
 from sidecar.edge.case import Case
 from trust import limits
 from trust.edge.files import write_atomic
 from trust.errors import Reason, StateError
-from trust.policy.controls import BUDGET
+from trust.policy.controls import BUDGET, control_of
 from trust.ports import Clock
 
 logger = logging.getLogger(__name__)
@@ -201,16 +200,16 @@ class MeterDuty:
         Raises:
             StateError: OBLIGATION_UNMET: it cannot be written down.
         """
-        if not decision.controls:
-            return
-        exceeded = decision.would_deny in EXCEEDED
-        budgets = not exceeded and any(control.name == BUDGET for control in decision.controls)
+        counted = {control.obligation for control in decision.controls}
+        budgets = any(name == BUDGET for name, _ in counted)
         if budgets and decision.level < GOVERNED:
             self._file.later()
-        for control in decision.controls:
-            unkept = control.name == BUDGET and bool(self._file.problem)
-            what = NOT_TAKEN if exceeded else UNKEPT if unkept else TAKEN
-            case.obligations = noted(case.obligations, control.obligation, what)
+        for asked in decision.obligations:
+            if control_of(*asked) is None:
+                continue
+            unkept = asked[0] == BUDGET and bool(self._file.problem)
+            what = NOT_TAKEN if asked not in counted else UNKEPT if unkept else TAKEN
+            case.obligations = noted(case.obligations, asked, what)
         if budgets and decision.level >= GOVERNED:
             await self._file.durable()
 

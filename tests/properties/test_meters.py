@@ -26,15 +26,21 @@ def test_no_caller_gets_more_than_its_burst_and_its_rate(
     """In any stretch of time: the burst, and what the rate adds in it. Also in a table that is too small."""
     limit, meters, now_ms = control(RATE, f"{count}/m"), Meters(max_entries=room), 0
     given_to: dict[str, list[int]] = {}
-    for wait_ms, caller, _, forwarded in steps:
+    waiting: list[tuple[int, Taken]] = []  # until which step, and what they took
+    for step, (wait_ms, caller, hold, forwarded) in enumerate(steps):
         now_ms += wait_ms
+        for until, held in waiting:
+            if until == step:
+                meters.give_back(held, monotonic_ms=now_ms)
         charges = [Charge(limit, 1)]
         if meters.short("in", caller, charges, now_ms=0, monotonic_ms=now_ms) is None:
             taken = meters.take("in", caller, charges, now_ms=0, monotonic_ms=now_ms)
             if forwarded:
                 given_to.setdefault(caller, []).append(now_ms)
+            elif hold % 8:  # it waits, say for approvers, and is given up then
+                waiting.append((step + hold % 8, taken))
             else:
-                meters.give_back(taken)
+                meters.give_back(taken, monotonic_ms=now_ms)
     for times in given_to.values():
         for first, begin in enumerate(times):
             for last in range(first, len(times)):
@@ -59,7 +65,7 @@ def test_a_budget_holds_in_every_window_across_crashes(
                 key = (caller, now_ms // 60_000)
                 spent[key] = spent.get(key, 0) + amount
             else:
-                meters.give_back(taken)
+                meters.give_back(taken, monotonic_ms=0)
             disk += b"".join(map(_line, meters.changed()))
         if number in crashes:
             meters = Meters()

@@ -114,8 +114,19 @@ def test_what_is_given_back_can_be_taken_again() -> None:
     assert not isinstance(ask(meters, once), Taken) and not isinstance(ask(meters, PER_DAY, 1), Taken)
     for one in taken:
         assert isinstance(one, Taken)
-        meters.give_back(one)
+        meters.give_back(one, monotonic_ms=0)
     assert isinstance(ask(meters, once), Taken) and isinstance(ask(meters, PER_DAY, 1_000_000), Taken)
+
+
+def test_calls_that_are_held_and_given_up_save_up_no_burst() -> None:
+    """What came back to the bucket while a call waited for approvers is not given a second time."""
+    meters, once = Meters(), control("rate", "1/s")
+    held = [ask(meters, once, at_ms=second * 1_000) for second in range(5)]
+    for one in held:
+        assert isinstance(one, Taken)
+        meters.give_back(one, monotonic_ms=4_500)
+    assert isinstance(ask(meters, once, at_ms=4_500), Taken)
+    assert ask(meters, once, at_ms=4_500) == 1_000
 
 
 def test_what_is_given_back_after_its_window_fills_no_other() -> None:
@@ -124,7 +135,7 @@ def test_what_is_given_back_after_its_window_fills_no_other() -> None:
     late = ask(meters, PER_DAY, 1_000_000)
     assert isinstance(late, Taken)
     assert isinstance(ask(meters, PER_DAY, 600_000, now_ms=NOON_MS + DAY_MS), Taken)
-    meters.give_back(late)
+    meters.give_back(late, monotonic_ms=DAY_MS)
     assert not isinstance(ask(meters, PER_DAY, 500_000, now_ms=NOON_MS + DAY_MS), Taken)
 
 

@@ -330,3 +330,14 @@ def test_a_signed_directive_throttles_a_workload() -> None:
     node.pipeline.governance_changed()
     assert [node.decision().allowed for _ in range(3)] == [True, True, False]
     assert node.decision(principal=BOB).allowed
+
+
+def test_what_does_not_bind_and_is_used_up_is_not_counted_and_what_binds_is() -> None:
+    """At level 2 a restriction counts though policy would refuse; the decision says which limits took something."""
+    node = Node(2, RATE, ("budget", "10 per day"))
+    assert {one.name for one in node.decision().controls} == {"budget", "rate"}
+    second = node.decision()
+    assert (second.allowed, second.would_deny) == (True, Reason.RATE_EXCEEDED)
+    assert [one.name for one in second.controls] == ["budget"]
+    shown = node.pipeline.preview(attempt(), b"", now_ms=node.clock.wall)
+    assert {one.name for one in shown.controls} == {"budget", "rate"}, "a person asks about every limit"

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -238,9 +239,30 @@ async def test_what_would_have_been_refused_is_noted_as_not_taken(tmp_path: Path
     """At levels 1 and 2 the call passes, and the record says that the budget was used up."""
     _, file = opened(tmp_path / "budgets")
     case = Case(ATTEMPT, 1)
-    await MeterDuty(file).meet(case, decided(1, CALLS, would_deny=Reason.BUDGET_EXCEEDED), now_ms=NOW_MS)
+    exceeded = replace(decided(1, CALLS, would_deny=Reason.BUDGET_EXCEEDED), controls=())
+    await MeterDuty(file).meet(case, exceeded, now_ms=NOW_MS)
     assert case.obligations == (("budget", "10 per day=exceeded"),)
     await MeterDuty(file).meet(case, decided(1), now_ms=NOW_MS)
+    await file.close()
+
+
+async def test_a_restriction_is_kept_on_disk_though_a_limit_of_policy_would_have_refused(
+    tmp_path: Path,
+) -> None:
+    """At level 2 the one binds and the other does not: each is noted as what became of it, and kept."""
+    meters, file = opened(tmp_path / "budgets")
+    restricting = control_of("budget", "10 per day")
+    assert restricting is not None
+    charges = [Charge(restricting, 1)]
+    meters.take("inbound", ALICE, charges, now_ms=NOW_MS, monotonic_ms=0)
+    decision = replace(
+        decided(2, control("rate", "1/m"), restricting, would_deny=Reason.RATE_EXCEEDED),
+        controls=(restricting,),
+    )
+    case = Case(ATTEMPT, 2)
+    await MeterDuty(file).meet(case, decision, now_ms=NOW_MS)
+    assert case.obligations == (("rate", "1/m=exceeded"), ("budget", "10 per day=taken"))
+    await eventually((tmp_path / "budgets").exists, "it is written down")
     await file.close()
 
 
