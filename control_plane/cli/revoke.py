@@ -1,6 +1,5 @@
 """`egm revoke`: deny or restrict at once, with one emergency key and for a bounded time."""
 
-import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Final
@@ -12,6 +11,7 @@ from control_plane.cli.context import JsonFlag, MeshOption, open_mesh, run
 from control_plane.cli.fingerprint import fingerprint
 from control_plane.cli.keys import passphrase_for
 from control_plane.cli.output import Exit, console, emit, table
+from control_plane.cli.when import seconds
 from control_plane.core import amend
 from control_plane.edge.emergency_client import Answer, EmergencyClient
 from control_plane.edge.mesh_file import MeshFile
@@ -32,8 +32,6 @@ app = typer.Typer(
     "quorum can allow.",
 )
 
-_UNITS_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
-_DURATION: Final = re.compile(r"([1-9][0-9]{0,8})([smhd])\Z")
 _DEVELOPMENT_KEY: Final = "emergency-1.pem"
 
 TtlOption = Annotated[
@@ -282,7 +280,12 @@ def _revoke(
     now_ms = SystemClock().now_ms()
     try:
         directive = Directive(
-            book.trust_domain, now_ms, subject, now_ms // 1000, now_ms // 1000 + _seconds(ttl), reason.strip()
+            book.trust_domain,
+            now_ms,
+            subject,
+            now_ms // 1000,
+            now_ms // 1000 + seconds(ttl, "--ttl"),
+            reason.strip(),
         )
         data = sign_directive(
             directive,
@@ -362,13 +365,6 @@ def _development_key(book: MeshFile) -> str:
             "approvers then name in bundle.yaml (emergency_keys)",
         )
     return str(path)
-
-
-def _seconds(text: str) -> int:
-    found = _DURATION.match(text)
-    if found is None:
-        raise InputError(Reason.INPUT_INVALID, f"--ttl {text[:20]!r}: write 90s, 30m, 1h or 7d")
-    return int(found[1]) * _UNITS_S[found[2]]
 
 
 def _left(until_ms: int, now_ms: int) -> str:
