@@ -11,7 +11,7 @@ import typer
 
 from control_plane.cli.context import JsonFlag, run
 from control_plane.cli.output import Exit, console
-from control_plane.lab.demo import PARTS, Parts, Step, Tour
+from control_plane.lab.demo import Parts, Step, Tour
 
 app = typer.Typer(add_completion=False)
 
@@ -63,9 +63,9 @@ def demo(
     raise typer.Exit(Exit.YES if held else Exit.NO)
 
 
-def _parts(climb: bool) -> Parts:
+def _parts(climb: bool) -> Parts | None:
     if not climb:
-        return PARTS
+        return None
     from control_plane.assess.edge.climb import PARTS as CLIMB
 
     return CLIMB

@@ -90,14 +90,18 @@ class Tour:
     """The demonstration. Each step returns what it saw and checked, or raises `CheckError`."""
 
     def __init__(
-        self, directory: Path, report: Callable[[Step], None], say: Say, parts: Parts = PARTS
+        self, directory: Path, report: Callable[[Step], None], say: Say, parts: Parts | None = None
     ) -> None:
         """Describe a tour below `directory`, which must be empty or missing; nothing is started.
 
         Raises:
             InputError: CONFLICT, if the directory holds a mesh already.
         """
-        self._world, self._report, self._parts = World(directory, say), report, parts
+        self._world, self._report, self._parts = (
+            World(directory, say),
+            report,
+            PARTS if parts is None else parts,
+        )
 
     async def run(self) -> bool:
         """Take every step in order; stop at the first that does not hold. Return whether all held."""
