@@ -29,7 +29,12 @@ _MOST: Final = 1000
 
 
 async def disturb(node: ProbeNode, run: str) -> None:
-    """Do, as the noisy synthetic caller, what a working mesh must notice: try many methods that nobody permits it."""
+    """Do, as the noisy synthetic caller, what a working mesh must notice: try many methods that nobody permits it.
+
+    The calm one calls every service once: whatever is done about the others, a review has something to decide again.
+    """
+    for listener in node.outbound.values():
+        await call(listener, ping(run), identity=None)
     for method in OTHERS:
         await call(node.sweeping, ping(run), identity=None, method=method)
 
@@ -60,8 +65,9 @@ async def checks(
     detection = None if engine is None else engine.mesh.detection
     mesh = installation.mesh
     async with analytics(mesh, directory) as sums, incidents(mesh, directory) as desk:
-        calls, dashboard, watched, problem = await _counted(sums, callers, services, node, since_ms)
-        raised, detecting = await _incidents(desk, node, since_ms)
+        (calls, dashboard, watched, problem), (raised, detecting) = await asyncio.gather(
+            _counted(sums, callers, services, node, since_ms), _incidents(desk, node, since_ms)
+        )
         alerts, rules, alert_problems = await _alerts(sums, node, raised)
         reviewed = await _reviewed(client, engine, callers, services, since_ms)
         await _resolve(desk, raised, run)

@@ -25,7 +25,7 @@ from trust.evidence_verify import verify_evidence
 from trust.execution import id_text
 from trust.record import Intent, Link, parse_record
 
-ARRIVAL_S: Final = 15.0
+ARRIVAL_S: Final = 12.0
 POLL_S: Final = 0.4
 _PAGE: Final = 200
 _IN_FIRST_RECORD: Final = 150  # bytes into the first segment: its first record is there, which is signed

@@ -33,7 +33,7 @@ from trust.errors import InputError, MeshError, Reason, StateError
 
 FULL: Final = "full"
 SAFE: Final = "safe"
-AT_ONCE: Final = 4  # services that are tried at the same time
+AT_ONCE: Final = 8  # services that are tried at the same time
 _PROBE_NODE: Final = "no probe node in a safe assessment; run egm assess --probe full"
 
 Say = Callable[[str], None]
