@@ -174,6 +174,10 @@ ANALYTICS_HOURS_KEPT_S: Final = 92 * 24 * 3600
 ANALYTICS_DAYS_KEPT_S: Final = 800 * 24 * 3600
 ANALYTICS_FINE_S: Final = 6 * 3600  # a longer time is summed up in whole hours
 MAX_ANALYTICS_KEYS_PER_NODE: Final = (
+MAX_CALLER_SHADOW_DIFFERENCES: Final = 200  # of them, of one caller: it chooses what it calls
+MAX_SHADOW_TEXT_BYTES: Final = 256  # of a method's name that is told; a caller may make up longer ones
+MAX_SHADOW_REPORT_BYTES: Final = 512 * 1024  # of one node; what does not fit is counted
+MAX_SHADOW_RUN_BYTES: Final = 32 * 1024 * 1024  # of all reports of a run in one answer, shared evenly
     4_096  # callers, services and methods of one node; more count as "(other)"
 )
 MAX_ANALYTICS_ROWS: Final = 1_000  # groups in one answer

@@ -25,6 +25,17 @@ class Finding:
     nodes: list[str]
 
 
+def trimmed(report: shadow_pb2.ShadowReport, room: int) -> shadow_pb2.ShadowReport:
+    """Return a report of at most about `room` bytes; the differences that do not fit are counted as omitted."""
+    kept = shadow_pb2.ShadowReport()
+    kept.CopyFrom(report)
+    size = kept.ByteSize()
+    while kept.differences and size > room:
+        size -= kept.differences.pop().ByteSize()
+        kept.omitted += 1
+    return kept
+
+
 def findings(nodes: Iterable[shadow_pb2.ShadowNode]) -> list[Finding]:
     """Put the reports of all nodes together, most frequent first."""
     found: dict[tuple[str, ...], Finding] = {}

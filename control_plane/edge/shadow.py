@@ -10,6 +10,7 @@ from typing import Any, Final
 import grpc.aio
 
 from control_plane.core.proposals import State
+from control_plane.core.shadow import trimmed
 from control_plane.edge.callers import current_caller
 from control_plane.edge.publisher import Publisher, required
 from control_plane.edge.store import audit, proposals
@@ -163,11 +164,15 @@ class ShadowDesk(shadow_pb2_grpc.ShadowServicer, shadow_pb2_grpc.ShadowRunsServi
         return "running" if proposal is not None and proposal.state is State.OPEN else "closed"
 
     async def _to_wire(self, connection: Any, run: store.Run) -> shadow_pb2.ShadowRun:
+        reports = await store.reports(connection, run.id)
+        room = limits.MAX_SHADOW_RUN_BYTES // max(1, len(reports))
         nodes = [
             shadow_pb2.ShadowNode(
-                node=found.node, at_ms=found.at_ms, report=shadow_pb2.ShadowReport.FromString(found.report)
+                node=found.node,
+                at_ms=found.at_ms,
+                report=trimmed(shadow_pb2.ShadowReport.FromString(found.report), room),
             )
-            for found in await store.reports(connection, run.id)
+            for found in reports
         ]
         return shadow_pb2.ShadowRun(
             run_id=run.id,

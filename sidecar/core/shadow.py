@@ -5,6 +5,7 @@ is over, a revocation, an attestation) is refused under both, and counted as not
 """
 
 import enum
+from collections import Counter
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,6 +16,7 @@ from sidecar.core.levels import Effect, effect_of, finding_of, level_in_force
 from trust import limits
 from trust.errors import Reason
 from trust.policy.types import Call
+from trust.record_rules import plain
 
 # Decided by something else than the policies.
 _ELSEWHERE: Final = frozenset(
@@ -79,12 +81,14 @@ class Comparison:
         """
         self.candidate, self._local_level = candidate, local_level
         self.compared = self.incomparable = self.omitted = 0
+        self.problem = ""  # why the candidate last had no answer; empty while it has had one for every call
         self.tallies: dict[Kind, Tally] = {}
+        self._of: Counter[str] = Counter()  # kinds, by caller
 
     def compare(
         self, call: Call, direction: Direction, decision: Decision, *, identified: bool, now_ms: int
     ) -> None:
-        """Take one decided call.
+        """Take one decided call. Whatever a candidate breaks in here, the call goes on as it was decided.
 
         Args:
             call: as the policies in force saw it.
@@ -96,17 +100,38 @@ class Comparison:
         if decision.reason in _ELSEWHERE or decision.would_deny in _ELSEWHERE:
             self.incomparable += 1
             return
-        self.compared += 1
-        found = self._changed(call, decision, identified, now_ms)
-        if found is None:
+        try:
+            found = self._changed(call, decision, identified, now_ms)
+        except BaseException as error:  # noqa: BLE001
+            # Cedar's panics are no Exceptions. The problem is reported, and with it that the run is not complete.
+            self.incomparable += 1
+            self.problem = (
+                f"the candidate failed on {plain(call.method, limits.MAX_SHADOW_TEXT_BYTES)}: "
+                + plain(f"{type(error).__name__}: {error}", limits.MAX_SHADOW_TEXT_BYTES)
+            )
             return
+        self.compared += 1
+        if found is not None:
+            self._count(found, call, direction, decision, now_ms)
+
+    def _count(
+        self,
+        found: tuple[Change, Reason, tuple[str, ...]],
+        call: Call,
+        direction: Direction,
+        decision: Decision,
+        now_ms: int,
+    ) -> None:
         change, after, policies = found
-        kind = Kind(change, direction, call.principal, call.service, call.method, _word(decision), after)
+        method = plain(call.method, limits.MAX_SHADOW_TEXT_BYTES)
+        kind = Kind(change, direction, call.principal, call.service, method, _word(decision), after)
         tally = self.tallies.get(kind)
         if tally is None:
-            if len(self.tallies) >= limits.MAX_SHADOW_DIFFERENCES:
+            full = len(self.tallies) >= limits.MAX_SHADOW_DIFFERENCES
+            if full or self._of[call.principal] >= limits.MAX_CALLER_SHADOW_DIFFERENCES:
                 self.omitted += 1
                 return
+            self._of[call.principal] += 1
             tally = self.tallies[kind] = Tally(policies, decision.id, now_ms, now_ms)
         tally.count += 1
         tally.last_ms = now_ms

@@ -33,6 +33,7 @@ from trust.x509 import control_plane_dns
 logger = logging.getLogger(__name__)
 
 TIMEOUT_S: Final = 10.0
+_FRAME_BYTES: Final = 8  # around one difference in a report, at most
 _DIRECTION: Final = {
     Direction.INBOUND: record_pb2.DIRECTION_INBOUND,
     Direction.OUTBOUND: record_pb2.DIRECTION_OUTBOUND,
@@ -120,6 +121,10 @@ class ShadowRunner:
             self._leave(str(error))
         except MeshError as error:
             self._leave(str(error))
+        except Exception:  # whatever a signed candidate breaks in here must not end the process
+            logger.exception("a candidate could not be tried")
+            self._refused = (assignment.order, held.policy.digest)
+            self._leave("the candidate could not be tried: internal error, see this node's log")
 
     async def _follow(self, stub: "shadow_pb2_grpc.ShadowAsyncStub", data: bytes, held: InForce) -> None:
         order = self._verified(data)
@@ -178,8 +183,16 @@ class ShadowRunner:
         )
         if comparison is not None:
             report.compared, report.incomparable = comparison.compared, comparison.incomparable
+            report.problem = report.problem or comparison.problem
             report.omitted = comparison.omitted
-            report.differences.extend(_to_wire(kind, tally) for kind, tally in comparison.tallies.items())
+            room = limits.MAX_SHADOW_REPORT_BYTES
+            for kind, tally in comparison.tallies.items():
+                difference = _to_wire(kind, tally)
+                room -= difference.ByteSize() + _FRAME_BYTES
+                if room < 0:
+                    report.omitted += 1
+                else:
+                    report.differences.append(difference)
         return report
 
 

@@ -121,10 +121,41 @@ def test_a_caller_who_makes_up_methods_cannot_fill_the_memory() -> None:
     """Beyond the limit differences are counted, not kept."""
     trial = Trial(RuleDecider(mesh(1), {}), RuleDecider(mesh(4), {}))
     for number in range(limits.MAX_SHADOW_DIFFERENCES + 5):
-        made_up = attempt(method=f"a.B/M{number}")
+        made_up = attempt(f"spiffe://mesh.local/workload/w{number % 20}", method=f"a.B/M{number}")
         trial.core.pipeline.authorize(made_up, b"", now_ms=trial.core.clock.wall)
     assert len(trial.comparison.tallies) == limits.MAX_SHADOW_DIFFERENCES
     assert trial.comparison.omitted == 5
+
+
+def test_a_caller_who_makes_up_methods_cannot_hide_what_others_lose() -> None:
+    """It fills its own share, with short names; the difference of another is still counted."""
+    trial = Trial(RuleDecider(mesh(1), {}), RuleDecider(mesh(4), {}))
+    for number in range(limits.MAX_SHADOW_DIFFERENCES):
+        made_up = attempt(method=f"a.B/M{number}" + "x" * 8_000)
+        trial.core.pipeline.authorize(made_up, b"", now_ms=trial.core.clock.wall)
+    trial.call("spiffe://mesh.local/workload/bob")
+    assert len(trial.comparison.tallies) == limits.MAX_CALLER_SHADOW_DIFFERENCES + 1
+    assert max(len(kind.method) for kind in trial.found()) == limits.MAX_SHADOW_TEXT_BYTES
+
+
+class Panic(BaseException):
+    """What Cedar raises when it panics is no Exception."""
+
+
+@pytest.mark.parametrize(
+    "failure", [KeyError("a.B/C"), RecursionError(), Panic("index out of bounds")], ids=repr
+)
+def test_a_candidate_that_fails_changes_no_decision_and_is_told(failure: BaseException) -> None:
+    """The call goes on; the run says that it is not complete, and why."""
+
+    class Broken(RuleDecider):
+        def governs(self, method: str, service: str) -> bool:
+            raise failure
+
+    trial = Trial(decider(ALLOW), Broken(mesh(4), {}))
+    assert trial.core.pipeline.authorize(attempt(), b"", now_ms=trial.core.clock.wall).decision.allowed
+    assert (trial.comparison.compared, trial.comparison.incomparable) == (0, 1)
+    assert type(failure).__name__ in trial.comparison.problem and PAY in trial.comparison.problem
 
 
 def test_reasons_are_those_that_people_look_up() -> None:
