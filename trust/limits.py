@@ -98,7 +98,15 @@ MAX_GOSSIP_HEADS: Final = 4  # ledger heads in one message: its cost does not gr
 MAX_GOSSIP_CREDENTIALS: Final = 2  # trust credentials in one message
 MAX_GOSSIP_SENDERS: Final = 10_000  # whose sequence is remembered
 MAX_KNOWN_HEADS: Final = 10_000  # ledgers whose newest head a node remembers
+MAX_GOSSIP_ITEMS: Final = 2_048  # directives and proofs in one message
+MAX_GOSSIP_REFUSED: Final = (
+    64  # items of one message that do not verify, before the rest of it is passed over
+)
+MAX_REFUSED_ITEMS: Final = 4_096  # whose digests are remembered, so that each costs one look
 MAX_VOUCHED_NODES: Final = 1_000  # whose last trust credentials a member compares
+MAX_WEAKLY_VOUCHED_NODES: Final = (
+    64  # the same, of nodes of which only credentials without the quorum are known
+)
 MAX_BLOBS: Final = 4_096  # pieces of evidence kept for peers
 MAX_BLOBS_BYTES: Final = 64 * 1024 * 1024
 MAX_PEERS: Final = 64  # that a node talks to; each message of the control plane names so many
@@ -166,6 +174,10 @@ MAX_AUDIT_PAGE: Final = 1_000
 MAX_SHADOW_RUN_S: Final = 7 * 24 * 3600
 MAX_SHADOW_ORDER_BYTES: Final = 16 * 1024  # signed, as it travels
 MAX_SHADOW_DIFFERENCES: Final = 1_000  # kinds of differing calls that one node counts apart
+MAX_CALLER_SHADOW_DIFFERENCES: Final = 200  # of them, of one caller: it chooses what it calls
+MAX_SHADOW_TEXT_BYTES: Final = 256  # of a method's name that is told; a caller may make up longer ones
+MAX_SHADOW_REPORT_BYTES: Final = 512 * 1024  # of one node; what does not fit is counted
+MAX_SHADOW_RUN_BYTES: Final = 32 * 1024 * 1024  # of all reports of a run in one answer, shared evenly
 SHADOW_REPORT_PERIOD_S: Final = 5.0
 
 # execution analytics and alerts
@@ -174,10 +186,6 @@ ANALYTICS_HOURS_KEPT_S: Final = 92 * 24 * 3600
 ANALYTICS_DAYS_KEPT_S: Final = 800 * 24 * 3600
 ANALYTICS_FINE_S: Final = 6 * 3600  # a longer time is summed up in whole hours
 MAX_ANALYTICS_KEYS_PER_NODE: Final = (
-MAX_CALLER_SHADOW_DIFFERENCES: Final = 200  # of them, of one caller: it chooses what it calls
-MAX_SHADOW_TEXT_BYTES: Final = 256  # of a method's name that is told; a caller may make up longer ones
-MAX_SHADOW_REPORT_BYTES: Final = 512 * 1024  # of one node; what does not fit is counted
-MAX_SHADOW_RUN_BYTES: Final = 32 * 1024 * 1024  # of all reports of a run in one answer, shared evenly
     4_096  # callers, services and methods of one node; more count as "(other)"
 )
 MAX_ANALYTICS_ROWS: Final = 1_000  # groups in one answer
@@ -196,7 +204,10 @@ MAX_ALERT_DETAIL_CHARS: Final = 1_000
 MAX_WEBHOOKS: Final = 32
 WEBHOOK_TIMEOUT_S: Final = 10.0  # for one attempt
 WEBHOOK_ATTEMPTS: Final = 8  # with growing pauses, about half an hour in all; then it counts as failed
-WEBHOOKS_AT_ONCE: Final = 4
+WEBHOOKS_AT_ONCE: Final = 4  # messages on their way to one receiver
+WEBHOOK_PAUSE_S: Final = 600  # the longest between two attempts
+MAX_ALERTS_PER_EVENT: Final = 2_000  # of MAX_ALERTS, for one kind of event
+MAX_ALERT_DELIVERIES: Final = 20_000  # that wait; more fail at once
 ALERT_SIGNATURE_AGE_S: Final = 300  # a receiver refuses an older signature
 MIN_RECOMMEND_CALLS: Final = 100  # observed before 'egm policy recommend' drafts anything, unless told
 RARE_EDGE_CALLS: Final = 5  # an edge seen less often is marked for the reviewer

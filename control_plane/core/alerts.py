@@ -24,7 +24,7 @@ _REPEAT_MS: Final = limits.ALERT_REPEAT_S * 1000
 _HOLD_MS: Final = limits.ALERT_EVENT_HOLD_S * 1000
 # How often what was last measured is written down anew while nothing else changes.
 _REFRESH_MS: Final = 30_000
-_EVENT_PREFIX: Final = "event:"
+EVENT_PREFIX: Final = "event:"
 
 
 @enum.unique
@@ -108,15 +108,15 @@ def alert_id(rule: str, subject: str) -> str:
 
 def event_rule(kind: EventKind) -> str:
     """Return what stands for a rule in the alert of an event; no rule of a policy has such a name."""
-    return f"{_EVENT_PREFIX}{kind}"
+    return f"{EVENT_PREFIX}{kind}"
 
 
 def channels(alert: Alert, rules: Mapping[str, AlertRule]) -> list[str]:
     """Return who is told of an alert under the rules in force, each once."""
-    if not alert.rule.startswith(_EVENT_PREFIX):
+    if not alert.rule.startswith(EVENT_PREFIX):
         rule = rules.get(alert.rule)
         return [] if rule is None else list(dict.fromkeys(rule.to))
-    kind = alert.rule.removeprefix(_EVENT_PREFIX)
+    kind = alert.rule.removeprefix(EVENT_PREFIX)
     named = (
         channel
         for _, rule in sorted(rules.items())
@@ -160,7 +160,7 @@ def observe(
             edges = {edge: totals for edge, totals in sums[rule.window_s].items() if wanted.takes(edge)}
             found.append(_measured(name, rule, edges))
     for seen in nodes:
-        alarm = "; ".join(seen.alarms)[: limits.MAX_ALERT_DETAIL_CHARS]
+        alarm = one_line("; ".join(seen.alarms))[: limits.MAX_ALERT_DETAIL_CHARS]
         rule_name = event_rule(EventKind.NODE_ALARM)
         found.append(
             Observed(rule_name, seen.node, Severity.WARNING, bool(alarm), float(len(seen.alarms)), alarm)
@@ -284,17 +284,17 @@ def step(held: Alert | None, seen: Observed, *, now_ms: int) -> Alert | None:
             revision=0 if held is None else held.revision,
         )
     following = replace(held, value=seen.value, detail=seen.detail, severity=seen.severity, seen_ms=now_ms)
-    if held.state is State.PENDING and now_ms - held.since_ms >= seen.for_ms:
+    if held.state is State.PENDING and past(held.since_ms, seen.for_ms, now_ms=now_ms):
         return replace(following, state=State.FIRING, fired_ms=now_ms)
-    return following if now_ms - held.seen_ms >= _REFRESH_MS else held
+    return following if past(held.seen_ms, _REFRESH_MS, now_ms=now_ms) else held
 
 
 def _over(alert: Alert, rules: Mapping[str, AlertRule], *, now_ms: int) -> Alert:
     """End what nobody observes any more: a rule that left the policy, an event that is long ago."""
     if alert.state is State.RESOLVED:
         return alert
-    if alert.rule.startswith(_EVENT_PREFIX):
-        ended = now_ms - alert.seen_ms >= _HOLD_MS
+    if alert.rule.startswith(EVENT_PREFIX):
+        ended = past(alert.seen_ms, _HOLD_MS, now_ms=now_ms)
         return replace(alert, state=State.RESOLVED, ended_ms=now_ms) if ended else alert
     if alert.rule in rules and rules[alert.rule].when is not Condition.EVENT:
         return alert
@@ -303,11 +303,25 @@ def _over(alert: Alert, rules: Mapping[str, AlertRule], *, now_ms: int) -> Alert
 
 def due(alert: Alert, *, now_ms: int) -> bool:
     """Whether recipients must hear of `alert` now."""
-    since_ms = now_ms - alert.notified_ms
+    told_ms = alert.notified_ms
     if alert.state is State.FIRING and alert.told == State.FIRING:
-        return not alert.acked_by and since_ms >= _REPEAT_MS
+        return not alert.acked_by and past(told_ms, _REPEAT_MS, now_ms=now_ms)
     news = alert.state is State.FIRING or (alert.state is State.RESOLVED and alert.told == State.FIRING)
-    return news and since_ms >= _QUIET_MS
+    return news and past(told_ms, _QUIET_MS, now_ms=now_ms)
+
+
+def past(then_ms: int, span_ms: float, *, now_ms: int) -> bool:
+    """Whether `span_ms` have passed since a time that was written down.
+
+    A time that lies as far ahead was written by a clock that was wrong: waiting for it would silence an alert for as
+    long as that clock was ahead.
+    """
+    return abs(now_ms - then_ms) >= span_ms
+
+
+def one_line(text: str) -> str:
+    """Return a text that nodes chose parts of, as logs, terminals and every database take it."""
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def acknowledge(alert: Alert, who: str, *, now_ms: int) -> Alert:
@@ -345,4 +359,4 @@ def retry_ms(attempts: int) -> int | None:
     """Return the pause after so many failed attempts to deliver; None: no further attempt."""
     if attempts >= limits.WEBHOOK_ATTEMPTS:
         return None
-    return min(600, 5 * int(3 ** (attempts - 1))) * 1000
+    return min(limits.WEBHOOK_PAUSE_S, 5 * int(3 ** (attempts - 1))) * 1000

@@ -16,21 +16,21 @@ from control_plane.core.alerts import (
     AlertEvent,
     NodeSeen,
     State,
-    acknowledge,
     advance,
     channels,
     message,
     observe,
+    one_line,
+    past,
     retry_ms,
 )
 from control_plane.core.analytics import Edge, Totals, edges
 from control_plane.edge.analytics import ExecutionSums
-from control_plane.edge.callers import current_caller
 from control_plane.edge.store import alerts
 from control_plane.edge.store import fleet as stored_fleet
 from control_plane.edge.store.database import Database
 from control_plane.edge.webhooks import Webhooks, delivery_id
-from egm.v1 import analytics_pb2, analytics_pb2_grpc, operator_pb2
+from egm.v1 import analytics_pb2, operator_pb2
 from trust import limits
 from trust.alerting import MQTT_CHANNEL, WEBHOOK_PREFIX, AlertRule, Condition, EventKind, Severity
 from trust.edge.mqtt_messages import MqttMessages
@@ -104,7 +104,11 @@ class Alerting:
             detail: for people.
         """
         self._events.append(
-            AlertEvent(kind, subject[: limits.MAX_RECORD_TEXT_BYTES], detail[: limits.MAX_ALERT_DETAIL_CHARS])
+            AlertEvent(
+                kind,
+                one_line(subject)[: limits.MAX_RECORD_TEXT_BYTES],
+                one_line(detail)[: limits.MAX_ALERT_DETAIL_CHARS],
+            )
         )
 
     @property
@@ -186,7 +190,7 @@ class Alerting:
         found: dict[int, Mapping[Edge, Totals]] = {}
         for window_s in sorted(wanted):
             pause_ms = max(limits.ALERT_PERIOD_S * 1000 / 2, window_s * 1000 / 120)
-            if now_ms - self._looked_ms.get(window_s, 0) >= pause_ms:
+            if past(self._looked_ms.get(window_s, 0), pause_ms, now_ms=now_ms):
                 self._looked_ms[window_s] = now_ms
                 _, by_key = await self._sums.over(now_ms - window_s * 1000, now_ms + 1)
                 found[window_s] = await asyncio.to_thread(edges, by_key)
@@ -200,37 +204,57 @@ class Alerting:
         await alerts.post(connection, alert.id, to, body, now_ms=now_ms)
 
     async def _prune(self, now_ms: int) -> None:
-        if now_ms - self._pruned_ms >= limits.PRUNE_PERIOD_S * 1000:
+        if past(self._pruned_ms, limits.PRUNE_PERIOD_S * 1000, now_ms=now_ms):
             self._pruned_ms = now_ms
             async with self._database.write() as connection:
                 await alerts.prune(connection, before_ms=now_ms - limits.ALERTS_KEPT_S * 1000)
 
     async def deliver_forever(self) -> None:
-        """Deliver what waits, again and again, until cancelled."""
-        while True:
-            try:
-                delivered = await self.deliver()
-            except StateError as error:
-                logger.warning("alerts are not delivered, will try again: %s", error)
-                delivered = 0
-            if not delivered:
+        """Deliver what waits, again and again, until cancelled. No channel waits for another one that is slow."""
+        busy: dict[str, asyncio.Task[int]] = {}
+        try:
+            while True:
+                busy = {channel: task for channel, task in busy.items() if not task.done()}
+                try:
+                    due = await self._due()
+                except StateError as error:
+                    logger.warning("alerts are not delivered, will try again: %s", error)
+                    due = []
+                for channel in due:
+                    if channel not in busy:
+                        busy[channel] = asyncio.create_task(self._deliver_to(channel))
                 await asyncio.sleep(_DELIVER_PERIOD_S)
+        finally:
+            for task in busy.values():
+                task.cancel()
 
     async def deliver(self) -> int:
-        """Try everything that is due once; return how many that were."""
-        now_ms = self._clock.now_ms()
+        """Try some of what is due at every channel once; return how many that were."""
+        return sum(await asyncio.gather(*map(self._deliver_to, await self._due())))
+
+    async def _due(self) -> list[str]:
         async with self._database.read() as connection:
-            if not await alerts.waiting(connection, now_ms=now_ms):
-                return 0
-        async with self._database.write() as connection:
-            taken = await alerts.claim(
-                connection, now_ms=now_ms, lease_ms=_LEASE_MS, most=limits.WEBHOOKS_AT_ONCE
-            )
-        await asyncio.gather(*map(self._attempt, taken))
+            return await alerts.due_channels(connection, now_ms=self._clock.now_ms())
+
+    async def _deliver_to(self, channel: str) -> int:
+        try:
+            async with self._database.write() as connection:
+                taken = await alerts.claim(
+                    connection,
+                    channel,
+                    now_ms=self._clock.now_ms(),
+                    lease_ms=_LEASE_MS,
+                    most=limits.WEBHOOKS_AT_ONCE,
+                )
+            await asyncio.gather(*map(self._attempt, taken))
+        except StateError as error:
+            logger.warning("alerts are not delivered to %s, will try again: %s", channel, error)
+            return 0
         return len(taken)
 
     async def _attempt(self, delivery: alerts.Delivery) -> None:
-        error = await self.send(delivery.channel, delivery.body, delivery_id(delivery.alert_id, delivery.id))
+        name = delivery_id(delivery.alert_id, delivery.id, delivery.created_ms)
+        error = await self.send(delivery.channel, delivery.body, name)
         pause_ms = retry_ms(delivery.attempts)
         next_ms = None if pause_ms is None else self._clock.now_ms() + pause_ms
         if error:
@@ -277,7 +301,7 @@ class Alerting:
         body = message(alert, trust_domain=self._trust_domain, control_plane=self._name)
         sent = []
         for one in [channel] if channel else known:
-            error = await self.send(one, body, delivery_id(alert.id, now_ms))
+            error = await self.send(one, body, delivery_id(alert.id, 0, now_ms))
             state = alerts.FAILED if error else alerts.DONE
             sent.append(
                 analytics_pb2.AlertDelivery(
@@ -285,90 +309,6 @@ class Alerting:
                 )
             )
         return sent
-
-
-class AlertsServicer(analytics_pb2_grpc.AlertsServicer):
-    """egm.v1.Alerts."""
-
-    def __init__(self, alerting: Alerting, database: Database, clock: Clock) -> None:
-        self._alerting, self._database, self._clock = alerting, database, clock
-
-    async def ListAlerts(
-        self, request: analytics_pb2.ListAlertsRequest, context: Context
-    ) -> analytics_pb2.ListAlertsResponse:
-        """List alerts: firing ones first, the most severe first."""
-        async with self._database.read() as connection:
-            found = await alerts.listing(connection, everything=request.all, most=_MAX_LISTED)
-        order = (State.FIRING, State.PENDING, State.RESOLVED)
-        weight = (Severity.CRITICAL, Severity.WARNING, Severity.INFO)
-        found.sort(key=lambda a: (order.index(a.state), weight.index(a.severity), -a.since_ms, a.id))
-        return analytics_pb2.ListAlertsResponse(
-            alerts=list(map(to_wire, found)),
-            rules=len(self._alerting.rules),
-            problems=self._alerting.problems(),
-        )
-
-    async def GetAlert(
-        self, request: analytics_pb2.GetAlertRequest, context: Context
-    ) -> analytics_pb2.GetAlertResponse:
-        """Show one alert and what was sent of it."""
-        async with self._database.read() as connection:
-            alert = _required(await alerts.get(connection, request.id[:64]), request.id)
-            sent = await alerts.deliveries_of(connection, alert.id)
-        return analytics_pb2.GetAlertResponse(
-            alert=to_wire(alert),
-            deliveries=[
-                analytics_pb2.AlertDelivery(
-                    channel=d.channel,
-                    state=d.state,
-                    attempts=d.attempts,
-                    error=d.error,
-                    created_ms=d.created_ms,
-                )
-                for d in sent
-            ],
-        )
-
-    async def AckAlert(self, request: analytics_pb2.AckAlertRequest, context: Context) -> analytics_pb2.Alert:
-        """Note who takes care of an alert."""
-        who = str(current_caller())
-        async with self._database.write() as connection:
-            alert = _required(await alerts.get(connection, request.id[:64]), request.id)
-            acked = acknowledge(alert, who, now_ms=self._clock.now_ms())
-            if not await alerts.save(connection, acked):
-                raise StateError(Reason.CONFLICT, f"alert {alert.id} changed at the same moment; try again")
-        return to_wire(acked)
-
-    async def TestAlert(
-        self, request: analytics_pb2.TestAlertRequest, context: Context
-    ) -> analytics_pb2.TestAlertResponse:
-        """Send a test message now."""
-        logger.info("%s tests the channels of alerts", current_caller())
-        return analytics_pb2.TestAlertResponse(deliveries=await self._alerting.test(request.channel))
-
-
-def to_wire(alert: Alert) -> analytics_pb2.Alert:
-    """Return an alert as it is sent."""
-    return analytics_pb2.Alert(
-        id=alert.id,
-        rule=alert.rule,
-        subject=alert.subject,
-        severity=alert.severity.value,
-        state=alert.state.value,
-        value=alert.value,
-        detail=alert.detail,
-        since_ms=alert.since_ms,
-        fired_ms=alert.fired_ms,
-        ended_ms=alert.ended_ms,
-        acked_by=alert.acked_by,
-        acked_ms=alert.acked_ms,
-    )
-
-
-def _required(alert: Alert | None, wanted: str) -> Alert:
-    if alert is None:
-        raise InputError(Reason.NOT_FOUND, f"there is no alert {wanted[:64]!r}; see: egm alerts list --all")
-    return alert
 
 
 def _node(record: stored_fleet.StoredNode) -> NodeSeen:

@@ -1,16 +1,25 @@
 """Sends alerts to the webhooks of this control plane's configuration: signed, over verified TLS, bounded in time.
 
+A receiver that drips its answer is cut off like one that says nothing, and holds up no other: each has its own threads.
+
 No redirect is followed and nothing of the answer is read but its status: a receiver can neither send this process
 elsewhere nor feed it anything. Proxies of the environment are not used.
 """
 
 import asyncio
+import contextlib
 import hashlib
+import os
+import socket
+import threading
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
 import urllib3
+from urllib3.connection import HTTPSConnection
+from urllib3.connectionpool import HTTPSConnectionPool
 from urllib3.exceptions import HTTPError
 from urllib3.util import Timeout
 
@@ -35,11 +44,15 @@ class Webhooks:
             InputError: KEY_UNREADABLE or CONFIG_INVALID, naming the webhook and what to do.
         """
         self._clock = clock
-        self._room = asyncio.Semaphore(limits.WEBHOOKS_AT_ONCE)
         self._hooks = {
             name: (config.url, read_secret(name, config.secret_file)) for name, config in configured.items()
         }
-        self._pools = {name: _pool(name, config.ca) for name, config in configured.items()}
+        self._pools = {name: _pool(name, config.url, config.ca) for name, config in configured.items()}
+        # Not those of the loop: a receiver that is slow must not keep files and policy waiting.
+        self._threads = {
+            name: ThreadPoolExecutor(limits.WEBHOOKS_AT_ONCE, thread_name_prefix=f"webhook-{name}")
+            for name in configured
+        }
 
     @property
     def names(self) -> list[str]:
@@ -56,11 +69,12 @@ class Webhooks:
         """
         if name not in self._hooks:
             return f"this control plane has no webhook {name!r}: add it under webhooks in its configuration"
-        async with self._room:
-            return await asyncio.to_thread(self._send, name, body, delivery)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads[name], self._send, name, body, delivery)
 
     def _send(self, name: str, body: bytes, delivery: str) -> str:
         url, secret = self._hooks[name]
+        path = urllib3.util.parse_url(url).request_uri
         headers = {
             "Content-Type": "application/json",
             "User-Agent": "egm-alerts",
@@ -70,7 +84,7 @@ class Webhooks:
         try:
             answer = self._pools[name].request(
                 "POST",
-                url,
+                path,
                 body=body,
                 headers=headers,
                 redirect=False,
@@ -84,9 +98,11 @@ class Webhooks:
         return "" if 200 <= answer.status < 300 else f"the receiver answered {answer.status}"
 
     def close(self) -> None:
-        """Drop idle connections."""
+        """Drop idle connections and threads; an attempt under way ends by its time."""
         for pool in self._pools.values():
-            pool.clear()
+            pool.close()
+        for threads in self._threads.values():
+            threads.shutdown(wait=False, cancel_futures=True)
 
 
 def read_secret(name: str, path: Path) -> bytes:
@@ -112,16 +128,57 @@ def read_secret(name: str, path: Path) -> bytes:
     return secret
 
 
-def delivery_id(alert: str, number: int) -> str:
-    """Return the id of one message, the same for every attempt."""
-    return hashlib.sha256(f"{alert}:{number}".encode()).hexdigest()[:32]
+def delivery_id(alert: str, number: int, created_ms: int) -> str:
+    """Return the id of one message, the same for every attempt.
+
+    A store that forgot its rows counts them anew, so the number alone would name a later message like an earlier one,
+    and a receiver that drops repetitions would never tell anybody of it.
+    """
+    return hashlib.sha256(f"{alert}:{number}:{created_ms}".encode()).hexdigest()[:32]
 
 
-def _pool(name: str, ca: Path | None) -> urllib3.PoolManager:
+class _Bounded(HTTPSConnection):
+    """A connection that ends WEBHOOK_TIMEOUT_S after it was asked for, whatever the other side sends meanwhile.
+
+    Timeouts of sockets begin anew with every byte; so one byte every few seconds would hold a thread for hours.
+    """
+
+    _ending: tuple[threading.Timer, socket.socket] | None = None
+
+    def _new_conn(self) -> socket.socket:
+        made = super()._new_conn()
+        # A socket of its own on the same connection: `made` is taken over by TLS.
+        other = socket.socket(fileno=os.dup(made.fileno()))
+        timer = threading.Timer(limits.WEBHOOK_TIMEOUT_S, _end, (other,))
+        timer.daemon = True
+        timer.start()
+        self._ending = (timer, other)
+        return made
+
+    def close(self) -> None:
+        ending, self._ending = self._ending, None
+        if ending is not None:
+            ending[0].cancel()
+            ending[1].close()
+        super().close()
+
+
+def _end(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # it ended at the same moment
+        connection.shutdown(socket.SHUT_RDWR)
+
+
+class _BoundedPool(HTTPSConnectionPool):
+    ConnectionCls = _Bounded
+
+
+def _pool(name: str, url: str, ca: Path | None) -> HTTPSConnectionPool:
     if ca is not None and not ca.is_file():
         raise InputError(Reason.CONFIG_INVALID, f"webhooks.{name}.ca: {ca} is not a file")
-    return urllib3.PoolManager(
-        num_pools=1,
+    parts = urllib3.util.parse_url(url)
+    return _BoundedPool(
+        str(parts.host).strip("[]"),
+        parts.port,
         maxsize=limits.WEBHOOKS_AT_ONCE,
         cert_reqs="CERT_REQUIRED",
         ca_certs=None if ca is None else str(ca),

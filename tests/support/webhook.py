@@ -1,5 +1,6 @@
 """An HTTPS receiver of alerts on loopback, with a certificate of its own CA."""
 
+import contextlib
 import datetime
 import http.server
 import ipaddress
@@ -29,6 +30,9 @@ class Receiver:
     secret_file: Path
     answers: list[int] = field(default_factory=list)  # statuses to answer with, in turn; then 200
     location: str = ""  # of redirects
+    drip: threading.Event | None = (
+        None  # while it is not set, answer with a status line that never ends, byte by byte
+    )
     received: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
 
@@ -48,12 +52,22 @@ def receiver(directory: Path) -> Iterator[Receiver]:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             made.received.append((dict(self.headers.items()), body))
             made.paths.append(self.path)
+            if made.drip is not None:
+                self._drip(made.drip)
+                return
             status = made.answers.pop(0) if made.answers else 200
             self.send_response(status)
             if 300 <= status < 400:
                 self.send_header("Location", made.location)
             self.send_header("Content-Length", "0")
             self.end_headers()
+
+        def _drip(self, stop: threading.Event) -> None:
+            self.close_connection = True
+            with contextlib.suppress(OSError):
+                self.wfile.write(b"HTTP/1.1 ")
+                while not stop.wait(0.05):
+                    self.wfile.write(b"x")
 
         def do_GET(self) -> None:
             made.paths.append(f"GET {self.path}")

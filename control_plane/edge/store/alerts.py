@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from control_plane.core.alerts import Alert, State
+from control_plane.core.alerts import EVENT_PREFIX, Alert, State
 from control_plane.edge.store.models import alert_deliveries as deliveries
 from control_plane.edge.store.models import alerts as table
 from trust import limits
@@ -18,6 +18,8 @@ WAITING: Final = "waiting"
 DONE: Final = "done"
 FAILED: Final = "failed"
 _NEWEST: Final = 50  # deliveries shown of one alert
+_NEVER_MS: Final = 2**62  # next attempt of what is settled: what is due is found without passing over it
+_FULL: Final = "more messages wait than are kept (MAX_ALERT_DELIVERIES)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,8 @@ async def get(connection: AsyncConnection, alert: str) -> Alert | None:
 async def save(connection: AsyncConnection, alert: Alert) -> bool:
     """Write `alert` if nobody changed it since it was read; return whether it was written.
 
-    A new one is not written when there are MAX_ALERTS; one that never fired and is over is removed.
+    A new one is not written when there are MAX_ALERTS, or MAX_ALERTS_PER_EVENT of one kind of event: whoever can make
+    events happen must not take the room of the rules. One that never fired and is over is removed.
     """
     mine = (table.c.id == alert.id) & (table.c.revision == alert.revision)
     if alert.state is State.RESOLVED and not alert.fired_ms and alert.told != State.FIRING:
@@ -76,6 +79,10 @@ async def save(connection: AsyncConnection, alert: Alert) -> bool:
     count = (await connection.execute(sa.select(sa.func.count()).select_from(table))).scalar_one()
     if count >= limits.MAX_ALERTS:
         return False
+    if alert.rule.startswith(EVENT_PREFIX):
+        same = sa.select(sa.func.count()).select_from(table).where(table.c.rule == alert.rule)
+        if (await connection.execute(same)).scalar_one() >= limits.MAX_ALERTS_PER_EVENT:
+            return False
     insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
     # one that is over and was forgotten about by a reader of `current` begins anew
     statement = insert(table).values(values)
@@ -90,17 +97,19 @@ async def save(connection: AsyncConnection, alert: Alert) -> bool:
 async def post(
     connection: AsyncConnection, alert: str, channels: Collection[str], body: bytes, *, now_ms: int
 ) -> None:
-    """Have `body` delivered to every channel."""
+    """Have `body` delivered to every channel; what there is no room for is written down as failed."""
+    queued = sa.select(sa.func.count()).select_from(deliveries).where(deliveries.c.next_ms < _NEVER_MS)
+    full = (await connection.execute(queued)).scalar_one() >= limits.MAX_ALERT_DELIVERIES
     rows = [
         {
             "alert_id": alert,
             "channel": channel,
             "body": body,
             "created_ms": now_ms,
-            "next_ms": now_ms,
+            "next_ms": _NEVER_MS if full else now_ms,
             "attempts": 0,
-            "state": WAITING,
-            "error": "",
+            "state": FAILED if full else WAITING,
+            "error": _FULL if full else "",
         }
         for channel in channels
     ]
@@ -108,15 +117,32 @@ async def post(
         await connection.execute(sa.insert(deliveries), rows)
 
 
-async def waiting(connection: AsyncConnection, *, now_ms: int) -> bool:
-    """Whether a delivery is due."""
-    query = sa.select(deliveries.c.id).where(deliveries.c.state == WAITING, deliveries.c.next_ms <= now_ms)
-    return (await connection.execute(query.limit(1))).one_or_none() is not None
+def due_statement(now_ms: int) -> sa.Select[Any]:
+    """Return the statement that finds the channels for which something is due; tests look at its plan.
+
+    An attempt that is put off further than any is, was put off by a clock that was wrong: it is due, too.
+    """
+    return sa.select(deliveries.c.channel).where(_due(now_ms)).distinct()
 
 
-async def claim(connection: AsyncConnection, *, now_ms: int, lease_ms: int, most: int) -> list[Delivery]:
-    """Take deliveries that are due; nobody else has them for `lease_ms`."""
-    query = sa.select(deliveries).where(deliveries.c.state == WAITING, deliveries.c.next_ms <= now_ms)
+async def due_channels(connection: AsyncConnection, *, now_ms: int) -> list[str]:
+    """Return the channels for which something is due."""
+    return sorted((await connection.execute(due_statement(now_ms))).scalars())
+
+
+def _due(now_ms: int) -> sa.ColumnElement[bool]:
+    latest = now_ms + limits.WEBHOOK_PAUSE_S * 1000
+    late = sa.and_(deliveries.c.next_ms > latest, deliveries.c.next_ms < _NEVER_MS)
+    return sa.or_(deliveries.c.next_ms <= now_ms, late)
+
+
+async def claim(
+    connection: AsyncConnection, channel: str, *, now_ms: int, lease_ms: int, most: int
+) -> list[Delivery]:
+    """Take deliveries to a channel that are due; nobody else has them for `lease_ms`."""
+    query = sa.select(deliveries).where(
+        _due(now_ms), deliveries.c.state == WAITING, deliveries.c.channel == channel
+    )
     taken = []
     for row in (await connection.execute(query.order_by(deliveries.c.next_ms).limit(most))).all():
         claimed = await connection.execute(
@@ -139,7 +165,7 @@ async def settle(connection: AsyncConnection, delivery: Delivery, *, error: str,
     await connection.execute(
         sa.update(deliveries)
         .where(deliveries.c.id == delivery.id, deliveries.c.attempts == delivery.attempts)
-        .values(state=state, error=error, next_ms=next_ms or 0)
+        .values(state=state, error=error, next_ms=next_ms if state == WAITING else _NEVER_MS)
     )
 
 

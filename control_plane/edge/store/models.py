@@ -235,6 +235,7 @@ alerts: Final = sa.Table(
     sa.Column("acked_by", sa.Text, nullable=False),
     sa.Column("acked_ms", sa.BigInteger, nullable=False),
     sa.Column("revision", sa.BigInteger, nullable=False),
+    sa.Index("alerts_rule", "rule"),
 )
 
 # Messages about alerts that are to be delivered, or were.
@@ -302,6 +303,9 @@ incidents: Final = sa.Table(
     sa.Column("resolved_by", sa.Text, nullable=False),
     sa.Column("resolved_why", sa.Text, nullable=False),
     sa.Column("resolved_ms", sa.BigInteger, nullable=False),
+    # on whose records alone it rests; empty: on those of several
+    sa.Column("only_node", sa.String(63), nullable=False, server_default=""),
+    sa.Index("incidents_only_node", "only_node", "state"),
     sa.Index("incidents_subject", "subject", "rule", "last_ms"),
     sa.Index("incidents_state", "state", "last_ms", "id"),
     sa.Index("incidents_time", "last_ms", "id"),

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from control_plane.config import WebhookConfig
 from control_plane.core.approvals import Stored
@@ -11,6 +12,7 @@ from control_plane.edge.observing import ObservationDesk
 from control_plane.edge.store import alerts
 from control_plane.edge.store.database import Database
 from control_plane.edge.store.fleet import StoredNode
+from control_plane.edge.store.models import alert_deliveries as deliveries
 from egm.v1 import operator_pb2
 from tests.support.approvers import ticket
 from tests.support.control_plane import Domain, source
@@ -170,3 +172,79 @@ async def test_problems_name_what_a_rule_cannot_reach(world: World) -> None:
     assert len(found) == 2
     assert "webhook:elsewhere" in found[0]
     assert "no connection to a broker" in found[1]
+
+
+async def test_a_flood_of_events_leaves_room_for_what_signed_rules_notice(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node that makes up callers causes incidents without end; a node that fell silent is told all the same."""
+    monkeypatch.setattr(limits, "MAX_ALERTS", 8)
+    monkeypatch.setattr(limits, "MAX_ALERTS_PER_EVENT", 3)
+    desk = world.plane()
+    for number in range(20):
+        desk.alerting.event(EventKind.INCIDENT_OPENED, f"made up {number}", "probing")
+    await desk.alerting.look()
+    world.nodes.say("a", world.clock.now_ms())
+    world.clock.pass_ms(61_000)
+    await desk.alerting.look()
+    async with world.database.read() as connection:
+        found = await alerts.listing(connection, everything=False, most=99)
+    assert sorted(one.rule for one in found) == ["event:incident_opened"] * 3 + ["gone"]
+
+
+async def test_what_waits_for_one_channel_keeps_no_other_waiting_and_the_queue_is_bounded(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hundreds of messages to a receiver that is away must not stand before the one to the other channel."""
+    async with world.database.write() as connection:
+        for _ in range(20):
+            await alerts.post(connection, "1" * 16, ["webhook:down"], b"{}", now_ms=1)
+        await alerts.post(connection, "2" * 16, ["mqtt"], b"{}", now_ms=2)
+    desk = world.plane()
+    await desk.alerting.deliver()
+    monkeypatch.setattr(limits, "MAX_ALERT_DELIVERIES", 10)
+    async with world.database.write() as connection:
+        (tried,) = await alerts.deliveries_of(connection, "2" * 16)
+        await alerts.post(connection, "3" * 16, ["mqtt"], b"{}", now_ms=3)
+        (refused,) = await alerts.deliveries_of(connection, "3" * 16)
+    assert tried.attempts == 1
+    assert (refused.state, refused.error) == (
+        alerts.FAILED,
+        "more messages wait than are kept (MAX_ALERT_DELIVERIES)",
+    )
+
+
+async def test_what_was_delivered_long_ago_costs_the_search_for_what_is_due_nothing(world: World) -> None:
+    """The queue is looked at every second, and what was settled is kept for a month."""
+    now_ms = world.clock.now_ms()
+    async with world.database.write() as connection:
+        await alerts.post(connection, "1" * 16, ["mqtt"], b"{}", now_ms=now_ms)
+        (taken,) = await alerts.claim(connection, "mqtt", now_ms=now_ms, lease_ms=1, most=9)
+        await alerts.settle(connection, taken, error="", next_ms=None)
+        left = sa.select(deliveries.c.id).where(deliveries.c.next_ms <= now_ms + 10**12)
+        assert (await connection.execute(left)).all() == []
+        if connection.dialect.name == "sqlite":
+            statement = alerts.due_statement(now_ms).compile(
+                connection.sync_connection, compile_kwargs={"literal_binds": True}
+            )
+            plan = await connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}")
+            assert not [row for row in plan if str(tuple(row)[-1]).startswith("SCAN")]
+
+
+async def test_a_clock_that_was_ahead_delays_no_message_once_it_is_right(world: World) -> None:
+    """What it put off by a year is due now."""
+    now_ms = world.clock.now_ms()
+    async with world.database.write() as connection:
+        await alerts.post(connection, "1" * 16, ["mqtt"], b"{}", now_ms=now_ms + 365 * 86_400_000)
+        assert await alerts.due_channels(connection, now_ms=now_ms) == ["mqtt"]
+        (taken,) = await alerts.claim(connection, "mqtt", now_ms=now_ms, lease_ms=1, most=9)
+        assert taken.attempts == 1
+
+
+async def test_an_alarm_that_no_database_can_hold_does_not_end_alerting(world: World) -> None:
+    """A node chooses the text of its alarms; one with a NUL made every look fail on PostgreSQL."""
+    world.nodes.say("a", world.clock.now_ms(), "policy\0\x1b[2J\nbad")
+    await world.plane().alerting.look()
+    async with world.database.read() as connection:
+        (alert,) = await alerts.listing(connection, everything=True, most=9)
+    assert alert.detail == "policy??[2J?bad"

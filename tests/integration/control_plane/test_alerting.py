@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from control_plane.config import ControlPlaneConfig, WebhookConfig
 from control_plane.edge.ca import CertificateAuthority, issue_to_directory
 from control_plane.edge.driver import check
 from control_plane.edge.mesh_file import MeshFile
-from control_plane.edge.webhooks import Webhooks
+from control_plane.edge.webhooks import Webhooks, delivery_id
 from egm.v1 import analytics_pb2 as pb
 from egm.v1 import analytics_pb2_grpc as rpc
 from egm.v1 import record_pb2, record_pb2_grpc
@@ -23,6 +24,7 @@ from tests.support.control_plane import TRUST_DOMAIN, Domain, Running, publish, 
 from tests.support.errors import outcome as refusal_of
 from tests.support.records import callee_side, execution_id, intent, outcome, refusal
 from tests.support.webhook import SECRET, Receiver, receiver
+from trust import limits
 from trust.alerting import DELIVERY_HEADER, SIGNATURE_HEADER, topic, verify
 from trust.edge.clock import SystemClock
 from trust.edge.mqtt import BrokerUrl, MqttListener
@@ -250,3 +252,34 @@ def test_check_finds_a_webhook_whose_secret_is_missing(domain: Domain, tmp_path:
     with pytest.raises(InputError, match="none does not exist"):
         check(domain.config(webhooks={"x": hook}))
     check(domain.config())
+
+
+async def test_a_receiver_that_drips_its_answer_is_cut_off_in_time_and_holds_up_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each byte starts the time of a socket anew: without an end for the whole a thread is lost for hours."""
+    monkeypatch.setattr(limits, "WEBHOOK_TIMEOUT_S", 0.4)
+    released = threading.Event()
+    with receiver(tmp_path / "slow") as slow, receiver(tmp_path / "quick") as quick:
+        slow.drip = released
+        hooks = Webhooks(
+            {
+                name: WebhookConfig(url=one.url, secret_file=one.secret_file, ca=one.ca)
+                for name, one in (("slow", slow), ("quick", quick))
+            },
+            SystemClock(),
+        )
+        try:
+            many = [asyncio.create_task(hooks.send("slow", b"{}", str(n))) for n in range(12)]
+            assert await hooks.send("quick", b"{}", "d") == ""
+            assert not any(task.done() for task in many[limits.WEBHOOKS_AT_ONCE :])
+            said = await asyncio.wait_for(asyncio.gather(*many), 60)
+            assert all(said)
+        finally:
+            released.set()
+            hooks.close()
+
+
+def test_the_id_of_a_message_is_never_that_of_an_earlier_one_about_the_same_alert() -> None:
+    """A store counts its rows anew when it forgot them all; a receiver drops what it has seen."""
+    assert delivery_id("0123456789abcdef", 1, 1_000) != delivery_id("0123456789abcdef", 1, 2_000)

@@ -239,11 +239,16 @@ async def test_each_delivery_is_claimed_once_and_again_when_nobody_settled_it(da
     async with database.write() as connection:
         await alerts.post(connection, "id", ["mqtt", "webhook:x"], b"{}", now_ms=100)
     async with database.write() as connection:
-        assert not await alerts.waiting(connection, now_ms=99)
-        assert await alerts.waiting(connection, now_ms=100)
-        taken = await alerts.claim(connection, now_ms=100, lease_ms=60, most=9)
-        assert await alerts.claim(connection, now_ms=159, lease_ms=60, most=9) == []
-        again = await alerts.claim(connection, now_ms=160, lease_ms=60, most=9)
+        assert await alerts.due_channels(connection, now_ms=99) == []
+        channels = await alerts.due_channels(connection, now_ms=100)
+        taken = [
+            d for c in channels for d in await alerts.claim(connection, c, now_ms=100, lease_ms=60, most=9)
+        ]
+        assert await alerts.due_channels(connection, now_ms=159) == []
+        assert await alerts.claim(connection, "mqtt", now_ms=159, lease_ms=60, most=9) == []
+        again = [
+            d for c in channels for d in await alerts.claim(connection, c, now_ms=160, lease_ms=60, most=9)
+        ]
     assert [(d.channel, d.attempts) for d in taken] == [("mqtt", 1), ("webhook:x", 1)]
     assert [d.attempts for d in again] == [2, 2]
     async with database.write() as connection:

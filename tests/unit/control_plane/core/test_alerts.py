@@ -1,6 +1,7 @@
 """Alerts: when they fire and end, and that nobody is told too often or not at all."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -299,3 +300,27 @@ def test_retries_are_bounded_and_grow() -> None:
     known = [p for p in pauses if p is not None]
     assert known == sorted(known)
     assert 20 * 60_000 < sum(known) < 60 * 60_000
+
+
+def test_a_clock_that_was_ahead_silences_nothing_once_it_is_right() -> None:
+    """Told, seen and begun a year ahead: an alert must fire, be told, and end as if that had not been."""
+    ahead_ms = START_MS + 365 * 86_400_000
+    seen = Observed("r", "", Severity.WARNING, True, 1.0, "much", 60_000)
+    begun = Alert(
+        rule="r",
+        subject="",
+        severity=Severity.WARNING,
+        state=State.PENDING,
+        value=1.0,
+        detail="much",
+        since_ms=ahead_ms,
+        notified_ms=ahead_ms,
+        seen_ms=ahead_ms,
+        revision=1,
+    )
+    rules = {"r": rule(when="calls", above=1.0)}
+    (fired,) = advance({begun.id: begun}, [seen], [], rules, now_ms=START_MS)
+    assert (fired.alert.state, fired.tell) == (State.FIRING, True)
+    event = replace(begun, rule=event_rule(EventKind.NODE_ALARM), state=State.FIRING, told="firing")
+    (ended,) = advance({event.id: event}, [], [], rules, now_ms=START_MS)
+    assert (ended.alert.state, ended.tell) == (State.RESOLVED, True)
