@@ -102,7 +102,8 @@ def answer(
 def _lacking(theirs: Told, mine: Inventory) -> Told:
     newer = mine.timestamp_version > theirs.timestamp_version
     if theirs.held is not None:
-        lacking = {name for name in mine.ids() if bytes.fromhex(name) not in set(theirs.held)}
+        held = set(theirs.held)
+        lacking = {name for name in mine.ids() if bytes.fromhex(name) not in held}
         return _told(mine, lacking, None, timestamp=newer)
     if theirs.held_sha256 == mine.sha256():
         return _told(mine, set(), None, timestamp=newer)
@@ -119,7 +120,8 @@ def follow_up(theirs: Told, mine: Inventory) -> Told | None:
     newer = mine.timestamp_version > theirs.timestamp_version
     if theirs.held is None:
         return _told(mine, set(), None, timestamp=True) if newer else None
-    lacking = {name for name in mine.ids() if bytes.fromhex(name) not in set(theirs.held)}
+    held = set(theirs.held)
+    lacking = {name for name in mine.ids() if bytes.fromhex(name) not in held}
     return _told(mine, lacking, tuple(map(bytes.fromhex, mine.ids())), timestamp=newer)
 
 
@@ -135,7 +137,7 @@ def _told(
     *,
     timestamp: bool = False,
 ) -> Told:
-    """Put a message together that stays below MAX_GOSSIP_BYTES; denials come before proofs."""
+    """Put a message together within MAX_GOSSIP_BYTES and MAX_GOSSIP_ITEMS; denials come before proofs."""
     room = limits.MAX_GOSSIP_BYTES // 2  # the rest is for ids, heads and the lease
     chosen: dict[bool, list[bytes]] = {True: [], False: []}
     for name in sorted(wanted, key=lambda one: (one not in mine.directives, one)):
@@ -143,6 +145,8 @@ def _told(
         data = mine.directives[name] if is_directive else mine.proofs.get(name)
         if data is None or room < len(data) + _OVERHEAD_BYTES:
             continue
+        if len(chosen[True]) + len(chosen[False]) >= limits.MAX_GOSSIP_ITEMS:
+            break
         room -= len(data) + _OVERHEAD_BYTES
         chosen[is_directive].append(data)
     return Told(

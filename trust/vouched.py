@@ -50,13 +50,14 @@ class Vouchings:
         """
         self._roster, self._endorsement, self._capacity = roster, endorsement, capacity
         self._digest = ""  # of the roster that everything kept was verified under
-        self._nodes: dict[str, _Node] = {}
+        self._nodes: dict[str, _Node] = {}  # what a quorum signed
+        self._weak: dict[str, _Node] = {}  # what fewer signed, of anybody whom one of them invents
         self._seen: dict[bytes, None] = {}
         self._turn: Iterator[str] = iter(())
 
     def __len__(self) -> int:
         """Return of how many nodes credentials are known."""
-        return len(self._nodes)
+        return len(self._nodes.keys() | self._weak.keys())
 
     def saw(self, data: bytes) -> list[bytes]:
         """Take a credential; return the misbehaviour proofs that it makes with those known. Never raises for bad bytes.
@@ -78,7 +79,10 @@ class Vouchings:
         return self._compare(credential, roster) if credential.attested_s or credential.logged_s else []
 
     def show(self, count: int) -> list[bytes]:
-        """Return the newest credentials of a few nodes, others each time."""
+        """Return the newest credentials of a few nodes, others each time: those that a quorum signed.
+
+        What fewer signed is worth nothing to who has it, and one lying witness can make any number of them.
+        """
         shown: list[bytes] = []
         for _ in range(min(count, len(self._nodes))):
             name = next(self._turn, None)
@@ -95,30 +99,29 @@ class Vouchings:
         digest = "" if roster is None else roster.digest
         if digest != self._digest:
             self._digest = digest
-            before = [one.data for node in self._nodes.values() for one in reversed(node.kept)]
-            self._nodes, self._seen = {}, {}
+            nodes = (*self._nodes.values(), *self._weak.values())
+            before = [one.data for node in nodes for one in reversed(node.kept)]
+            self._nodes, self._weak, self._seen = {}, {}, {}
             for data in before:
                 self.saw(data)
         return roster
 
     def _compare(self, credential: Credential, roster: Roster) -> list[bytes]:
         name = str(credential.node)
-        node = self._nodes.pop(name, None)
-        if node is None:
-            if len(self._nodes) >= self._capacity:
-                del self._nodes[next(iter(self._nodes))]
-            node = _Node()
-        self._nodes[name] = node
         proofs: list[bytes] = []
-        for known in node.kept:
+        for known in self._known(name):
             proofs += [proof for proof in accusations(known, credential, roster) if proof not in proofs]
             own = self._own(known, credential)
             if own is not None and own not in proofs:
                 proofs.append(own)
-        node.kept.append(credential)
-        node.kept.sort(key=lambda one: one.evidence.statement.counter, reverse=True)
-        del node.kept[_KEPT:]
+        if _quorum_signed(credential, roster):
+            _keep(self._nodes, name, credential, self._capacity)
+        else:
+            _keep(self._weak, name, credential, limits.MAX_WEAKLY_VOUCHED_NODES)
         return proofs
+
+    def _known(self, name: str) -> list[Credential]:
+        return [one for held in (self._nodes, self._weak) if name in held for one in held[name].kept]
 
     def _own(self, one: Credential, two: Credential) -> bytes | None:
         """Return what the two statements prove of the node itself, when an endorsement of its key is known."""
@@ -134,6 +137,24 @@ class Vouchings:
             )
         except MeshError:
             return None
+
+
+def _quorum_signed(credential: Credential, roster: Roster) -> bool:
+    enough = len(credential.attested_s) >= roster.needed
+    return enough and len(credential.logged_s) >= roster.log_needed
+
+
+def _keep(held: dict[str, _Node], name: str, credential: Credential, capacity: int) -> None:
+    """Keep a credential among those of its node with the highest counters; who was heard of longest ago leaves."""
+    node = held.pop(name, None)
+    if node is None:
+        if len(held) >= capacity:
+            del held[next(iter(held))]
+        node = _Node()
+    held[name] = node
+    node.kept.append(credential)
+    node.kept.sort(key=lambda one: one.evidence.statement.counter, reverse=True)
+    del node.kept[_KEPT:]
 
 
 def accusations(one: Credential, two: Credential, roster: Roster) -> list[bytes]:

@@ -20,6 +20,7 @@ from sidecar.core.readiness import Alarms
 from sidecar.edge.gossip import Gossiper
 from sidecar.edge.peer_files import AnySource, PeerDistribution, PeerFiles, RotatingSource, peer_source
 from sidecar.edge.peers import PeerBook
+from trust import limits
 from trust.accusation import by_checkpoints, by_evidence, by_metadata
 from trust.announce import denials_topic
 from trust.attestation.roster import Roster
@@ -50,6 +51,7 @@ DENIALS_FILE: Final = "denials.json"
 PEERS_FILE: Final = "peers.json"
 _LONELY_FAILURES: Final = 5  # rounds in a row
 _MAX_READ: Final = 1_024
+_COMPARE_AGAIN_MS: Final = 3_000
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -122,6 +124,7 @@ class Membership:
             vouched=self._lookout.vouched,
         )
         self._comparing: dict[str, asyncio.Task[None]] = {}
+        self._compare_again_ms: dict[str, int] = {}  # by peer: when its other content is looked at again
         self.gossiper: Gossiper | None = None
 
     # policy
@@ -281,6 +284,12 @@ class Membership:
 
     def _split(self, peer: SpiffeId) -> None:
         """Compare policy metadata with a peer that holds another content of our version; at most one at a time."""
+        now_ms = self._clock.monotonic_ms()
+        if now_ms < self._compare_again_ms.get(peer.name, now_ms):
+            return  # whoever says so in every message is neither news nor worth a fetch each time
+        if len(self._compare_again_ms) >= limits.MAX_GOSSIP_SENDERS:
+            del self._compare_again_ms[next(iter(self._compare_again_ms))]
+        self._compare_again_ms[peer.name] = now_ms + _COMPARE_AGAIN_MS
         text = f"{peer} holds another content of base policy version {self._client.base[0]}: a split view"
         self._alarm("split view", text)
         if not self._comparing and peer.name in self.peers.addresses():

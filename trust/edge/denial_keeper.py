@@ -7,6 +7,7 @@ What is in the file was verified before it was written; directives are verified 
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import logging
 import threading
@@ -17,7 +18,7 @@ from typing import Final
 from trust import limits
 from trust.denials import Changed, Denial, Denials, Effect, Persist, Proven, Rules, Spread
 from trust.edge.files import write_atomic
-from trust.errors import InputError, MeshError, Reason
+from trust.errors import EvidenceError, InputError, MeshError, Reason
 from trust.gossip import Inventory
 from trust.mesh import MeshSettings
 from trust.misbehaviour import Anchors, Finding, verify_proof
@@ -26,6 +27,7 @@ from trust.revocation import Kind, read_directive
 logger = logging.getLogger(__name__)
 
 _FORMAT: Final = 1
+_REFUSED_MS: Final = 30_000
 _DAMAGED: Final = (
     "is damaged, so it is not known what was revoked; restore it, or delete it if you are sure that nothing is "
     "revoked that the signed policy does not revoke"
@@ -72,6 +74,9 @@ class DenialKeeper:
         self._beside, self._taking = beside, False
         self._lock = threading.Lock()  # one write at a time
         self._later: bytes | None = None  # what a thread is about to write
+        self._refused: dict[
+            bytes, int
+        ] = {}  # digests of what did not verify: until when it is not looked at again
         self._emergency_keys: tuple[str, ...] = ()
         self._listed = -1
         self._directives: Mapping[str, bytes] = {}
@@ -106,6 +111,7 @@ class DenialKeeper:
     def govern(self, mesh: MeshSettings) -> None:
         """Apply the policy that comes into force. Call it in the same step, before any call is decided under it."""
         rules = Rules.of(mesh)
+        self._refused.clear()
         self._emergency_keys = tuple(sorted(rules.keys))
         self._run(self.denials.govern(rules, now_ms=self._now_ms(), monotonic_ms=self._monotonic_ms()))
 
@@ -149,22 +155,27 @@ class DenialKeeper:
             self._taking = False
 
     def _take(self, directives: Sequence[bytes], proofs: Sequence[bytes]) -> bool:
-        news = False
-        held = self.denials
-        for data in directives:
-            if data in held.directives.values():
+        """Look at each item that is new. A peer that sends what does not verify costs this member little each time."""
+        if not directives and not proofs:
+            return False
+        held, now_ms = self.denials, self._monotonic_ms()
+        known = {*held.directives.values(), *held.proofs.values()}
+        news, refused = False, 0
+        for index, data in enumerate((*directives, *proofs)):
+            digest = hashlib.sha256(data).digest()
+            if data in known or self._refused.get(digest, now_ms) > now_ms:
                 continue
+            if refused >= limits.MAX_GOSSIP_REFUSED:
+                logger.debug("the rest of a message is passed over: %d of its items do not verify", refused)
+                break
             try:
-                news |= self.revoke(data)[1]
+                news |= (self.revoke if index < len(directives) else self.accuse)(data)[1]
             except MeshError as error:
-                logger.debug("directive of a peer passed over: %s", error)
-        for data in proofs:
-            if data in held.proofs.values():
-                continue
-            try:
-                news |= self.accuse(data)[1]
-            except MeshError as error:
-                logger.debug("proof of a peer passed over: %s", error)
+                logger.debug("passed over, of a peer: %s", error)
+                refused += 1
+                if isinstance(error, EvidenceError):  # another policy, or other certificates, may accept it
+                    _make_room(self._refused)
+                    self._refused[digest] = now_ms + _REFUSED_MS
         return news
 
     def tick(self) -> None:
@@ -262,6 +273,12 @@ class DenialKeeper:
                 self.denials.accuse(proven, now_ms=self._now_ms(), persist=False)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, MeshError):
             raise InputError(Reason.CONFIG_INVALID, f"{self._path} {_DAMAGED}") from None
+
+
+def _make_room(refused: dict[bytes, int]) -> None:
+    """Let the oldest leave a dict that is full."""
+    if len(refused) >= limits.MAX_REFUSED_ITEMS:
+        del refused[next(iter(refused))]
 
 
 def shown(denial: Denial) -> dict[str, object]:

@@ -325,6 +325,9 @@ def from_wire(message: pb.GossipMessage) -> Told:
         raise EvidenceError(Reason.INPUT_INVALID, f"a gossip message over {limits.MAX_GOSSIP_BYTES} bytes")
     if len(message.heads) > limits.MAX_GOSSIP_HEADS:
         raise EvidenceError(Reason.INPUT_INVALID, f"more than {limits.MAX_GOSSIP_HEADS} heads in one message")
+    if len(message.directives) + len(message.proofs) > limits.MAX_GOSSIP_ITEMS:
+        text = f"more than {limits.MAX_GOSSIP_ITEMS} directives and proofs in one message"
+        raise EvidenceError(Reason.INPUT_INVALID, text)
     if len(message.credentials) > limits.MAX_GOSSIP_CREDENTIALS:
         text = f"more than {limits.MAX_GOSSIP_CREDENTIALS} trust credentials in one message"
         raise EvidenceError(Reason.INPUT_INVALID, text)

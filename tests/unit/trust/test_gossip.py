@@ -2,10 +2,13 @@
 
 import hashlib
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from trust import limits
+from trust.edge.gossip import from_wire, to_wire
+from trust.errors import EvidenceError, Reason
 from trust.gossip import Inventory, Sequences, Told, answer, everything, follow_up, opening
 
 
@@ -92,6 +95,19 @@ def test_message_stays_within_its_bound_and_denials_come_before_proofs() -> None
     assert set(told.directives) == directives
     assert 0 < len(told.proofs) < 20
     assert sum(map(len, told.directives + told.proofs)) < limits.MAX_GOSSIP_BYTES
+
+
+def test_many_small_items_stay_within_what_a_receiver_takes() -> None:
+    """A receiver refuses a message with more: each item costs it a look, however small it is."""
+    many = {f"{number:064x}": b"x" for number in range(limits.MAX_GOSSIP_ITEMS + 5)}
+    told = everything(Inventory(directives=many, proofs={f"{2**200:064x}": b"y"}))
+    assert (len(told.directives), len(told.proofs)) == (limits.MAX_GOSSIP_ITEMS, 0)
+    message = to_wire(told, sender="s", boot_id="b", sequence=1)
+    assert from_wire(message).directives == told.directives
+    message.proofs.append(b"z")
+    with pytest.raises(EvidenceError) as error:
+        from_wire(message)
+    assert error.value.reason is Reason.INPUT_INVALID
 
 
 def test_message_repeated_or_delivered_late_is_noticed() -> None:

@@ -17,6 +17,7 @@ from tests.support.attestation import (
     roster_of,
     third_party,
 )
+from trust import limits
 from trust.attestation.credential import write_credential
 from trust.attestation.roster import Roster
 from trust.attestation.statement import Evidence
@@ -156,11 +157,11 @@ def test_another_roster_keeps_what_it_can_verify() -> None:
     rosters = [roster_of([witness, *others])]
     node, newer, older = rolled_back()
     vouchings = Vouchings(lambda: rosters[-1])
-    vouchings.saw(credential_of(newer, [witness], time_s=NOW_S))
+    vouchings.saw(credential_of(newer, [witness, others[0]], time_s=NOW_S))
     rosters.append(roster_of([witness, others[0]], quorum=2))
     found = findings(vouchings.saw(credential_of(older, [witness], time_s=NOW_S + 9)), node, rosters[-1])
     assert list(found) == [f"spiffe://{DOMAIN}/node/w"]
-    rosters.append(roster_of(others))
+    rosters.append(roster_of([others[1]]))
     assert vouchings.show(4) != []  # nothing looks at the roster before the next credential comes
     vouchings.saw(b"anything")
     assert vouchings.show(4) == []
@@ -177,6 +178,27 @@ def test_memory_is_bounded_and_everybody_is_shown_in_turn() -> None:
         vouchings.saw(data)
     assert len(vouchings) == 3
     assert {one for _ in range(3) for one in vouchings.show(1)} == set(made[1:])
+
+
+def test_a_lying_witness_that_invents_nodes_and_keys_makes_nobody_forget_what_it_signed() -> None:
+    """Its word alone is cheap: what a quorum signed stays, is what is shown on, and convicts it all the same."""
+    liar, *others = holders("w", "x", "y")
+    roster = roster_of([liar, *others])
+    node, newer, older = rolled_back()
+    truth = credential_of(newer, [liar, others[0]], time_s=NOW_S)
+    vouchings = Vouchings(lambda: roster, capacity=100)
+    vouchings.saw(truth)
+    double = AttestedNode()  # the same name, a key that the liar made
+    double.tree = node.tree
+    for number in range(8):
+        shown = credential_of(double.evidence(counter=2**20 + number), [liar], time_s=NOW_S + 1)
+        assert vouchings.saw(shown) == []
+    for number in range(200):
+        vouchings.saw(credential_of(AttestedNode(f"n{number}").evidence(), [liar], time_s=NOW_S + 1))
+    assert vouchings.show(4) == [truth]
+    assert len(vouchings) <= 1 + limits.MAX_WEAKLY_VOUCHED_NODES
+    found = findings(vouchings.saw(credential_of(older, [liar], time_s=NOW_S + 9)), node, roster)
+    assert list(found) == [f"spiffe://{DOMAIN}/node/w"]
 
 
 def test_an_endorsement_of_another_key_accuses_nobody() -> None:

@@ -85,10 +85,22 @@ async def test_news_that_comes_with_a_request_is_passed_on_as_asked(tmp_path: Pa
     assert node.gossiper._news == [NAME]
 
 
+async def test_who_asks_to_tell_nobody_does_not_cut_off_the_branch_and_who_asks_on_is_not_obeyed(
+    tmp_path: Path,
+) -> None:
+    """A node of the tree's first steps could else silence all others; and one item could be told without end."""
+    node = Node(tmp_path)
+    assert node.hears(0) == (True, 0, False)
+    assert node.hears(12) == (True, 12, False)
+    obeyed = [relay for relay in range(1_000) if node.hears(relay)[0]]
+    assert obeyed == [25, 51]
+    assert node.hears(2**32 - 1) == (False, None, False)
+
+
 async def test_rumour_that_is_quicker_than_the_tree_does_not_cut_off_its_branch(tmp_path: Path) -> None:
     """The request counts although the news is none any more: once."""
     node = Node(tmp_path)
     assert node.hears(None) == (True, None, False)
     assert node.hears(None) == (False, None, False)
     assert node.hears(12) == (True, 12, False)
-    assert node.hears(50) == (False, None, False)
+    assert node.hears(20) == (False, None, False)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.support.emergency import FIRST
+from trust import limits
 from trust.edge.denial_keeper import DenialKeeper
 from trust.edge.files import write_atomic
 from trust.mesh import MeshSettings
@@ -127,6 +128,42 @@ async def test_a_disk_that_fails_beside_is_an_alarm_and_the_denial_counts(tmp_pa
     await drained()
     assert "cannot be written" in kept.alarms["denials"]
     assert len(kept.keeper.denials.active) == 1
+
+
+def forged(number: int) -> bytes:
+    """Return a directive whose text is not the one that was signed."""
+    return directive(number + 1).replace(b"stolen laptop", b"stolen ladder")
+
+
+def test_a_message_full_of_forgeries_costs_little_and_each_of_them_one_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One node could else keep the loop of every peer busy with signatures that do not verify."""
+    kept = Kept(tmp_path / "denials.json", beside=False)
+    looked: list[bytes] = []
+    revoke = kept.keeper.revoke
+
+    def look(data: bytes) -> tuple[str, bool]:
+        looked.append(data)
+        return revoke(data)
+
+    monkeypatch.setattr(kept.keeper, "revoke", look)
+    message = [forged(number) for number in range(2 * limits.MAX_GOSSIP_REFUSED)]
+    assert not kept.keeper.take([*message, directive(0)], [])
+    assert looked == message[: limits.MAX_GOSSIP_REFUSED]
+    looked.clear()
+    assert not kept.keeper.take(message, [])
+    assert looked == message[limits.MAX_GOSSIP_REFUSED :], "the first ones are known"
+    looked.clear()
+    assert kept.keeper.take([*message, directive(0)], []), (
+        "what is behind them comes through with the next messages"
+    )
+    assert looked == [directive(0)]
+    kept.keeper.govern(mesh())
+    looked.clear()
+    kept.keeper.take(message[:1], [])
+    assert looked == message[:1], "another policy may know the key"
+    assert len(kept.keeper.denials.directives) == 1
 
 
 def test_without_a_loop_everything_is_written_at_once(tmp_path: Path) -> None:
