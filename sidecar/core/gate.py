@@ -62,13 +62,16 @@ class Gate(Protocol):
         """Return (and count) the decision not to forward `attempt` for a reason found outside the policies."""
         ...
 
-    def withdrawn(self, permitted: Permitted, request: bytes | None, *, now_ms: int) -> Decision | None:
+    def withdrawn(
+        self, permitted: Permitted, request: bytes | None, *, now_ms: int, held: bool = False
+    ) -> Decision | None:
         """Return the refusal of a call that lost its right while it waited to be forwarded; None while it has it.
 
         Args:
             permitted: from `authorize`, not yet forwarded.
             request: as given to `authorize`.
             now_ms: Unix time, ms.
+            held: it waited for people, so that what ends by time alone may have ended: it is decided again.
         """
         ...
 

@@ -182,9 +182,11 @@ class Pipeline:
             self._journal.notable(attempt, decision)
         return decision
 
-    def withdrawn(self, permit: Permitted, request: bytes | None, *, now_ms: int) -> Decision | None:
+    def withdrawn(
+        self, permit: Permitted, request: bytes | None, *, now_ms: int, held: bool = False
+    ) -> Decision | None:
         """Return the refusal of a call that lost its right while it waited, say for the disk; None while it has it."""
-        if permit.epoch == self._epoch:
+        if permit.epoch == self._epoch and not held:
             return None
         return self._withdrawn(replace(permit, request=request), now_ms)
 

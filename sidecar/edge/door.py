@@ -206,8 +206,11 @@ class Execution:
                     self.metadata += await notary.opened(case, permitted.decision, now_ms=now_ms)
                 except MeshError as error:
                     raise RefusedError(door.gate.decline(self.attempt, error)) from None
-                # Sealing and the disk take time, in which policy may change or a revocation arrive.
-                withdrawn = door.gate.withdrawn(permitted, request, now_ms=door.clock.now_ms())
+                # Sealing and the disk take time, in which policy may change or a revocation arrive; approvers take
+                # so much that who was vouched for, and what policy says of the hour, may have ended as well.
+                withdrawn = door.gate.withdrawn(
+                    permitted, request, now_ms=door.clock.now_ms(), held=case.held
+                )
                 if withdrawn is not None:
                     raise RefusedError(withdrawn)
         except RefusedError as refused:

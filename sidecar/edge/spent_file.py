@@ -38,6 +38,7 @@ class SpentFile:
         self._path, self._lock = path, asyncio.Lock()
         self._appended = 0
         self._whole = False  # whether the file is one that lines may be appended to
+        self._writing: set[asyncio.Task[OSError | None]] = set()
         self.memory = _read(path, now_ms)
 
     async def spend(self, key: str, *, signed_ms: int, now_ms: int) -> None:
@@ -47,18 +48,34 @@ class SpentFile:
             MeshError: of `SpentApprovals.spend`; StateError: APPROVAL_UNAVAILABLE, if the disk does not take it.
         """
         until_ms = self.memory.spend(key, signed_ms=signed_ms, now_ms=now_ms)
+        # A caller that goes away must not end this half-way: the thread would write on while another begins, and what
+        # one of them wrote could be gone. The task is kept, or it could be collected while it waits.
+        writing = asyncio.get_running_loop().create_task(self._written(f"{key} {until_ms}\n"))
+        self._writing.add(writing)
+        writing.add_done_callback(self._writing.discard)
+        error: OSError | None
         try:
-            async with self._lock:
-                whole = None if self._appendable() else self._content()
-                await asyncio.to_thread(self._write, f"{key} {until_ms}\n", whole)
-                self._appended = 0 if whole is not None else self._appended + 1
-                self._whole = True
-        except OSError as error:
-            self._whole = False
+            async with asyncio.timeout(limits.LEDGER_SYNC_TIMEOUT_S):
+                error = await asyncio.shield(writing)
+        except TimeoutError:
+            error = OSError(f"the disk has not answered for {limits.LEDGER_SYNC_TIMEOUT_S:g} s")
+        if error is not None:
             raise StateError(
                 Reason.APPROVAL_UNAVAILABLE,
                 f"this node cannot write down that the approval is used up: {error.strerror or error}",
             ) from error
+
+    async def _written(self, line: str) -> OSError | None:
+        async with self._lock:
+            whole = None if self._appendable() else self._content()
+            try:
+                await asyncio.to_thread(self._write, line, whole)
+            except OSError as error:
+                self._whole = False
+                return error
+            self._appended = 0 if whole is not None else self._appended + 1
+            self._whole = True
+        return None
 
     def _appendable(self) -> bool:
         return self._whole and self._appended <= max(_MIN_REWRITE_LINES, 2 * len(self.memory))

@@ -53,7 +53,9 @@ class OpenGate:
         """Return the refusal for a reason found outside the policies."""
         return replace(self.decision(error.reason), detail=error.detail)
 
-    def withdrawn(self, permitted: Permitted, request: bytes | None, *, now_ms: int) -> Decision | None:
+    def withdrawn(
+        self, permitted: Permitted, request: bytes | None, *, now_ms: int, held: bool = False
+    ) -> Decision | None:
         """Withdraw what the test says, of every call."""
         return None if self.withdraw is None else self.decision(self.withdraw)
 

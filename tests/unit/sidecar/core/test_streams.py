@@ -127,3 +127,30 @@ def test_closed_streams_leave_nothing_behind() -> None:
     assert len(world.pipeline.streams) == 0
     world.pipeline.caller_lapsed(who)
     assert world.pipeline.streams.pending == 0
+
+
+def test_a_call_that_waited_for_people_is_refused_when_nobody_vouches_for_its_node_any_more() -> None:
+    """It is no open stream, and nothing has changed but the time: it must be looked at again before it is forwarded."""
+    world = World()
+    permit, who = permit_of(Signing())
+    call = attempt(ALICE, WATCH).vouched(permit)
+    right = world.pipeline.authorize(call, b"request", now_ms=world.core.clock.wall)
+    now_ms = world.core.clock.wall
+    assert world.pipeline.withdrawn(right, b"request", now_ms=now_ms, held=True) is None
+    world.lapsed[who] = Reason.ATTESTATION_EXPIRED
+    refused = world.pipeline.withdrawn(right, b"request", now_ms=now_ms, held=True)
+    assert refused is not None and refused.reason is Reason.ATTESTATION_EXPIRED
+
+
+def test_a_call_that_waited_for_people_is_refused_when_policy_says_otherwise_by_now() -> None:
+    """A permit may speak of the hour, which no new policy tells anybody about."""
+    world = World(4)
+    right = world.pipeline.authorize(attempt(ALICE, WATCH), b"request", now_ms=world.core.clock.wall)
+    assert world.core.state.in_force is not None
+    decider = world.core.state.in_force.engine
+    assert isinstance(decider, RuleDecider)
+    decider.rules.clear()
+    now_ms = world.core.clock.wall
+    assert world.pipeline.withdrawn(right, b"request", now_ms=now_ms) is None, "it did not wait"
+    refused = world.pipeline.withdrawn(right, b"request", now_ms=now_ms, held=True)
+    assert refused is not None and refused.reason is Reason.AUTHORIZATION_WITHDRAWN

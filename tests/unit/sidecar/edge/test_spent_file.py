@@ -1,12 +1,16 @@
 """The file of used approvals: durable, torn lines, damage, and a bounded size."""
 
+import asyncio
+import threading
 from pathlib import Path
 
 import pytest
 
 from sidecar.edge.spent_file import SpentFile
 from tests.support.approvers import NOW_MS, ticket
+from tests.support.eventually import eventually
 from trust import limits
+from trust.edge.files import write_atomic
 from trust.errors import MeshError, Reason
 
 KEY = f"inbound:{ticket().id}"
@@ -95,3 +99,49 @@ async def test_the_file_is_written_anew_when_most_of_it_is_over(tmp_path: Path) 
         assert await refused(file, f"inbound:{number:064x}", signed_ms=later_ms, now_ms=later_ms) is None
         file._appended = 10**9
     assert len(path.read_bytes().splitlines()) == 3, "format, floor and the one that counts"
+
+
+async def test_a_caller_that_goes_away_while_the_disk_is_slow_makes_nothing_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two writes at once the older could replace what the newer wrote: a used approval would serve again."""
+    path, answers, begun = tmp_path / "spent", threading.Event(), threading.Event()
+
+    def slow(target: Path, data: bytes, *, mode: int) -> None:
+        begun.set()
+        answers.wait(5)
+        write_atomic(target, data, mode=mode)
+
+    monkeypatch.setattr("sidecar.edge.spent_file.write_atomic", slow)
+    file = SpentFile(path, NOW_MS)
+    gone = asyncio.create_task(file.spend(KEY, signed_ms=NOW_MS, now_ms=NOW_MS))
+    await asyncio.to_thread(begun.wait, 5)
+    gone.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await gone
+    monkeypatch.setattr("sidecar.edge.spent_file.write_atomic", write_atomic)
+    second = asyncio.create_task(file.spend(OTHER, signed_ms=NOW_MS, now_ms=NOW_MS))
+    for _ in range(50):
+        await asyncio.sleep(0.001)
+    overtaken = second.done()
+    answers.set()
+    await second
+    await eventually(lambda: len(SpentFile(path, NOW_MS).memory) == 2, "both are on disk")
+    assert not overtaken, "one after the other"
+
+
+async def test_a_disk_that_hangs_refuses_instead_of_holding_the_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No call waits without end; what was to be used up stays used up."""
+    answers = threading.Event()
+
+    def hangs(_path: Path, _data: bytes, *, mode: int) -> None:
+        answers.wait(5)
+
+    monkeypatch.setattr("sidecar.edge.spent_file.write_atomic", hangs)
+    monkeypatch.setattr(limits, "LEDGER_SYNC_TIMEOUT_S", 0.02)
+    file = SpentFile(tmp_path / "spent", NOW_MS)
+    assert await refused(file) is Reason.APPROVAL_UNAVAILABLE
+    assert await refused(file) is Reason.APPROVAL_SPENT
+    answers.set()
