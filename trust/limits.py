@@ -149,6 +149,7 @@ MAX_TICKET_NOTES: Final = 64  # approvals and denials kept of one ticket
 MAX_LISTED_TICKETS: Final = 500
 MAX_COLLECTED_TICKETS: Final = 512  # in one question of a node
 MAX_HELD_CALLS: Final = 256  # that wait for approvers at one node; more are refused with their ticket at once
+MAX_CALLER_HELD_CALLS: Final = 64  # of them, of one caller
 MAX_SPENT_APPROVALS: Final = 100_000  # remembered for MAX_APPROVAL_LIFETIME_S; full means refuse
 MAX_APPROVAL_WINDOWS: Final = 4_096  # that a node holds approvals of
 APPROVAL_RPC_TIMEOUT_S: Final = 3.0  # for one answer of the control plane about a ticket

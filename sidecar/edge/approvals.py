@@ -8,8 +8,9 @@ withhold them and never make them.
 import asyncio
 import logging
 import secrets
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from typing import Final
 
 from egm.v1 import approvals_pb2 as pb
@@ -41,7 +42,7 @@ from trust.edge.tls import Channels
 from trust.errors import EvidenceError, MeshError, Reason, StateError
 from trust.permit_claims import NO_MESSAGE
 from trust.ports import Clock
-from trust.ticket import ANY_REQUEST, Ticket, ticket_for
+from trust.ticket import ANY_REQUEST, METHOD_ALONE, Ticket, ticket_for
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +87,12 @@ class ApprovalDuty:
         self._untold: deque[str] = deque(maxlen=_MAX_UNTOLD)
         self._work = asyncio.Event()
         self._away: tuple[int, str] | None = None  # until when (monotonic ms) nobody is asked, and why
-        self.held = 0  # calls that wait for approvers now
+        self._held_of: Counter[str] = Counter()  # calls that wait for approvers now, by caller
+
+    @property
+    def held(self) -> int:
+        """How many calls wait for approvers now."""
+        return self._held_of.total()
 
     async def meet(self, case: Case, decision: Decision, *, now_ms: int) -> None:
         """Return once enough approvers have signed this call; see `sidecar.edge.duties.Duty`.
@@ -163,7 +169,8 @@ class ApprovalDuty:
         notes = unpack(values[0])
         ticket = read_approval(notes[0]).ticket
         if ticket.call != wanted.call:
-            if ticket.call[:5] == wanted.call[:5]:
+            same = {ticket.request, wanted.request} - {ANY_REQUEST, METHOD_ALONE}
+            if ticket.call[:4] == wanted.call[:4] and len(same) < 2:
                 return None  # the same call; the caller's sidecar enforces another version of the policy
             raise EvidenceError(
                 Reason.APPROVAL_INVALID, "the approvals that came with the call are for another one"
@@ -184,7 +191,7 @@ class ApprovalDuty:
             return
         standing = self._standing(notes, ticket, asked)
         if not standing.met and standing.denied is None:
-            standing = await self._hold(case, ticket, standing, len(notes), asked)
+            standing = await self._hold(case, ticket, standing, notes, asked)
         if not standing.met:
             raise refusal(standing, ticket)
         await self._use(case, asked, ticket, standing)
@@ -231,7 +238,7 @@ class ApprovalDuty:
             raise StateError(
                 Reason.APPROVAL_UNAVAILABLE, "the control plane answered with another call's ticket"
             )
-        return ticket, tuple(answer.notes)
+        return ticket, _bounded(answer.notes)
 
     def _not_asked(self, case: Case, decision: Decision, asked: Needed, error: MeshError) -> None:
         """Refuse, or at level 3 go on and have a person told."""
@@ -245,24 +252,25 @@ class ApprovalDuty:
         self._note(case, asked, UNAVAILABLE)
 
     async def _hold(
-        self, case: Case, ticket: Ticket, standing: Standing, known: int, asked: Needed
+        self, case: Case, ticket: Ticket, standing: Standing, known: tuple[bytes, ...], asked: Needed
     ) -> Standing:
         """Return how the ticket stands when enough have signed, somebody denied, or the time is over."""
         seconds = asked.hold_s(case.remaining_s)
-        if seconds <= 0 or self.held >= limits.MAX_HELD_CALLS:
+        full = self.held >= limits.MAX_HELD_CALLS
+        if seconds <= 0 or full or self._held_of[ticket.caller] >= limits.MAX_CALLER_HELD_CALLS:
             return standing
-        self.held += 1
+        self._held_of[ticket.caller] += 1
         case.held = True
         try:
             async with asyncio.timeout(seconds):
                 while not standing.met and standing.denied is None:
-                    notes = await self._next(ticket.id, known)
-                    known = len(notes)
-                    standing = self._standing(notes, ticket, asked)
+                    known = await self._next(ticket.id, known)
+                    standing = self._standing(known, ticket, asked)
         except TimeoutError:
-            return self._standing([one.data for one in standing.approved], ticket, asked)
+            return self._standing(known, ticket, asked)
         finally:
-            self.held -= 1
+            self._held_of[ticket.caller] -= 1
+            self._held_of += Counter()  # forgets who holds none
         if case.attempt.direction is Direction.OUTBOUND:
             self._begin_anew(case)
         return standing
@@ -274,8 +282,8 @@ class ApprovalDuty:
         if is_root:
             case.root_id = case.execution_id
 
-    async def _next(self, ticket_id: str, known: int) -> tuple[bytes, ...]:
-        """Return what approvers have signed as soon as it is more than `known`."""
+    async def _next(self, ticket_id: str, known: tuple[bytes, ...]) -> tuple[bytes, ...]:
+        """Return what approvers have signed as soon as it is something else than `known`."""
         while True:
             news: asyncio.Future[tuple[bytes, ...]] = asyncio.get_running_loop().create_future()
             self._waiting.setdefault(ticket_id, []).append(news)
@@ -284,7 +292,7 @@ class ApprovalDuty:
                 notes = await news
             finally:
                 self._forget(ticket_id, news)
-            if len(notes) > known:
+            if notes != known:
                 return notes
 
     def _forget(self, ticket_id: str, news: "asyncio.Future[tuple[bytes, ...]]") -> None:
@@ -309,7 +317,7 @@ class ApprovalDuty:
         for ticket_id, notes in found.items():
             for news in self._waiting.pop(ticket_id, []):
                 if not news.done():
-                    news.set_result(notes)
+                    news.set_result(_bounded(notes))
 
     async def _tell(self, ids: list[str]) -> None:
         await self.desk.spent(ids)
@@ -344,6 +352,11 @@ class ApprovalDuty:
     def _note(self, case: Case, asked: Needed, what: str) -> None:
         for obligation in asked.obligations:
             case.obligations = noted(case.obligations, obligation, what)
+
+
+def _bounded(notes: Iterable[bytes]) -> tuple[bytes, ...]:
+    """Return as many notes as one ticket may have: each is verified, and the control plane chooses what it sends."""
+    return tuple(islice(dict.fromkeys(notes), limits.MAX_TICKET_NOTES))
 
 
 def _key(case: Case, ticket: Ticket) -> str:

@@ -1,7 +1,9 @@
 """What a sidecar makes of what the control plane answers about approvals: lies, old tickets, silence."""
 
+import asyncio
+import contextlib
 import hashlib
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,9 @@ from sidecar.edge.approvals import ApprovalDuty
 from sidecar.edge.case import Case
 from sidecar.edge.spent_file import SpentFile
 from tests.support.approvers import ANN, BEN, GROUPS, NOW_MS, TD, Approver
-from trust.approval import APPROVAL_KEY, unpack
+from tests.support.eventually import eventually
+from trust import limits
+from trust.approval import APPROVAL_KEY, open_approval, unpack
 from trust.errors import MeshError, Reason, StateError
 from trust.policy.types import Authn
 from trust.ticket import Ticket
@@ -65,6 +69,7 @@ class World:
         """Start without tickets."""
         self.desk, self.alarms, self.serial = FakeDesk(), [""], 0
         self.monotonic = 0
+        self.caller = "alice"
         self.duty = ApprovalDuty(
             trust_domain=TD,
             groups=lambda: GROUPS,
@@ -92,7 +97,9 @@ class World:
         approvals: tuple[str | bytes, ...] = (),
     ) -> tuple[Case, Reason | None]:
         """Bring one call before the duty; return its case, and why it was refused."""
-        attempt = Attempt(direction, "echo", "shop.Pay/Pay", f"spiffe://{TD}/workload/alice", Authn.MTLS)
+        attempt = Attempt(
+            direction, "echo", "shop.Pay/Pay", f"spiffe://{TD}/workload/{self.caller}", Authn.MTLS
+        )
         case = Case(attempt, level, request=request, request_sha256=hashlib.sha256(request).digest())
         case.approvals = approvals
         decision = Decision(
@@ -204,3 +211,124 @@ async def test_a_window_is_asked_once_and_ends_with_its_approvers_standing(world
 async def test_junk_in_the_metadata_is_refused(world: World, came: tuple[str | bytes, ...]) -> None:
     """Whoever calls the callee's sidecar chooses what it sends."""
     assert (await world.meet(direction=Direction.INBOUND, approvals=came))[1] is Reason.APPROVAL_INVALID
+
+
+WAITS = (("require_approval", "2 of ops, wait 30s"),)
+
+
+async def held(world: World, request: bytes = REQUEST) -> "asyncio.Task[tuple[Case, Reason | None]]":
+    """Return a call that waits for approvers."""
+    before = world.duty.held
+    call = asyncio.create_task(world.meet(request, asked=WAITS))
+    await eventually(lambda: world.duty.held == before + 1 or call.done(), "it waits")
+    return call
+
+
+@contextlib.asynccontextmanager
+async def collecting(world: World) -> AsyncIterator[None]:
+    """Ask the desk as a node does, without its pauses."""
+    task = asyncio.create_task(world.duty.run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_held_call_hears_of_an_approval_that_takes_the_place_of_another(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ann's first word had ended; she signs again, so that there are no more notes than before."""
+    monkeypatch.setattr(limits, "APPROVAL_POLL_S", 0.001)
+    await world.meet(asked=(ASKED,))
+    (ticket,) = world.desk.open_tickets.values()
+    world.desk.notes[ticket.id] = [ANN.say(ticket, now_ms=NOW_MS - 900_000), BEN.say(ticket)]
+    async with collecting(world):
+        call = await held(world)
+        world.desk.notes[ticket.id] = [ANN.say(ticket), BEN.say(ticket)]
+        assert (await asyncio.wait_for(call, 5))[1] is None
+
+
+async def test_a_caller_that_goes_away_while_it_is_held_has_used_nothing_up(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The approvals serve the call when it is made again."""
+    monkeypatch.setattr(limits, "APPROVAL_POLL_S", 0.001)
+    async with collecting(world):
+        call = await held(world)
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
+        assert world.duty.held == 0
+        world.desk.approve(ANN, BEN)
+        assert (await world.meet())[1] is None
+
+
+async def test_two_identical_calls_that_are_held_share_one_approval_and_one_goes_on(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """People saw one request."""
+    monkeypatch.setattr(limits, "APPROVAL_POLL_S", 0.001)
+    async with collecting(world):
+        calls = [await held(world), await held(world)]
+        world.desk.approve(ANN, BEN)
+        reasons = {(await asyncio.wait_for(call, 5))[1] for call in calls}
+    assert reasons == {None, Reason.APPROVAL_SPENT}
+
+
+async def test_one_caller_cannot_take_every_place_in_which_calls_are_held(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it asks beyond its share is refused with the ticket at once; another caller is still held."""
+    monkeypatch.setattr(limits, "MAX_CALLER_HELD_CALLS", 2)
+    calls = [await held(world), await held(world, b"other")]
+    assert (await world.meet(b"third", asked=WAITS))[1] is Reason.APPROVAL_REQUIRED
+    world.caller = "bob"
+    calls.append(await held(world, b"fourth"))
+    assert world.duty.held == 3
+    for call in calls:
+        call.cancel()
+    await asyncio.gather(*calls, return_exceptions=True)
+    assert world.duty.held == 0 and not world.duty._held_of
+
+
+async def test_a_control_plane_that_sends_floods_of_notes_keeps_nobody_busy(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each note is verified; the same one again is not, and no more than a ticket may have."""
+    opened = 0
+
+    def count(*args: object, **more: object) -> object:
+        nonlocal opened
+        opened += 1
+        return open_approval(*args, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("sidecar.core.approvals.open_approval", count)
+    await world.meet()
+    ticket = world.desk.approve(ANN)
+    world.desk.notes[ticket.id] *= 5_000
+    assert (await world.meet())[1] is Reason.APPROVAL_REQUIRED
+    world.desk.notes[ticket.id] = [ANN.say(ticket, ttl_s=number + 1) for number in range(200)]
+    assert (await world.meet())[1] is Reason.APPROVAL_REQUIRED
+    assert opened <= 1 + limits.MAX_TICKET_NOTES
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [("2 of ops, window 10m", "2 of ops"), ("2 of ops", "2 of ops, window 10m"), ("1 of ops", "2 of ops")],
+)
+async def test_approvals_under_another_version_of_the_policy_have_the_callees_side_ask_itself(
+    world: World, theirs: str, ours: str
+) -> None:
+    """As the caller's sidecar has not heard of the new one yet: what came counts for nothing, and is no attack."""
+    asked = (("require_approval", theirs),)
+    await world.meet(asked=asked)
+    world.desk.approve(ANN, BEN)
+    case, reason = await world.meet(asked=asked)
+    assert reason is None
+    ((_, packed),) = case.extra
+    assert isinstance(packed, bytes)
+    again = (("require_approval", ours),)
+    _, reason = await world.meet(direction=Direction.INBOUND, approvals=(packed,), asked=again)
+    assert reason is Reason.APPROVAL_REQUIRED
+    _, reason = await world.meet(b"other", direction=Direction.INBOUND, approvals=(packed,), asked=asked)
+    assert reason is (None if "window" in theirs else Reason.APPROVAL_INVALID)
