@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import grpc
-import grpc.aio
 from securesystemslib.signer import Signer
 
 from control_plane.core.approval_content import Content, content_of
 from control_plane.edge import operator_client
 from control_plane.edge.mesh_file import MeshFile
-from control_plane.edge.operator_client import CALL_TIMEOUT_S, Credentials
+from control_plane.edge.operator_client import CALL_TIMEOUT_S, answered, control_plane
 from control_plane.edge.release import Release
 from egm.v1 import approvals_pb2 as pb
 from egm.v1 import approvals_pb2_grpc as rpc
@@ -22,12 +20,10 @@ from trust.approval import Approval, SignedApproval, Verdict, open_approval, sig
 from trust.approval_rule import Groups, Requirement, members_of, requirements_in
 from trust.bundle import Bundle, read_bundle
 from trust.edge.files import write_atomic
-from trust.edge.grpc_errors import error_from_rpc
 from trust.errors import EvidenceError, InputError, Reason
 from trust.keys import key_name
 from trust.ticket import Ticket
 from trust.verified import BASE_ROLE
-from trust.x509 import control_plane_dns
 
 SHOWN_FILE: Final = "shown-tickets.json"
 _MAX_SHOWN: Final = 500
@@ -52,7 +48,7 @@ class ApprovalClient:
 
     async def tickets(self, state: int, limit: int) -> Sequence[pb.TicketEntry]:
         """List tickets, newest first."""
-        async with _errors():
+        async with answered():
             request = pb.ListTicketsRequest(state=state, limit=limit)  # type: ignore[arg-type]  # an enum's number
             return (await self._stub.List(request, timeout=CALL_TIMEOUT_S)).tickets
 
@@ -62,7 +58,7 @@ class ApprovalClient:
         Raises:
             EvidenceError: APPROVAL_INVALID or DIGEST_MISMATCH: the control plane shows what it does not name.
         """
-        async with _errors():
+        async with answered():
             entry = await self._stub.Get(pb.GetTicketRequest(id=prefix), timeout=CALL_TIMEOUT_S)
         if not entry.id.startswith(prefix.strip().lower()):
             raise EvidenceError(
@@ -72,7 +68,7 @@ class ApprovalClient:
 
     async def decide(self, note: bytes) -> Shown:
         """Hand in what was signed."""
-        async with _errors():
+        async with answered():
             return self._checked(await self._stub.Decide(pb.DecideRequest(note=note), timeout=CALL_TIMEOUT_S))
 
     def _checked(self, entry: pb.TicketEntry) -> Shown:
@@ -109,8 +105,7 @@ async def approvals(mesh: MeshFile, directory: Path) -> AsyncIterator[ApprovalCl
     if policy is None or base is None or base.mesh is None:
         raise InputError(Reason.POLICY_MISSING, "no policy is in force, so there are no approvers")
     bundles = [read_bundle(one.data, role=name) for name, one in sorted(policy.namespaces.items())]
-    credentials = Credentials.load(directory / mesh.operator)
-    async with credentials.channel(mesh.control_plane, control_plane_dns(mesh.trust_domain)) as channel:
+    async with control_plane(mesh, directory) as channel:
         yield ApprovalClient(rpc.ApprovalDeskStub(channel), base.mesh.approver_groups, [*bundles, base])
 
 
@@ -170,11 +165,3 @@ def _shown(directory: Path) -> list[str]:
     except (ValueError, RecursionError):
         return []  # then nothing counts as seen
     return [one for one in found if isinstance(one, str)] if isinstance(found, list) else []
-
-
-@asynccontextmanager
-async def _errors() -> AsyncIterator[None]:
-    try:
-        yield
-    except grpc.aio.AioRpcError as error:
-        raise error_from_rpc(error) from None

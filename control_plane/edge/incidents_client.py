@@ -7,10 +7,8 @@ from pathlib import Path
 import grpc.aio
 
 from control_plane.edge.mesh_file import MeshFile
-from control_plane.edge.operator_client import CALL_TIMEOUT_S, Credentials
+from control_plane.edge.operator_client import CALL_TIMEOUT_S, answered, control_plane
 from egm.v1 import incidents_pb2, incidents_pb2_grpc
-from trust.edge.grpc_errors import error_from_rpc
-from trust.x509 import control_plane_dns
 
 
 class IncidentsClient:
@@ -21,18 +19,18 @@ class IncidentsClient:
 
     async def page(self, request: incidents_pb2.ListIncidentsRequest) -> incidents_pb2.ListIncidentsResponse:
         """Return one page of incidents, newest first."""
-        async with _errors():
+        async with answered():
             return await self._stub.ListIncidents(request, timeout=CALL_TIMEOUT_S)
 
     async def get(self, incident: str) -> incidents_pb2.GetIncidentResponse:
         """Return one incident with its evidence and what was done about it."""
-        async with _errors():
+        async with answered():
             request = incidents_pb2.GetIncidentRequest(id=incident)
             return await self._stub.GetIncident(request, timeout=CALL_TIMEOUT_S)
 
     async def resolve(self, incident: str, why: str) -> incidents_pb2.Incident:
         """Close an incident."""
-        async with _errors():
+        async with answered():
             request = incidents_pb2.ResolveIncidentRequest(id=incident, why=why)
             return await self._stub.ResolveIncident(request, timeout=CALL_TIMEOUT_S)
 
@@ -40,14 +38,5 @@ class IncidentsClient:
 @asynccontextmanager
 async def incidents(mesh: MeshFile, directory: Path) -> AsyncIterator[IncidentsClient]:
     """Connect to the control plane of `mesh` with the operator credentials it names."""
-    credentials = Credentials.load(directory / mesh.operator)
-    async with credentials.channel(mesh.control_plane, control_plane_dns(mesh.trust_domain)) as channel:
+    async with control_plane(mesh, directory) as channel:
         yield IncidentsClient(channel)
-
-
-@asynccontextmanager
-async def _errors() -> AsyncIterator[None]:
-    try:
-        yield
-    except grpc.aio.AioRpcError as error:
-        raise error_from_rpc(error) from None

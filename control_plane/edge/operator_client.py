@@ -16,6 +16,7 @@ from trust.edge.files import check_private
 from trust.edge.grpc_errors import error_from_rpc
 from trust.errors import InputError, Reason
 from trust.spiffe import SpiffeId
+from trust.x509 import control_plane_dns
 
 CALL_TIMEOUT_S: Final = 15.0
 TRANSFER_TIMEOUT_S: Final = 120.0
@@ -86,12 +87,12 @@ class OperatorClient:
                 for part in chunks(path, data):
                     yield operator_pb2.ProposeRequest(file=part)
 
-        async with _errors():
+        async with answered():
             return await self._stub.Propose(parts(), timeout=TRANSFER_TIMEOUT_S)
 
     async def proposals(self, *, open_only: bool = False) -> Sequence[operator_pb2.Proposal]:
         """List proposals, newest first."""
-        async with _errors():
+        async with answered():
             request = operator_pb2.ListProposalsRequest(open_only=open_only)
             return (await self._stub.ListProposals(request, timeout=CALL_TIMEOUT_S)).proposals
 
@@ -100,7 +101,7 @@ class OperatorClient:
         content: operator_pb2.ProposalContent | None = None
         files: dict[str, bytearray] = {}
         size = 0
-        async with _errors():
+        async with answered():
             request = operator_pb2.GetProposalRequest(id=proposal_id)
             async for part in self._stub.GetProposal(request, timeout=TRANSFER_TIMEOUT_S):
                 if part.HasField("content"):
@@ -122,18 +123,18 @@ class OperatorClient:
         request = operator_pb2.AddSignatureRequest(
             proposal_id=proposal_id, key_id=key_id, signature_hex=signature
         )
-        async with _errors():
+        async with answered():
             return await self._stub.AddSignature(request, timeout=CALL_TIMEOUT_S)
 
     async def publish(self, proposal_id: str) -> operator_pb2.PublishResponse:
         """Publish a proposal whose quorum is met."""
-        async with _errors():
+        async with answered():
             request = operator_pb2.PublishRequest(proposal_id=proposal_id)
             return await self._stub.Publish(request, timeout=TRANSFER_TIMEOUT_S)
 
     async def withdraw(self, proposal_id: str) -> operator_pb2.Proposal:
         """Close an open proposal."""
-        async with _errors():
+        async with answered():
             request = operator_pb2.WithdrawRequest(proposal_id=proposal_id)
             return await self._stub.Withdraw(request, timeout=CALL_TIMEOUT_S)
 
@@ -142,35 +143,35 @@ class OperatorClient:
     ) -> operator_pb2.CreateJoinTokenResponse:
         """Create a one-time token with which `node` enrols itself and `workloads`."""
         request = operator_pb2.CreateJoinTokenRequest(node=node, workloads=workloads, ttl_s=ttl_s)
-        async with _errors():
+        async with answered():
             return await self._stub.CreateJoinToken(request, timeout=CALL_TIMEOUT_S)
 
     async def nodes(self) -> Sequence[operator_pb2.NodeRecord]:
         """List every node with what it last reported."""
-        async with _errors():
+        async with answered():
             request = operator_pb2.ListNodesRequest()
             return (await self._stub.ListNodes(request, timeout=CALL_TIMEOUT_S)).nodes
 
     async def forget_node(self, node: str) -> operator_pb2.ForgetNodeResponse:
         """Remove a node and its right to renew certificates."""
-        async with _errors():
+        async with answered():
             request = operator_pb2.ForgetNodeRequest(node=node)
             return await self._stub.ForgetNode(request, timeout=CALL_TIMEOUT_S)
 
     async def status(self) -> operator_pb2.ControlPlaneStatus:
         """Ask the control plane how it is."""
-        async with _errors():
+        async with answered():
             return await self._stub.GetStatus(operator_pb2.GetStatusRequest(), timeout=CALL_TIMEOUT_S)
 
     async def audit(self, *, limit: int) -> Sequence[operator_pb2.AuditEntry]:
         """List what operators did, newest first, at most `limit` entries."""
-        async with _errors():
+        async with answered():
             request = operator_pb2.ListAuditRequest(limit=limit)
             return (await self._stub.ListAudit(request, timeout=CALL_TIMEOUT_S)).entries
 
     async def execution(self, execution_id: bytes) -> Sequence[record_pb2.ExecutionEntry]:
         """Return every side of one execution that was recorded."""
-        async with _errors():
+        async with answered():
             request = record_pb2.GetExecutionRequest(execution_id=execution_id)
             return (await self._stub.GetExecution(request, timeout=CALL_TIMEOUT_S)).entries
 
@@ -178,12 +179,12 @@ class OperatorClient:
         self, request: record_pb2.ListExecutionsRequest
     ) -> record_pb2.ListExecutionsResponse:
         """Return one page of executions, newest first."""
-        async with _errors():
+        async with answered():
             return await self._stub.ListExecutions(request, timeout=TRANSFER_TIMEOUT_S)
 
     async def tree(self, root_id: bytes) -> record_pb2.GetTreeResponse:
         """Return the records of the chain that starts with, or contains, an execution."""
-        async with _errors():
+        async with answered():
             request = record_pb2.GetTreeRequest(root_id=root_id)
             return await self._stub.GetTree(request, timeout=TRANSFER_TIMEOUT_S)
 
@@ -196,21 +197,28 @@ class NodeClient:
 
     async def status(self) -> operator_pb2.NodeStatus:
         """Return what the node says of itself now."""
-        async with _errors():
+        async with answered():
             return await self._stub.GetStatus(node_pb2.GetNodeStatusRequest(), timeout=CALL_TIMEOUT_S)
 
     async def check(self, request: node_pb2.CheckRequest) -> node_pb2.CheckResponse:
         """Ask how the node would decide a call, without executing it."""
-        async with _errors():
+        async with answered():
             return await self._stub.Check(request, timeout=CALL_TIMEOUT_S)
 
 
 @asynccontextmanager
 async def operator(mesh: MeshFile, directory: Path) -> AsyncIterator[OperatorClient]:
     """Connect to the control plane of `mesh` with the operator credentials it names."""
-    credentials = Credentials.load(directory / mesh.operator)
-    async with credentials.channel(mesh.control_plane, f"control-plane.{mesh.trust_domain}") as channel:
+    async with control_plane(mesh, directory) as channel:
         yield OperatorClient(channel)
+
+
+@asynccontextmanager
+async def control_plane(mesh: MeshFile, directory: Path) -> AsyncIterator[grpc.aio.Channel]:
+    """Give the channel to the control plane of `mesh`, with the operator credentials it names."""
+    credentials = Credentials.load(directory / mesh.operator)
+    async with credentials.channel(mesh.control_plane, control_plane_dns(mesh.trust_domain)) as channel:
+        yield channel
 
 
 @asynccontextmanager
@@ -239,7 +247,8 @@ def chunks(path: str, data: bytes) -> Iterator[operator_pb2.FileData]:
 
 
 @asynccontextmanager
-async def _errors() -> AsyncIterator[None]:
+async def answered() -> AsyncIterator[None]:
+    """Turn what a call ends with into a `MeshError` with the server's reason."""
     try:
         yield
     except grpc.aio.AioRpcError as error:

@@ -3,28 +3,19 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Final
 
 import grpc.aio
 
 from control_plane.edge.mesh_file import MeshFile
-from control_plane.edge.operator_client import Credentials
+from control_plane.edge.operator_client import CALL_TIMEOUT_S, answered, control_plane
 from egm.v1 import shadow_pb2, shadow_pb2_grpc
-from trust.edge.grpc_errors import error_from_rpc
-from trust.x509 import control_plane_dns
-
-CALL_TIMEOUT_S: Final = 15.0
 
 
 @asynccontextmanager
 async def shadow_runs(mesh: MeshFile, directory: Path) -> AsyncIterator["ShadowClient"]:
     """Connect to the control plane of `mesh` with the operator credentials it names; failures are `MeshError`s."""
-    credentials = Credentials.load(directory / mesh.operator)
-    async with credentials.channel(mesh.control_plane, control_plane_dns(mesh.trust_domain)) as channel:
-        try:
-            yield ShadowClient(channel)
-        except grpc.aio.AioRpcError as error:
-            raise error_from_rpc(error) from None
+    async with answered(), control_plane(mesh, directory) as channel:
+        yield ShadowClient(channel)
 
 
 class ShadowClient:
