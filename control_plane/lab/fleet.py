@@ -4,9 +4,7 @@ import asyncio
 import contextlib
 import os
 import secrets
-import shutil
 import signal
-import stat
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +14,7 @@ import yaml
 
 from control_plane.lab.bootstrap import prepare, publish
 from control_plane.lab.diallers import OPERATOR, Diallers
+from control_plane.lab.disks import copy_disk
 from control_plane.lab.links import Connect, Link, Streams, connect
 from control_plane.lab.member import SkewFile
 from control_plane.lab.mesh import CONTROL_PLANE, LOOPBACK, DevelopmentMesh, Plan
@@ -152,7 +151,7 @@ class Fleet:
         """Copy a member's disk as it is at one moment, as a snapshot of its machine would; return the copy."""
         disk, copy = self.disk(name), self.directory / "snapshots" / name
         with self._frozen(name):
-            await asyncio.to_thread(_replace, disk, copy)
+            await asyncio.to_thread(copy_disk, disk, copy, self.process(name).pid)
         return copy
 
     async def put_back(self, name: str) -> None:
@@ -163,7 +162,7 @@ class Fleet:
                 Reason.NOT_FOUND, f"there is no snapshot of {name}; take one with snapshot({name!r})"
             )
         await self.process(name).kill()
-        await asyncio.to_thread(_replace, copy, self.disk(name))
+        await asyncio.to_thread(copy_disk, copy, self.disk(name), None)
         await self.process(name).start()
 
     async def twin(self, name: str) -> dict[str, str]:
@@ -174,7 +173,7 @@ class Fleet:
         """
         home = self.directory / "nodes" / (name + TWIN)
         with self._frozen(name):
-            await asyncio.to_thread(_replace, self.disk(name), home / "data")
+            await asyncio.to_thread(copy_disk, self.disk(name), home / "data", self.process(name).pid)
         config = yaml.safe_load((self.directory / "nodes" / name / "sidecar.yaml").read_text())
         config["data_dir"] = str(home / "data")
         for listener in (config["admin"], *config.get("inbound", ())):
@@ -325,15 +324,3 @@ class PlainProcess(Process):
             writer.close()
             return {}
         raise ValueError("ended")
-
-
-def _replace(source: Path, target: Path) -> None:
-    """Make `target` a copy of the directory `source`, without sockets and what is half written."""
-
-    def special(folder: str, names: list[str]) -> list[str]:
-        return [name for name in names if stat.S_ISSOCK(os.lstat(Path(folder, name)).st_mode)]
-
-    if target.exists():
-        shutil.rmtree(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(source, target, symlinks=True, ignore=special)
