@@ -15,6 +15,7 @@ from sidecar.core.decider import Decider
 from sidecar.core.levels import Effect, effect_of, finding_of, level_in_force
 from trust import limits
 from trust.errors import Reason
+from trust.policy.panics import is_panic
 from trust.policy.types import Call
 from trust.record_rules import plain
 
@@ -102,8 +103,10 @@ class Comparison:
             return
         try:
             found = self._changed(call, decision, identified, now_ms)
-        except BaseException as error:  # noqa: BLE001
-            # Cedar's panics are no Exceptions. The problem is reported, and with it that the run is not complete.
+        except BaseException as error:
+            # A panic is no Exception. The problem is reported, and with it that the run is not complete.
+            if not isinstance(error, Exception) and not is_panic(error):
+                raise
             self.incomparable += 1
             self.problem = (
                 f"the candidate failed on {plain(call.method, limits.MAX_SHADOW_TEXT_BYTES)}: "

@@ -24,7 +24,7 @@ from sidecar.edge.refusals import (
     fail,
     refuse,
 )
-from sidecar.edge.upstream import Upstream, broke_off
+from sidecar.edge.upstream import Upstream, broke_off, never_sent
 from sidecar.edge.upstream_call import EOF, UpstreamCall
 from trust import limits
 from trust.edge.grpc_errors import STATUS_OF
@@ -295,11 +295,12 @@ class Execution:
         except MeshError as error:
             await self.failed(error)
 
-    async def relay(self, code: grpc.StatusCode, details: str, trailing: tuple[md.Pair, ...]) -> None:
+    async def relay(self, call: UpstreamCall) -> None:
         """End the call the way the upstream ended it, verbatim; or say that its connection failed.
 
         Returns when the upstream ended with OK: then the handler ends the call by returning.
         """
+        code, details, trailing = await call.status()
         crossing = md.from_upstream(trailing) if trailing else ()
         if code is grpc.StatusCode.OK:
             if crossing:
@@ -309,7 +310,7 @@ class Execution:
             self.status = "OK"
             return
         if broke_off(code, details, has_trailers=bool(trailing)):
-            never = "connect" in details.lower() or "dns" in details.lower()
+            never = never_sent(details, connected=call.connected())
             text = UPSTREAM_UNAVAILABLE_TEXT if never else UPSTREAM_BROKE_OFF_TEXT
             if never:
                 self._metered = self.permitted  # what it took is given back

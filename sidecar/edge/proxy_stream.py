@@ -161,4 +161,4 @@ class _Carrier:
             if case is not None:
                 case.response_messages += 1
                 case.response_bytes += len(message)
-        await self._execution.relay(*await call.status())
+        await self._execution.relay(call)

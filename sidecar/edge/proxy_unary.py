@@ -40,7 +40,7 @@ async def _forward(permitted: Permitted, execution: Execution, path: bytes, requ
     shown = execution.crossing(initial)
     if shown or initial:
         await execution.context.send_initial_metadata(cast("Any", shown))
-    await execution.relay(*await call.status())
+    await execution.relay(call)
     if response is None:
         await execution.failed(StateError(Reason.INTERNAL, NO_MESSAGE_TEXT))
     return response

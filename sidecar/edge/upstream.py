@@ -61,6 +61,15 @@ _OF_THE_CONNECTION: Final = (
 )
 
 
+# Of these, said before anything was sent.
+_NO_CONNECTION: Final = (
+    "failed to connect to all addresses",
+    "connections to all backends failing",
+    "dns resolution failed",
+    "empty address list",
+)
+
+
 class Upstream:
     """One service: one or more channels.
 
@@ -149,6 +158,19 @@ def remote(channels: Channels, addresses: Sequence[str], *, client: SpiffeId, se
         return lambda: channels.get(target, client=client, server_dns=server_dns)
 
     return Upstream([source_of(target) for target in targets(addresses)])
+
+
+def never_sent(details: str, *, connected: bool) -> bool:
+    """Return whether an UNAVAILABLE of the connection says that there was none, so that nobody saw the call.
+
+    A connection that was reset may have carried it. A service whose own upstream is away may answer in the very words
+    of gRPC; then there is a connection to the service.
+
+    Args:
+        details: of the status.
+        connected: whether the channel has a connection now.
+    """
+    return not connected and details.lower().startswith(_NO_CONNECTION)
 
 
 def broke_off(code: grpc.StatusCode, details: str | None, *, has_trailers: bool) -> bool:

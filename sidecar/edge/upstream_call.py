@@ -27,11 +27,12 @@ class UpstreamCall:
     It is registered with its channel like grpcio's own, so that closing a channel with a grace waits for it.
     """
 
-    __slots__ = ("__weakref__", "_call", "_opening", "_sendable")
+    __slots__ = ("__weakref__", "_call", "_channel", "_opening", "_sendable")
 
     def __init__(self, channel: grpc.aio.Channel, path: bytes, timeout: float | None) -> None:
         """Start a call of `path` ("/package.Service/Method"), to end `timeout` seconds from now at the latest."""
         deadline = None if timeout is None else time.time() + timeout
+        self._channel = channel
         inside = cast("Any", channel)
         self._call = inside._channel.call(path, deadline, None, None, 0)
         self._opening: Any = None  # a task; asyncio itself keeps only weak references
@@ -60,6 +61,11 @@ class UpstreamCall:
         return CODES[(await self._call.status()).code()]
 
     # What the proxy needs
+
+    def connected(self) -> bool:
+        """Return whether the channel has a connection now."""
+        state: object = self._channel.get_state(try_to_connect=False)
+        return state is grpc.ChannelConnectivity.READY
 
     async def unary(self, request: bytes, metadata: tuple[Pair, ...]) -> bytes | None:
         """Send one request; return the response, None unless the status is OK."""

@@ -1,5 +1,7 @@
 """What a call took of a limit is given back exactly when this sidecar did not forward it: unary calls and streams."""
 
+from typing import NoReturn
+
 import grpc
 import grpc.aio
 
@@ -63,6 +65,31 @@ async def test_a_call_that_a_later_duty_refuses_takes_nothing_and_one_that_the_s
         assert await unary(mesh) == Reason.RATE_EXCEEDED
         assert await stream(mesh) == Reason.RATE_EXCEEDED
         assert len(mesh.callee.pipeline.meters) == len(mesh.caller.pipeline.meters) == 1
+
+
+async def test_a_service_that_fails_in_the_words_of_grpc_has_seen_the_call() -> None:
+    """Its own database is away, after it has done something: the caller does not get that for nothing."""
+
+    async def fails(_request: bytes, context: "grpc.aio.ServicerContext[bytes, bytes]") -> NoReturn:
+        await context.abort(
+            grpc.StatusCode.UNAVAILABLE, "failed to connect to all addresses; last error: connection refused"
+        )
+
+    service = grpc.aio.server()
+    name, _, method = UNARY.lstrip("/").partition("/")
+    handlers = {method: grpc.unary_unary_rpc_method_handler(fails)}
+    service.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
+    port = service.add_insecure_port("127.0.0.1:0")
+    await service.start()
+    try:
+        async with pair(engine(LIMITED, level=4, known=True), service_at=f"127.0.0.1:{port}") as mesh:
+            assert [await unary(mesh) for _ in range(3)] == [
+                Reason.UPSTREAM_UNAVAILABLE,
+                Reason.UPSTREAM_UNAVAILABLE,
+                Reason.RATE_EXCEEDED,
+            ]
+    finally:
+        await service.stop(0)
 
 
 async def test_a_stream_to_a_service_that_cannot_be_reached_takes_nothing() -> None:

@@ -3,7 +3,7 @@
 import grpc
 import pytest
 
-from sidecar.edge.upstream import Upstream, broke_off, targets
+from sidecar.edge.upstream import Upstream, broke_off, never_sent, targets
 from trust.errors import InputError
 
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
@@ -69,6 +69,16 @@ def test_broken_connection_is_told_from_an_answer(details: str) -> None:
     assert broke_off(UNAVAILABLE, details, has_trailers=False)
     assert not broke_off(UNAVAILABLE, details, has_trailers=True)
     assert not broke_off(grpc.StatusCode.INTERNAL, details, has_trailers=False)
+
+
+def test_only_a_call_that_had_no_connection_was_never_sent() -> None:
+    """Else whoever makes a service fail would have its limits given back for what the service has done."""
+    refused = "failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:1: Connection refused"
+    assert never_sent(refused, connected=False)
+    assert never_sent("DNS resolution failed for shop:1", connected=False)
+    assert not never_sent(refused, connected=True), "the service's own upstream is away"
+    for late in ("recvmsg:Connection reset by peer", "connection aborted", "Socket closed", "Broken pipe"):
+        assert not never_sent(late, connected=False)
 
 
 def test_services_own_unavailable_is_an_answer() -> None:
