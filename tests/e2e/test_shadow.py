@@ -105,6 +105,8 @@ def test_a_stopped_run_counts_nothing_more_and_keeps_what_it_found(
     running: Running, started: Outcome
 ) -> None:
     """And the deed is in the audit."""
+    assert started.code == 0, started
+    waited(running, {("newly-denied", "alice")})
     stopped = egm(*SHADOW, "stop", "--json", mesh=running.directory)
     assert (stopped.code, stopped.data["state"]) == (0, "stopped")
     assert stopped.data["differences"]
