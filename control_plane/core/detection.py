@@ -1,5 +1,6 @@
 """What a stream of executions shows: every rule that is on, each finding once, and everything learned in one value."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
@@ -40,7 +41,8 @@ class Detector:
         self._threats = Threats(settings, self._profiles, denied=denied)
         if state is not None:
             self._threats.restore(state.get("counts", []))
-        self._told: dict[tuple[str, str, int], None] = {}
+        self._told: dict[tuple[str, str, int, str], None] = {}
+        self._step: Counter[str] = Counter()  # node -> findings of this step
         self._ticked_ms = 0
         self.dropped = 0  # findings beyond what one step keeps
 
@@ -63,6 +65,7 @@ class Detector:
             behind: more events wait that are older than now, so windows are over by the time of these events.
         """
         found: list[Finding] = []
+        self._step.clear()
         for event in events:
             if isinstance(event, Decided):
                 self._keep(found, self._threats.see(event, now_ms=now_ms))
@@ -79,6 +82,7 @@ class Detector:
     def note(self, findings: Sequence[Finding]) -> list[Finding]:
         """Return those of findings from elsewhere (proofs, alarms) whose rule is on and that are new."""
         found: list[Finding] = []
+        self._step.clear()
         self._keep(found, findings)
         return found
 
@@ -88,12 +92,15 @@ class Detector:
 
     def _keep(self, found: list[Finding], new: Iterable[Finding]) -> None:
         for finding in new:
-            key = (finding.rule, finding.subject, finding.window_ms)
+            key = (finding.rule, finding.subject, finding.window_ms, finding.part)
             if finding.rule in self.settings.off or key in self._told:
                 continue
-            if len(found) >= limits.MAX_FINDINGS_PER_STEP:
+            node = finding.evidence[0].node if finding.evidence else ""
+            full = len(found) >= limits.MAX_FINDINGS_PER_STEP
+            if full or self._step[node] >= limits.MAX_FINDINGS_PER_NODE:
                 self.dropped += 1
                 continue
+            self._step[node] += 1
             self._told[key] = None
             if len(self._told) > _MAX_TOLD:
                 del self._told[next(iter(self._told))]

@@ -55,7 +55,7 @@ class Behaviour:
             return
         if isinstance(event, Decided):
             yield from self._decided(event, at_ms)
-        elif self._counts(event.side, event.service, at_ms):
+        elif self._counts(event, at_ms):
             yield from self._ended(event, at_ms)
 
     def tick(self, *, now_ms: int) -> Iterator[Finding]:
@@ -72,16 +72,16 @@ class Behaviour:
     def _span_ms(self) -> int:
         return self._settings.window_s * 1000
 
-    def _counts(self, side: Side, service: str, at_ms: int) -> bool:
+    def _counts(self, event: Event, at_ms: int) -> bool:
         """Whether this record is the one of two by which an allowed execution is counted."""
-        if side is Side.INBOUND:
-            self._profiles.note_inbound(service, at_ms)
+        if event.side is Side.INBOUND:
+            self._profiles.note_inbound(event.service, at_ms, event.evidence.node)
             return True
-        return at_ms - self._profiles.inbound.get(service, -_SIDECAR_SILENT_MS) >= _SIDECAR_SILENT_MS
+        return at_ms - self._profiles.inbound.get(event.service, -_SIDECAR_SILENT_MS) >= _SIDECAR_SILENT_MS
 
     def _decided(self, event: Decided, at_ms: int) -> Iterator[Finding]:
         window = window_of(at_ms, self._settings.window_s)
-        caller = self._profiles.caller(event.caller, at_ms)
+        caller = self._profiles.caller(event.caller, at_ms, event.evidence.node)
         if window > caller.window_ms:
             _close_caller(caller)
             caller.window_ms = window
@@ -92,7 +92,7 @@ class Behaviour:
                 return
         if event.side is Side.OUTBOUND:
             yield from self._depth(caller, event, window, at_ms)
-        if not self._counts(event.side, event.service, at_ms):
+        if not self._counts(event, at_ms):
             return
         known = (event.caller, event.service, event.method) in self._profiles.edges
         grown = self._grown(caller, at_ms)
@@ -100,7 +100,7 @@ class Behaviour:
             text = f"called {event.method} on {event.service} for the first time, after {caller.calls} other calls"
             yield self._finding("EGM-B003", event, window, at_ms, text)
         yield from self._hour(caller, event, window, at_ms)
-        edge = self._profiles.edge((event.caller, event.service, event.method), at_ms)
+        edge = self._profiles.edge((event.caller, event.service, event.method), at_ms, event.evidence.node)
         yield from self._rate(edge, event, window, at_ms, grown=grown)
         yield from self._fanout(caller, event, window, at_ms, grown=grown)
         caller.calls += 1

@@ -83,15 +83,22 @@ class Finding:
     at_ms: int
     text: str
     evidence: tuple[Evidence, ...]
+    alone: tuple[str, ...] = ()  # nodes each of whose records show it without those of any other
+    part: str = ""  # the node that shows it, too, after it was found in this window
 
     @property
     def member(self) -> SpiffeId | None:
         """The workload or node that it is about; None when it is about nobody."""
-        try:
-            found = SpiffeId.parse(self.subject)
-        except EvidenceError:
-            return None
-        return found if found.kind in {"workload", "node"} else None
+        return member_of(self.subject)
+
+
+def member_of(subject: str) -> SpiffeId | None:
+    """Return the workload or node that a subject names; None when it is nobody."""
+    try:
+        found = SpiffeId.parse(subject)
+    except EvidenceError:
+        return None
+    return found if found.kind in {"workload", "node"} else None
 
 
 def window_of(at_ms: int, window_s: int) -> int:

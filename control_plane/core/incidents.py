@@ -5,6 +5,7 @@ Ids follow from what is found alone, so that two control planes that look at the
 
 import enum
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -47,10 +48,16 @@ class Incident:
     findings: int
     text: str  # of the newest finding
     evidence: tuple[Evidence, ...]
-    nodes: tuple[str, ...]  # whose records show it, ascending
+    nodes: tuple[str, ...]  # whose records are its evidence, ascending
     resolved_by: str = ""  # SPIFFE ID of the operator
     resolved_why: str = ""
     resolved_ms: int = 0
+    alone: tuple[str, ...] = ()  # nodes each of whose records show it without those of any other, ascending
+
+    @property
+    def only_node(self) -> str:
+        """The node on whose word alone it rests; empty when there are several, or none."""
+        return self.nodes[0] if len(self.nodes) == 1 else ""
 
     @property
     def info(self) -> RuleInfo:
@@ -65,7 +72,8 @@ class Incident:
 
 def finding_id(finding: Finding) -> str:
     """Return the id of a finding: the same for the same rule, subject and window. 32 hexadecimal digits."""
-    return _digest("finding", finding.rule, finding.subject, finding.window_ms)[:32]
+    what = f"finding by {finding.part}" if finding.part else "finding"
+    return _digest(what, finding.rule, finding.subject, finding.window_ms)[:32]
 
 
 def incident_id(rule: str, subject: str, window_ms: int) -> str:
@@ -123,6 +131,7 @@ def _opened(identifier: str, finding: Finding) -> Incident:
         text=_shown(finding.text),
         evidence=finding.evidence[: limits.MAX_INCIDENT_EVIDENCE],
         nodes=_nodes((), finding),
+        alone=_ascending(finding.alone),
     )
 
 
@@ -137,11 +146,16 @@ def _grown(incident: Incident, finding: Finding) -> Incident:
         text=_shown(finding.text) if finding.at_ms >= incident.last_ms else incident.text,
         evidence=(*kept, *new)[: limits.MAX_INCIDENT_EVIDENCE],
         nodes=_nodes(incident.nodes, finding),
+        alone=_ascending((*incident.alone, *finding.alone)),
     )
 
 
 def _nodes(known: tuple[str, ...], finding: Finding) -> tuple[str, ...]:
-    return tuple(sorted({*known, *(one.node for one in finding.evidence)}))[: limits.MAX_INCIDENT_NODES]
+    return _ascending((*known, *(one.node for one in finding.evidence)))
+
+
+def _ascending(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted(set(names)))[: limits.MAX_INCIDENT_NODES]
 
 
 def _shown(text: str) -> str:

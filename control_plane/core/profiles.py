@@ -11,6 +11,7 @@ from typing import Any, Final, Self, TypeVar
 
 from river.stats import Var
 
+from control_plane.core.shares import Shares
 from trust import limits
 from trust.errors import InputError, Reason
 
@@ -214,26 +215,32 @@ class CallerProfile:
 
 
 class Profiles:
-    """Every profile; the one that was silent longest makes room for a new one."""
+    """Every profile; the longest silent one of the node that brought in most makes room for a new one."""
 
     def __init__(self) -> None:
         """Know nothing."""
         self.callers: dict[str, CallerProfile] = {}
         self.edges: dict[Edge, EdgeProfile] = {}
         self.inbound: dict[str, int] = {}  # service -> last execution that its own sidecar recorded, Unix ms
+        self._caller_shares: Shares[str] = Shares()
+        self._edge_shares: Shares[Edge] = Shares()
+        self._inbound_shares: Shares[str] = Shares()
         self.depths: dict[bytes, int] = {}  # execution -> place in its chain; not kept
 
-    def caller(self, name: str, at_ms: int) -> CallerProfile:
-        """Return the profile of a caller, made if there is none."""
-        return _recent(self.callers, name, limits.MAX_PROFILED_CALLERS, lambda: CallerProfile(at_ms, at_ms))
+    def caller(self, name: str, at_ms: int, node: str) -> CallerProfile:
+        """Return the profile of a caller, made if there is none; `node` recorded what it is asked for."""
+        most, shares = limits.MAX_PROFILED_CALLERS, self._caller_shares
+        return _recent(self.callers, shares, name, node, most=most, make=lambda: CallerProfile(at_ms, at_ms))
 
-    def edge(self, edge: Edge, at_ms: int) -> EdgeProfile:
+    def edge(self, edge: Edge, at_ms: int, node: str) -> EdgeProfile:
         """Return the profile of a kind of call, made if there is none."""
-        return _recent(self.edges, edge, limits.MAX_PROFILED_EDGES, lambda: EdgeProfile(at_ms))
+        most, shares = limits.MAX_PROFILED_EDGES, self._edge_shares
+        return _recent(self.edges, shares, edge, node, most=most, make=lambda: EdgeProfile(at_ms))
 
-    def note_inbound(self, service: str, at_ms: int) -> None:
+    def note_inbound(self, service: str, at_ms: int, node: str) -> None:
         """Remember that the sidecar of `service` records what is executed there."""
-        _recent(self.inbound, service, limits.MAX_PROFILED_EDGES, lambda: at_ms)
+        most, shares = limits.MAX_PROFILED_EDGES, self._inbound_shares
+        _recent(self.inbound, shares, service, node, most=most, make=lambda: at_ms)
         self.inbound[service] = max(at_ms, self.inbound[service])
 
     def note_depth(self, execution_id: bytes, depth: int) -> None:
@@ -246,9 +253,18 @@ class Profiles:
         """Return everything that is kept, as JSON values."""
         return {
             "format": FORMAT,
-            "callers": [[name, one.to_json()] for name, one in self.callers.items()],
-            "edges": [[*edge, one.to_json()] for edge, one in self.edges.items()],
-            "inbound": list(self.inbound.items()),
+            "callers": [
+                [name, one.to_json() | {"node": self._caller_shares.owner(name)}]
+                for name, one in self.callers.items()
+            ],
+            "edges": [
+                [*edge, one.to_json() | {"node": self._edge_shares.owner(edge)}]
+                for edge, one in self.edges.items()
+            ],
+            "inbound": [
+                [service, at_ms, self._inbound_shares.owner(service)]
+                for service, at_ms in self.inbound.items()
+            ],
         }
 
     @classmethod
@@ -264,10 +280,14 @@ class Profiles:
                 raise ValueError(f"format {value['format']}")
             for name, one in _newest(value["callers"], limits.MAX_PROFILED_CALLERS):
                 profiles.callers[str(name)] = CallerProfile.from_json(one)
+                profiles._caller_shares.touch(str(name), str(one.get("node", "")))
             for caller, service, method, one in _newest(value["edges"], limits.MAX_PROFILED_EDGES):
-                profiles.edges[str(caller), str(service), str(method)] = EdgeProfile.from_json(one)
-            for service, at_ms in _newest(value["inbound"], limits.MAX_PROFILED_EDGES):
+                edge = (str(caller), str(service), str(method))
+                profiles.edges[edge] = EdgeProfile.from_json(one)
+                profiles._edge_shares.touch(edge, str(one.get("node", "")))
+            for service, at_ms, *node in _newest(value["inbound"], limits.MAX_PROFILED_EDGES):
                 profiles.inbound[str(service)] = int(at_ms)
+                profiles._inbound_shares.touch(str(service), str(node[0]) if node else "")
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
             raise InputError(Reason.INPUT_INVALID, f"what was learned cannot be read: {error}") from None
         return profiles
@@ -282,12 +302,13 @@ def _newest(items: Iterable[Any], most: int) -> list[Any]:
     return list(items)[-most:]
 
 
-def _recent(held: dict[K, V], key: K, most: int, make: Callable[[], V]) -> V:
-    """Return `held[key]`, made if need be, as the youngest; the oldest goes when there are too many."""
+def _recent(held: dict[K, V], shares: Shares[K], key: K, node: str, *, most: int, make: Callable[[], V]) -> V:
+    """Return `held[key]`, made if need be, as the youngest; another one goes when there are too many."""
     value = held.pop(key, None)
     if value is None:
         value = make()
         if len(held) >= most:
-            del held[next(iter(held))]
+            del held[shares.victim()]
     held[key] = value
+    shares.touch(key, node)
     return value

@@ -1,7 +1,8 @@
 """What is done about an incident: signed rules decide, within signed bounds; everything is written down first.
 
 The responder can only take away, and only for a time. It does nothing to whom the policy protects, nothing beyond its
-hourly allowance, nothing about what is long past, and nothing at all in a dry run, which says what it would do.
+hourly allowance, nothing about what is long past, and nothing at all in a dry run, which says what it would do. One
+node's word moves at most half of the allowance, and never against a node: only a proof does that.
 """
 
 import enum
@@ -9,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from control_plane.core.findings import Finding
+from control_plane.core.findings import Finding, member_of
 from control_plane.core.incidents import Incident
 from trust import limits
 from trust.detection import Action, DetectionSettings, ResponseRule
@@ -17,6 +18,7 @@ from trust.errors import EvidenceError
 from trust.revocation import Directive, Kind, Subject
 from trust.spiffe import SpiffeId
 
+PROVEN: Final = "EGM-T007"  # rests on a proof that anybody can verify, not on a node's word
 _TOO_OLD_MS: Final = limits.INCIDENT_GROUP_S * 1000
 
 
@@ -70,6 +72,7 @@ def plan(
     *,
     held: Sequence[Response],
     used: int,
+    used_alone: int = 0,
     trust_domain: str,
     now_ms: int,
 ) -> list[Response]:
@@ -81,6 +84,7 @@ def plan(
         finding: new.
         held: earlier responses to the incident, oldest first.
         used: directives that were issued automatically in the last hour.
+        used_alone: those of them that rest on the word of the one node on which `incident` rests.
         trust_domain: of this mesh.
         now_ms: Unix ms; it is what directives are issued at.
     """
@@ -91,7 +95,9 @@ def plan(
         if now_ms - finding.at_ms > _TOO_OLD_MS:
             fate, why = Fate.PAST, "it was over before it was noticed"
         elif action is not Action.ALERT:
-            fate, why = _fate(settings, incident, rule, finding.member, value=value, used=used)
+            fate, why = _fate(
+                settings, incident, rule, finding.member, value=value, used=used, used_alone=used_alone
+            )
         one = Response(incident.id, action, fate, now_ms, kind, value, ttl_s, why)
         if _said((*held, *found), one, now_ms):
             continue
@@ -99,8 +105,30 @@ def plan(
         one = Response(incident.id, action, fate, now_ms + len(found), kind, value, ttl_s, why)
         found.append(one)
         if fate is Fate.PLANNED and kind:
-            used += 1
+            used, used_alone = used + 1, used_alone + 1
     return found
+
+
+def withdrawn(
+    settings: DetectionSettings, response: Response, incident: Incident, *, trust_domain: str
+) -> tuple[Fate, str] | None:
+    """Return why a planned response must not be done any more; None when it is still to be done.
+
+    Policy may have changed between the plan and the deed: a control plane was down, or its key away.
+    """
+    member = member_of(incident.subject)
+    if response.action is Action.ALERT:
+        return None
+    if member is not None and member.name in settings.protected:
+        return Fate.PROTECTED, f"policy protects {member.name} from automatic responses by now"
+    if not settings.respond:
+        return Fate.WOULD, "a dry run: policy says respond: false by now"
+    asked = {
+        (a.value, kind, value) for a, kind, value, _ in _wanted(settings, incident, member, trust_domain)
+    }
+    if response.key not in asked:
+        return Fate.WOULD, "policy does not ask for it any more"
+    return None
 
 
 def directive_of(response: Response, incident: Incident, trust_domain: str) -> Directive:
@@ -131,13 +159,16 @@ def _wanted(
         for action in rule.do:
             kind, value = "", ""
             if member is not None and member.trust_domain == trust_domain:
-                kind, value = _subject(action, rule, member)
+                kind, value = _subject(action, rule, member, proven=incident.rule == PROVEN)
             yield action, kind, value, rule
 
 
-def _subject(action: Action, rule: ResponseRule, member: SpiffeId) -> tuple[str, str]:
-    """Return kind and value of the directive; empty when the action is none that can be done to such a member."""
-    if action is Action.ALERT:
+def _subject(action: Action, rule: ResponseRule, member: SpiffeId, *, proven: bool) -> tuple[str, str]:
+    """Return kind and value of the directive; empty when the action is none that can be done to such a member.
+
+    Nodes carry the mesh: a record that names one as its caller is a node's word, and moves nothing against another.
+    """
+    if action is Action.ALERT or (member.kind != Kind.WORKLOAD and not proven):
         return "", ""
     if action is Action.QUARANTINE:
         kind, value = Kind(member.kind), member.name
@@ -164,17 +195,25 @@ def _fate(
     *,
     value: str,
     used: int,
+    used_alone: int,
 ) -> tuple[Fate, str]:
     if not value or member is None:
         return Fate.NOBODY, "it is about no member that this can be done to"
     if member.name in settings.protected:
         return Fate.PROTECTED, f"policy protects {member.name} from automatic responses"
-    if len(incident.nodes) < rule.min_nodes:
-        return Fate.WAITS, f"records of {len(incident.nodes)} nodes show it, {rule.min_nodes} are asked for"
+    shown = max(1, len(incident.alone))
+    if shown < rule.min_nodes:
+        what = "the records of one node show it" if shown == 1 else f"those of {shown} nodes each show it"
+        return Fate.WAITS, f"{what}, {rule.min_nodes} nodes are asked for"
     if not settings.respond:
         return Fate.WOULD, "a dry run: policy says respond: false"
     if used >= settings.max_directives_per_hour:
         return Fate.LIMITED, f"{used} directives in an hour are all that policy allows"
+    if incident.only_node and used_alone >= -(-settings.max_directives_per_hour // 2):
+        return (
+            Fate.LIMITED,
+            f"{used_alone} directives in an hour rest on the word of {incident.only_node} alone",
+        )
     return Fate.PLANNED, ""
 
 

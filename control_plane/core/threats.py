@@ -4,13 +4,14 @@ Nobody is accused of what was done to him: a call to a revoked service is not it
 forged is the doing of whoever presented it, whom his certificate names.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from control_plane.core import reasons
 from control_plane.core.findings import Decided, Evidence, Finding, window_of
 from control_plane.core.profiles import Profiles
+from control_plane.core.shares import Shares
 from trust import limits
 from trust.detection import DetectionSettings
 from trust.errors import InputError, Reason
@@ -35,6 +36,50 @@ class _Count:
     calls: int = 0
     evidence: list[Evidence] = field(default_factory=list)
     told: bool = False
+    by_node: dict[str, "_Count"] = field(default_factory=dict)  # what each node's records show alone
+
+    def take(self, event: Decided) -> None:
+        """Count one event."""
+        self.calls += 1
+        if len(self.seen) < limits.MAX_DISTINCT_IN_WINDOW:
+            self.seen.add(f"{event.service} {event.method}")
+        if len(self.evidence) < _MAX_EVIDENCE:
+            self.evidence.append(event.evidence)
+
+    def number(self, *, kinds: bool) -> int:
+        """Return how many calls, or kinds of calls, it has."""
+        return len(self.seen) if kinds else self.calls
+
+    def of_node(self, node: str) -> "_Count | None":
+        """Return the share of one node; None when there are too many to tell apart."""
+        share = self.by_node.get(node)
+        if share is None and len(self.by_node) < limits.MAX_INCIDENT_NODES:
+            share = self.by_node[node] = _Count(self.window_ms)
+        return share
+
+    def to_json(self) -> list[Any]:
+        """Return it as JSON values."""
+        return [
+            self.window_ms,
+            self.calls,
+            self.told,
+            sorted(self.seen),
+            [one.to_json() for one in self.evidence],
+            [[node, *one.to_json()[:-1]] for node, one in self.by_node.items()],
+        ]
+
+    @classmethod
+    def from_json(cls, value: Sequence[Any]) -> Self:
+        """Read what `to_json` wrote, or that without its last part. Raises ValueError or TypeError."""
+        window_ms, calls, told, seen, evidence, *by_node = value
+        return cls(
+            int(window_ms),
+            {str(one) for one in seen},
+            int(calls),
+            [Evidence.from_json(one) for one in evidence],
+            bool(told),
+            {str(node): cls.from_json(share) for each in by_node for node, *share in each},
+        )
 
 
 class Threats:
@@ -52,6 +97,7 @@ class Threats:
         """
         self._settings, self._profiles, self._denied = settings, profiles, denied
         self._counts: dict[tuple[str, str], _Count] = {}
+        self._shares: Shares[tuple[str, str]] = Shares()
 
     def see(self, event: Decided, *, now_ms: int) -> Iterator[Finding]:
         """Yield what an event shows together with those before it in its window.
@@ -95,22 +141,13 @@ class Threats:
     def tick(self, *, now_ms: int) -> None:
         """Forget the counts of windows that are over."""
         oldest = window_of(now_ms, self._settings.window_s) - self._settings.window_s * 1000
-        self._counts = {key: one for key, one in self._counts.items() if one.window_ms >= oldest}
+        for key in [key for key, one in self._counts.items() if one.window_ms < oldest]:
+            del self._counts[key]
+            self._shares.drop(key)
 
     def to_json(self) -> list[Any]:
         """Return the counts of open windows as JSON values."""
-        return [
-            [
-                rule,
-                subject,
-                one.window_ms,
-                one.calls,
-                one.told,
-                sorted(one.seen),
-                [e.to_json() for e in one.evidence],
-            ]
-            for (rule, subject), one in self._counts.items()
-        ]
+        return [[*key, self._shares.owner(key), *one.to_json()] for key, one in self._counts.items()]
 
     def restore(self, value: Any) -> None:
         """Take up what `to_json` wrote.
@@ -119,14 +156,10 @@ class Threats:
             InputError: INPUT_INVALID: another version wrote it, or it is damaged.
         """
         try:
-            for rule, subject, window_ms, calls, told, seen, evidence in value:
-                self._counts[str(rule), str(subject)] = _Count(
-                    int(window_ms),
-                    {str(one) for one in seen},
-                    int(calls),
-                    [Evidence.from_json(one) for one in evidence],
-                    bool(told),
-                )
+            for rule, subject, node, *count in value:
+                key = (str(rule), str(subject))
+                self._counts[key] = _Count.from_json(count)
+                self._shares.touch(key, str(node))
         except (ValueError, TypeError) as error:
             raise InputError(Reason.INPUT_INVALID, f"counts cannot be read: {error}") from None
 
@@ -134,6 +167,9 @@ class Threats:
         self, rule: str, subject: str, event: Decided, *, enough: int, text: str, kinds: bool = False
     ) -> Iterator[Finding]:
         """Count an event for a rule; yield a finding once per window, when it is enough.
+
+        It is yielded again for each further node whose own records are enough: what one node makes up must not stand
+        in the way of what others saw, nor count as more than that one node's word.
 
         Args:
             rule: its id.
@@ -145,33 +181,50 @@ class Threats:
         """
         at_ms = event.at_ms
         window = window_of(at_ms, self._settings.window_s)
-        count = self._counts.get((rule, subject))
+        key, node = (rule, subject), event.evidence.node
+        count = self._counts.get(key)
         if count is None or count.window_ms < window:
             if count is None and len(self._counts) >= _MAX_COUNTED:
-                del self._counts[next(iter(self._counts))]
-            count = self._counts[rule, subject] = _Count(window)
-        count.calls += 1
-        if len(count.seen) < limits.MAX_DISTINCT_IN_WINDOW:
-            count.seen.add(f"{event.service} {event.method}")
-        if len(count.evidence) < _MAX_EVIDENCE:
-            count.evidence.append(event.evidence)
-        number = len(count.seen) if kinds else count.calls
-        if number >= enough and not count.told:
-            count.told = True
-            times = f"{number} kinds of calls" if kinds else f"{number} times" if number > 1 else "once"
-            full = f"{text} ({times} in {self._settings.window_s} s)"
-            yield Finding(rule, subject, count.window_ms, at_ms, full, tuple(count.evidence))
+                del self._counts[self._shares.victim()]
+            count = self._counts[key] = _Count(window)
+        self._shares.touch(key, node)
+        count.take(event)
+        share = count.of_node(node)
+        new = False  # whether this node's records have become enough by themselves
+        if share is not None:
+            share.take(event)
+            new = not share.told and share.number(kinds=kinds) >= enough
+            share.told = share.told or new
+        first = not count.told and count.number(kinds=kinds) >= enough
+        if not first and not (new and share is not None):
+            return
+        shown = count if first or share is None else share
+        number = shown.number(kinds=kinds)
+        times = f"{number} kinds of calls" if kinds else f"{number} times" if number > 1 else "once"
+        full = f"{text} ({times} in {self._settings.window_s} s)"
+        count.told = True
+        yield Finding(
+            rule,
+            subject,
+            count.window_ms,
+            at_ms,
+            full,
+            tuple(shown.evidence),
+            alone=(node,) if new else (),
+            part="" if first else node,
+        )
 
     def _from_node(self, event: Decided, at_ms: int) -> Iterator[Finding]:
         """Notice an identity that appears at a node where it never was, while it is in use elsewhere."""
-        caller, node = self._profiles.caller(event.caller, at_ms), event.evidence.node
+        node = event.evidence.node
+        caller = self._profiles.caller(event.caller, at_ms, node)
         known = caller.nodes
         if node not in known and known and at_ms - caller.first_ms >= self._settings.warmup_s * 1000:
             usual, last_ms = max(known.items(), key=lambda item: item[1])
             if abs(at_ms - last_ms) <= 2 * self._settings.window_s * 1000:
                 window = window_of(at_ms, self._settings.window_s)
                 text = f"calls from {node}, where it never was, while {usual} calls for it, too"
-                yield Finding("EGM-T001", event.caller, window, at_ms, text, (event.evidence,))
+                yield Finding("EGM-T001", event.caller, window, at_ms, text, (event.evidence,), alone=(node,))
         caller.note_node(node, at_ms)
 
 

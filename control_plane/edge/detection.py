@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from control_plane.core.detection import Detector
 from control_plane.core.findings import Event, Finding
 from control_plane.core.incidents import Change, Incident
-from control_plane.core.responses import Fate, Response, directive_of, plan
+from control_plane.core.responses import Fate, Response, directive_of, plan, withdrawn
 from control_plane.core.threats import proven, tampered
 from control_plane.edge.responder import Responder
 from control_plane.edge.store import audit, incidents
@@ -92,6 +92,7 @@ class Detection:
         self._saved_ms = self._claimed_ms = self._alarms_ms = self._forgot_ms = 0
         self._denied: frozenset[str] = frozenset()
         self._looking = asyncio.Lock()
+        self._turn = 0  # which node's records come first
         self._to_do = True  # responses of an earlier run may wait
         self._closed = False
         self.problem = ""  # why it does not detect now
@@ -166,7 +167,8 @@ class Detection:
         if detector is None:
             return False
         async with self._database.read() as connection:
-            fresh = await stored.fresh(connection, self._positions)
+            fresh = await stored.fresh(connection, self._positions, turn=self._turn)
+        self._turn += 1
         self._denied = _denied(self._denials, fresh.events)
         settings = self.settings
 
@@ -177,9 +179,9 @@ class Detection:
         found = await asyncio.to_thread(look)
         found += detector.note(await self._elsewhere(now_ms))
         self._positions |= fresh.positions
-        save = now_ms - self._saved_ms >= limits.DETECTION_SNAPSHOT_S * 1000
+        save = abs(now_ms - self._saved_ms) >= limits.DETECTION_SNAPSHOT_S * 1000
         moved = self._positions != self._saved
-        if found or (save and moved) or now_ms - self._claimed_ms >= _CLAIM_EVERY_MS:
+        if found or (save and moved) or abs(now_ms - self._claimed_ms) >= _CLAIM_EVERY_MS:
             await self._write(found, save=save and moved)
         if self._to_do:
             await self.respond()
@@ -213,7 +215,7 @@ class Detection:
         found = [
             proven(one.id, one.node, one.why, at_ms=since_ms) for one, since_ms in self._denials.proven_since
         ]
-        if now_ms - self._alarms_ms < _ALARMS_EVERY_MS:
+        if abs(now_ms - self._alarms_ms) < _ALARMS_EVERY_MS:
             return found
         self._alarms_ms = now_ms
         for record in await self._reports.records():
@@ -265,6 +267,7 @@ class Detection:
             finding,
             held=await incidents.responses_of(connection, incident.id),
             used=await incidents.issued_in_last_hour(connection, now_ms),
+            used_alone=await incidents.issued_alone_in_last_hour(connection, incident.only_node, now_ms),
             trust_domain=self._trust_domain,
             now_ms=now_ms,
         )
@@ -303,6 +306,9 @@ class Detection:
         if response.action is Action.ALERT:
             self._opened(incident)
             return replace(response, fate=Fate.DONE)
+        changed = withdrawn(self.settings, response, incident, trust_domain=self._trust_domain)
+        if changed is not None:
+            return replace(response, fate=changed[0], why=changed[1])
         if self._responder is None:
             why = "no responder_key is configured at this control plane"
             return replace(response, fate=Fate.FAILED, why=why)
@@ -316,7 +322,7 @@ class Detection:
 
     async def _tidy(self, now_ms: int) -> None:
         """Forget resolved incidents that are as old as what the index forgets."""
-        if self._kept_days is None or now_ms - self._forgot_ms < limits.PRUNE_PERIOD_S * 1000:
+        if self._kept_days is None or abs(now_ms - self._forgot_ms) < limits.PRUNE_PERIOD_S * 1000:
             return
         async with self._database.write() as connection:
             gone = await incidents.forget(connection, before_ms=now_ms - self._kept_days * _DAY_MS)

@@ -25,9 +25,10 @@ from trust.record import Intent, Outcome, Side, parse_record
 
 logger = logging.getLogger(__name__)
 
+_MAX_AHEAD_MS: Final = 3_600_000
 _ONLY: Final = 1  # row of detection_state
 _CHUNK: Final = 400  # keys in one statement
-_MIN_SHARE: Final = 64  # records of one ledger in one step
+_MIN_SHARE: Final = 64  # records of one node in one step
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,9 @@ async def claim(connection: AsyncConnection, owner: str, *, now_ms: int) -> bool
         now_ms: Unix ms.
     """
     until_ms = now_ms + limits.DETECTION_LEASE_S * 1000
-    mine = sa.or_(detection_state.c.owner == owner, detection_state.c.until_ms < now_ms)
+    until = detection_state.c.until_ms
+    # a right that lasts longer than any is given was taken under a clock that was wrong
+    mine = sa.or_(detection_state.c.owner == owner, until < now_ms, until > now_ms + _MAX_AHEAD_MS)
     taken = await connection.execute(
         sa.update(detection_state)
         .where(detection_state.c.id == _ONLY, mine)
@@ -152,26 +155,49 @@ def waiting_statement() -> sa.Select[Any]:
 
 
 async def fresh(
-    connection: AsyncConnection, after: Mapping[int, int], *, most: int = limits.DETECTION_BATCH_RECORDS
+    connection: AsyncConnection,
+    after: Mapping[int, int],
+    *,
+    turn: int = 0,
+    most: int = limits.DETECTION_BATCH_RECORDS,
 ) -> Fresh:
-    """Return the records after those indexes, some of every ledger that has any, as events in the order of time."""
+    """Return the records after those indexes, as many of every node that has any, as events in the order of time.
+
+    A node with many ledgers, or with more records than can be looked at, keeps those of no other waiting.
+
+    Args:
+        connection: to read with.
+        after: ledger -> up to where it was looked at.
+        turn: which nodes come first when there are too many for one step; goes up with each step.
+        most: records at most.
+    """
     rows = await connection.execute(waiting_statement())
     waiting = [row for row in rows if row.next_index > after.get(row.id, 0)]
+    by_node: dict[str, list[Any]] = {}
+    for row in waiting:
+        by_node.setdefault(row.node, []).append(row)
+    first = turn % max(1, len(by_node))
+    names = sorted(by_node)
+    chosen = [*names[first:], *names[:first]][: most // _MIN_SHARE]
     reached: dict[int, int] = {}
     raw: list[tuple[str, str, int, bytes]] = []
-    more = False
-    share = max(_MIN_SHARE, most // max(1, len(waiting)))
-    for ledger in waiting[: most // _MIN_SHARE]:
-        query = sa.select(records.c.ledger_index, records.c.record).where(
-            records.c.ledger_id == ledger.id, records.c.ledger_index >= after.get(ledger.id, 0)
-        )
-        batch = (await connection.execute(query.order_by(records.c.ledger_index).limit(share))).all()
-        # without a row, what is missing was archived before it was shipped, or forgotten
-        reached[ledger.id] = batch[-1].ledger_index + 1 if len(batch) == share else ledger.next_index
-        more = more or len(batch) == share
-        raw += [(ledger.node, ledger.ledger, row.ledger_index, bytes(row.record)) for row in batch]
+    more = len(chosen) < len(names)
+    for node in chosen:
+        left = most // len(chosen)
+        for ledger in by_node[node]:
+            if left <= 0:
+                more = True
+                break
+            query = sa.select(records.c.ledger_index, records.c.record).where(
+                records.c.ledger_id == ledger.id, records.c.ledger_index >= after.get(ledger.id, 0)
+            )
+            batch = (await connection.execute(query.order_by(records.c.ledger_index).limit(left))).all()
+            # without a row, what is missing was archived before it was shipped, or forgotten
+            reached[ledger.id] = batch[-1].ledger_index + 1 if len(batch) == left else ledger.next_index
+            more = more or len(batch) == left
+            left -= len(batch)
+            raw += [(ledger.node, ledger.ledger, row.ledger_index, bytes(row.record)) for row in batch]
     found = await asyncio.to_thread(_parsed, raw)
-    more = more or len(waiting) > most // _MIN_SHARE
     intents = await _intents(connection, found)
     events = [event for one in found if (event := _event(*one, intents)) is not None]
     events.sort(key=lambda event: event.at_ms)

@@ -305,6 +305,7 @@ incidents: Final = sa.Table(
     sa.Column("resolved_ms", sa.BigInteger, nullable=False),
     # on whose records alone it rests; empty: on those of several
     sa.Column("only_node", sa.String(63), nullable=False, server_default=""),
+    sa.Column("alone", sa.JSON, nullable=False, server_default="[]"),
     sa.Index("incidents_only_node", "only_node", "state"),
     sa.Index("incidents_subject", "subject", "rule", "last_ms"),
     sa.Index("incidents_state", "state", "last_ms", "id"),

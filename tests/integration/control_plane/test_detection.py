@@ -15,6 +15,7 @@ from control_plane.core.responses import Fate, Response
 from control_plane.edge.detection import Detection
 from control_plane.edge.responder import Responder
 from control_plane.edge.store import audit, executions, incidents
+from control_plane.edge.store import detection as stored
 from control_plane.edge.store.database import Database
 from control_plane.edge.store.fleet import StoredNode
 from control_plane.edge.store.models import detection_state, records
@@ -287,3 +288,92 @@ async def test_alarm_of_a_node_about_tampered_policy_becomes_an_incident(
     await plane.look()
     (incident,) = await plane.incidents()
     assert (incident.rule, incident.subject, incident.state) == ("EGM-T008", "policy at b", State.OPEN)
+
+
+async def test_plan_that_a_crash_left_is_not_done_once_policy_protects_its_subject(
+    database: Database, tmp_path: Path
+) -> None:
+    """The approvers took it back while nobody responded: `respond: false` and `protected` hold from then on."""
+    rule = {"on": "EGM-T002", "do": ["quarantine"]}
+    plane = Plane(database, tmp_path / "1", respond=True, responses=[rule])
+    plane.detection._responder = None
+    await ship(database, replayed(1))
+
+    async def crash() -> int:
+        raise asyncio.CancelledError
+
+    plane.detection.respond = crash  # type: ignore[method-assign]
+    with contextlib.suppress(asyncio.CancelledError):
+        await plane.detection.step()
+    second = Plane(database, tmp_path / "2", respond=True, responses=[rule], protected=["mallory"])
+    await second.look()
+    (one,) = await second.responses()
+    assert (one.fate, "protects" in one.why) == (Fate.PROTECTED, True)
+    assert not second.keeper.denials.any
+
+
+async def test_node_with_many_ledgers_and_a_backlog_keeps_no_other_node_waiting(
+    database: Database,
+) -> None:
+    """Records of one node without end must not hide those of another: each step looks at some of both."""
+    async with database.write() as connection:
+        for number in range(40):
+            records_of = tuple(
+                replayed(number * 100 + n, node="liar", caller=workload(f"c{n}")) for n in range(80)
+            )
+            batch = Batch(
+                "liar", f"l{number}", 0, tuple(map(build_record, records_of)), records_of, after_gap=False
+            )
+            await executions.add(connection, batch)
+    await ship(database, replayed(9_999), node="z")
+    async with database.read() as connection:
+        found = await stored.fresh(connection, {})
+    assert found.more
+    assert "z" in {event.evidence.node for event in found.events}
+    assert len(found.events) <= limits.DETECTION_BATCH_RECORDS
+
+
+async def test_one_node_fills_its_own_share_of_open_incidents_alone(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store full of made-up incidents would be a store that opens no true one."""
+    monkeypatch.setattr(limits, "MAX_OPEN_INCIDENTS_PER_NODE", 3)
+    plane = Plane(database, tmp_path)
+    await ship(database, *(replayed(n, caller=workload(f"c{n}")) for n in range(1, 20)))
+    await plane.look()
+    await ship(database, replayed(99, node="z"), node="z")
+    await plane.look()
+    found = await plane.incidents()
+    assert sorted(one.only_node for one in found) == ["b", "b", "b", "z"]
+
+
+async def test_right_to_detect_taken_under_a_clock_that_was_ahead_does_not_outlive_it(
+    database: Database, tmp_path: Path
+) -> None:
+    """A control plane that died in the wrong year must not keep all others from detecting until then."""
+    ahead = Plane(database, tmp_path / "1", name="wrong")
+    ahead.clock.ms += 365 * 86_400_000
+    await ahead.look()
+    await ship(database, replayed(1))
+    right = Plane(database, tmp_path / "2", name="right")
+    await right.look()
+    assert [one.subject for one in await right.incidents()] == [MALLORY]
+
+
+async def test_incident_is_found_by_the_beginning_of_its_id_without_reading_all(
+    database: Database, tmp_path: Path
+) -> None:
+    """LIKE passes over every incident there ever was."""
+    plane = Plane(database, tmp_path)
+    await ship(database, replayed(1))
+    await plane.look()
+    (one,) = await plane.incidents()
+    async with database.read() as connection:
+        for digits in (1, 8, 16):
+            assert await incidents.get(connection, one.id[:digits]) == [one]
+        assert await incidents.get(connection, "0" * 15 if one.id[0] != "0" else "f" * 15) == []
+        if connection.dialect.name == "sqlite":
+            plan = await connection.exec_driver_sql(
+                "EXPLAIN QUERY PLAN SELECT * FROM incidents WHERE id >= ? AND id < ?", ("a", "ag")
+            )
+            assert not [row for row in plan if str(tuple(row)[-1]).startswith("SCAN")]

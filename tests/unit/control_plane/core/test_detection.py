@@ -231,7 +231,7 @@ def test_record_from_the_future_counts_as_of_now() -> None:
     detector = Detector(NO_WARMUP)
     detector.see([refused("PERMIT_REPLAYED", START + 10**10)], now_ms=START)
     state = detector.state()
-    assert state["counts"][0][2] <= START
+    assert state["counts"][0][3] <= START
 
 
 def test_what_was_learned_survives_json_and_goes_on_in_the_open_window() -> None:
@@ -269,10 +269,10 @@ def test_memory_is_bounded_whatever_callers_invent(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(limits, "MAX_PROFILED_EDGES", 20)
     profiles = Profiles()
     for number in range(200):
-        profiles.caller("regular", number)
-        profiles.caller(f"c{number}", number)
-        profiles.edge(("regular", "s", "m"), number)
-        profiles.edge((f"c{number}", "s", f"m{number}"), number)
+        profiles.caller("regular", number, "a")
+        profiles.caller(f"c{number}", number, "a")
+        profiles.edge(("regular", "s", "m"), number, "a")
+        profiles.edge((f"c{number}", "s", f"m{number}"), number, "a")
     assert len(profiles.callers) == 10
     assert len(profiles.edges) == 20
     assert "regular" in profiles.callers

@@ -7,7 +7,7 @@ import pytest
 
 from control_plane.core.findings import Evidence, Finding
 from control_plane.core.incidents import Change, State, finding_id, fold, incident_id, resolved
-from control_plane.core.responses import Fate, Response, directive_of, plan
+from control_plane.core.responses import Fate, Response, directive_of, plan, withdrawn
 from trust import limits
 from trust.detection import DetectionSettings
 from trust.errors import InputError, Reason
@@ -36,12 +36,22 @@ def planned(
     *,
     held: list[Response] | None = None,
     used: int = 0,
+    used_alone: int = 0,
     now_ms: int = NOW,
 ) -> list[Response]:
     """Return what is planned about a finding that opens an incident."""
     one = one or finding()
     incident, _ = fold(None, one)
-    return plan(given, incident, one, held=held or [], used=used, trust_domain=TD, now_ms=now_ms)
+    return plan(
+        given,
+        incident,
+        one,
+        held=held or [],
+        used=used,
+        used_alone=used_alone,
+        trust_domain=TD,
+        now_ms=now_ms,
+    )
 
 
 QUARANTINE = {"on": "EGM-T002", "do": ["quarantine"], "ttl_s": 600}
@@ -167,8 +177,46 @@ def test_rule_may_ask_for_the_evidence_of_several_nodes() -> None:
     """One lying node makes up records; it cannot make up another's."""
     given = settings(QUARANTINE | {"min_nodes": 2})
     assert planned(given)[0].fate is Fate.WAITS
-    two = finding(evidence=(Evidence("b", "l", 1), Evidence("c", "l", 1)))
+    together = finding(evidence=(Evidence("b", "l", 1), Evidence("c", "l", 1)), alone=("b",))
+    assert planned(given, together)[0].fate is Fate.WAITS  # what b made up stands beside one true record of c
+    two = replace(together, alone=("b", "c"))
     assert planned(given, two)[0].fate is Fate.PLANNED
+
+
+def test_one_node_s_word_moves_half_of_the_allowance_at_most() -> None:
+    """A node that accuses made-up workloads must not use up what stops real attacks that others see."""
+    given = settings(QUARANTINE, max_directives_per_hour=5)
+    assert planned(given, used=3, used_alone=2)[0].fate is Fate.PLANNED
+    (limited,) = planned(given, used=3, used_alone=3)
+    assert (limited.fate, "b alone" in limited.why) == (Fate.LIMITED, True)
+    two = finding(evidence=(Evidence("b", "l", 1), Evidence("c", "l", 1)))
+    assert planned(given, two, used=3, used_alone=3)[0].fate is Fate.PLANNED
+
+
+def test_no_record_moves_anything_against_a_node() -> None:
+    """A record that names a witness as its caller is one node's word; quarantining witnesses would end the quorum."""
+    given = settings(QUARANTINE)
+    (one,) = planned(given, finding(subject=f"spiffe://{TD}/node/witness-1"))
+    assert (one.fate, one.kind) == (Fate.NOBODY, "")
+
+
+@pytest.mark.parametrize(
+    ("values", "fate"),
+    [
+        ({"respond": False}, Fate.WOULD),
+        ({"protected": ["mallory"]}, Fate.PROTECTED),
+        ({"responses": []}, Fate.WOULD),
+    ],
+)
+def test_what_policy_does_not_want_any_more_is_withdrawn(values: dict[str, Any], fate: Fate) -> None:
+    """A plan that a crash left undone is done under the policy of then, not of its making."""
+    given = settings(QUARANTINE)
+    (one,) = planned(given)
+    incident, _ = fold(None, finding())
+    assert withdrawn(given, one, incident, trust_domain=TD) is None
+    found = withdrawn(given.model_copy(update=values), one, incident, trust_domain=TD)
+    assert found is not None
+    assert found[0] is fate
 
 
 def test_response_is_not_repeated_while_it_lasts_and_renewed_after() -> None:
