@@ -6,13 +6,16 @@ and soon; else to a few by rumour. A moment later it goes to a few others, which
 exchanges mend the rest. A peer that did not answer is passed over for a while, but never given up.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from trust import limits
 
 _MAX_SKIPPED_MS: Final = 30_000
+_MAX_PASSED_ON: Final = (
+    limits.MAX_EMERGENCY_KEYS * limits.MAX_REVOCATIONS_PER_KEY + limits.MAX_PROOFS
+)  # all that can be held
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,35 @@ class Talk:
     def relay(self) -> int | None:
         """How many members after it the peer is asked to tell."""
         return None if self.rest is None else len(self.rest)
+
+
+class Requests:
+    """What others asked this node to pass on, and which of it is passed on.
+
+    Each item once; again only for more than twice as many, so that one that asks to tell nobody does not keep this node
+    from telling whom the next asks for, and one that asks again and again is not obeyed.
+    """
+
+    def __init__(self, capacity: int = _MAX_PASSED_ON) -> None:
+        """Remember nothing; the oldest of more than `capacity` items is forgotten."""
+        self._capacity = capacity
+        self._passed_on: dict[str, int] = {}  # id -> to how many
+
+    def granted(self, names: Iterable[str], relay: int | None) -> tuple[list[str], int]:
+        """Return which items are passed on, and to how many after this node; remember it.
+
+        Args:
+            names: ids of items that are held here.
+            relay: how many members after this one the peer asked to tell.
+        """
+        wanted = min(relay or 0, limits.MAX_PEERS)
+        known = self._passed_on
+        granted = [name for name in names if name not in known or wanted > 2 * known[name]]
+        for name in granted:
+            if len(known) >= self._capacity:
+                del known[next(iter(known))]
+            known[name] = wanted
+        return granted, wanted
 
 
 @dataclass(slots=True)

@@ -12,8 +12,7 @@ import grpc
 import grpc.aio
 
 from egm.v1 import gossip_pb2, gossip_pb2_grpc
-from sidecar.core.gossip import Rounds, Talk
-from trust import limits
+from sidecar.core.gossip import Requests, Rounds, Talk
 from trust.backoff import RECONNECT
 from trust.denials import Spread
 from trust.edge.gossip import Member
@@ -30,9 +29,6 @@ logger = logging.getLogger(__name__)
 
 TICK_S: Final = 0.25  # how soon what is over ends
 _STABLE_S: Final = 10.0
-_MAX_PASSED_ON: Final = (
-    limits.MAX_EMERGENCY_KEYS * limits.MAX_REVOCATIONS_PER_KEY + limits.MAX_PROOFS
-)  # all there are
 _CONTROL_PLANE: Final = "control-plane "  # before an address: no node has a name with a space
 
 
@@ -67,7 +63,7 @@ class Gossiper:
         self._news: list[str] = []  # ids that are new here: pushed with the next messages
         self._fresh = self._origin = False
         self._relay: int | None = None  # how many others those that told the news asked this node to tell
-        self._passed_on: dict[str, int] = {}  # ids that were passed on because somebody asked: to how many
+        self._requests = Requests()
         self._told_to_all = False  # while news is read that everybody is being told
         self._talking: dict[str, asyncio.Task[None]] = {}
         self.watching: str | None = None  # the control plane whose stream is open
@@ -116,24 +112,14 @@ class Gossiper:
         self._wake.set()  # the loop takes together what came together
 
     def _asked(self, told: Told) -> None:
-        """Pass on what a peer asks to pass on, news here or not: another may have been quicker, and asked less.
-
-        Each item once; again only for more than twice as many, so that one that asks to tell nobody does not keep this
-        node from telling whom the next asks for, and one that asks again and again is not obeyed.
-        """
-        held, relay = self._member.keeper.denials, min(told.relay or 0, limits.MAX_PEERS)
+        """Pass on what a peer asks to pass on, news here or not: another may have been quicker, and asked less."""
+        held = self._member.keeper.denials
         directives, proofs = set(held.directives.values()), set(held.proofs.values())
-        names = [read_directive(one).id for one in told.directives if one in directives]
-        names += [proof_id(one) for one in told.proofs if one in proofs]
-        names = [
-            name for name in names if relay > 2 * self._passed_on.get(name, 0) or name not in self._passed_on
-        ]
+        held_here = [read_directive(one).id for one in told.directives if one in directives]
+        held_here += [proof_id(one) for one in told.proofs if one in proofs]
+        names, relay = self._requests.granted(held_here, told.relay)
         if not names:
             return
-        for name in names:
-            if len(self._passed_on) >= _MAX_PASSED_ON:
-                del self._passed_on[next(iter(self._passed_on))]
-            self._passed_on[name] = relay
         self._news += [name for name in names if name not in self._news]
         self._relay = max(relay, self._relay or 0)
         self._fresh = True

@@ -78,7 +78,7 @@ class Attesting:
         challenges: Mapping[str, Challenge] = await world.gather(
             {
                 name: world.rpc(node.name, name, functools.partial(self._asked_by, name))
-                for name in roster.witnesses
+                for name in roster.counting
             },
             roster.needed,
             timeout_ms,
@@ -110,6 +110,7 @@ class Attesting:
                 node.trust.own = lambda: credential  # type: ignore[method-assign]
             return
         node.trust.adopt(data, now_ms=node.trusted_ms(), monotonic_ms=node.monotonic_ms())
+        node.talking.lookout.gained(data)
 
     def _asked_by(self, witness: str) -> Coroutine[Any, Any, Challenge]:
         return self.node.world.nodes[witness].witness.asked(self.node.me)

@@ -83,6 +83,8 @@ class Node:
             self.me,
             lambda: None if self.state.in_force is None else self.state.in_force.engine.mesh,
             trusted=lambda now_ms: self.state.trusted_now_ms(now_ms, self.monotonic_ms()),
+            denials=self.keeper.denials,
+            verified=lambda credential: self.talking.vouched(credential.data),
         )
         self.pipeline = Pipeline(
             node=self.name,
