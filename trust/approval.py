@@ -27,9 +27,10 @@ from egm.v1 import approvals_pb2
 from trust import limits
 from trust.approval_rule import Groups, Requirement, members_of, window_s
 from trust.errors import EvidenceError, MeshError, Reason
+from trust.lines import lines_of
 from trust.note import Sign, Verifier, open_note, read_unverified, sign_note
 from trust.spiffe import check_name
-from trust.ticket import NO_TEXT, Ticket, invalid, lines_of
+from trust.ticket import NO_TEXT, Ticket, invalid
 
 APPROVAL_KEY: Final = "egm-approval-bin"  # request metadata from the caller's sidecar to the callee's
 FORMAT: Final = "egm/approval/v1"
@@ -89,7 +90,7 @@ class Approval:
         Raises:
             EvidenceError: APPROVAL_INVALID, for anything that `body` would not write.
         """
-        lines = lines_of(body, _LINES, FORMAT)
+        lines = lines_of(body, _LINES, FORMAT, invalid)
         if lines[2] not in set(Verdict):
             raise invalid(f"its verdict is {lines[2][:20]!r}, neither approve nor deny")
         if not _DECIMAL.match(lines[11]) or not _DECIMAL.match(lines[12]):

@@ -26,6 +26,7 @@ from typing import Final, Self
 
 from trust import limits
 from trust.errors import EvidenceError, InputError, MeshError, Reason
+from trust.lines import lines_of
 from trust.note import Sign, Verifier, open_note, read_unverified, sign_note
 from trust.spiffe import SpiffeId, check_name, check_trust_domain
 
@@ -150,12 +151,7 @@ class Directive:
         Raises:
             EvidenceError: REVOCATION_INVALID, for anything that `body` would not write.
         """
-        try:
-            lines = body.decode().split("\n")
-        except UnicodeDecodeError:
-            raise _invalid("it is not UTF-8") from None
-        if len(lines) != _LINES + 1 or lines[-1] or lines[0] != FORMAT:
-            raise _invalid(f"{_LINES} lines are expected, the first one {FORMAT}")
+        lines = lines_of(body, _LINES, FORMAT, _invalid)
         if not all(_DECIMAL.match(lines[number]) for number in (2, 4, 5)):
             raise _invalid("sequence and times must be decimal numbers")
         kind, _, value = lines[3].partition(" ")

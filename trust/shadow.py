@@ -27,6 +27,7 @@ from securesystemslib.signer import Key, Signature, Signer
 
 from trust import limits
 from trust.errors import EvidenceError, MeshError, Reason
+from trust.lines import lines_of
 from trust.spiffe import check_name, check_trust_domain
 
 FORMAT: Final = "egm/shadow/v1"
@@ -96,12 +97,7 @@ class Order:
         Raises:
             EvidenceError: SHADOW_ORDER_INVALID, for anything that `body` would not write.
         """
-        try:
-            lines = body.decode().split("\n")
-        except UnicodeDecodeError:
-            raise _invalid("it is not UTF-8") from None
-        if len(lines) != _LINES + 1 or lines[-1] or lines[0] != FORMAT:
-            raise _invalid(f"{_LINES} lines are expected, the first one {FORMAT}")
+        lines = lines_of(body, _LINES, FORMAT, _invalid)
         if not all(_DECIMAL.match(text) for text in lines[5:_LINES]):
             raise _invalid("length and times must be decimal numbers")
         trust_domain, role, proposal, bundle = lines[1:5]

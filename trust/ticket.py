@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 from trust.errors import EvidenceError, Reason
+from trust.lines import lines_of
 from trust.permit_claims import NO_MESSAGE
 from trust.record_rules import plain
 from trust.spiffe import SpiffeId, check_trust_domain
@@ -108,7 +109,7 @@ class Ticket:
         Raises:
             EvidenceError: APPROVAL_INVALID, for anything that `body` would not write.
         """
-        lines = lines_of(body, _LINES, FORMAT)
+        lines = lines_of(body, _LINES, FORMAT, invalid)
         return cls(*lines[1:])
 
 
@@ -154,21 +155,6 @@ def ticket_for(
         plain(needs),
         serial,
     )
-
-
-def lines_of(body: bytes, count: int, first: str) -> list[str]:
-    """Return the lines of a text that has `count` of them and begins with `first`.
-
-    Raises:
-        EvidenceError: APPROVAL_INVALID.
-    """
-    try:
-        lines = body.decode().split("\n")
-    except UnicodeDecodeError:
-        raise invalid("it is not UTF-8") from None
-    if len(lines) != count + 1 or lines[-1] or lines[0] != first:
-        raise invalid(f"{count} lines are expected, the first one {first}")
-    return lines[:-1]
 
 
 def invalid(what: str) -> EvidenceError:

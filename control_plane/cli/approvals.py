@@ -11,7 +11,7 @@ import typer
 from control_plane.cli.context import JsonFlag, MeshOption, open_mesh, run
 from control_plane.cli.keys import passphrase_for
 from control_plane.cli.output import Exit, console, emit, table
-from control_plane.cli.when import seconds
+from control_plane.cli.when import left, seconds
 from control_plane.core.approval_content import Shown as How
 from control_plane.edge.approval_client import ApprovalClient, Shown, approvals, check_shown, note_shown, sign
 from egm.v1 import approvals_pb2 as pb
@@ -279,7 +279,7 @@ def _row(one: pb.TicketEntry, ticket: Ticket, now_ms: int) -> tuple[object, ...]
         ticket.service,
         ticket.needs,
         ", ".join(one.missing) or "-",
-        _left(one.until_ms, now_ms),
+        left(one.until_ms, now_ms),
     )
 
 
@@ -337,8 +337,3 @@ def _side(entry: pb.TicketEntry) -> str:
 def _short(caller: str) -> str:
     parsed = SpiffeId.parse(caller)
     return parsed.name if parsed.kind == "workload" else caller
-
-
-def _left(until_ms: int, now_ms: int) -> str:
-    left_s = max(0, (until_ms - now_ms) // 1000)
-    return f"{left_s // 3600} h {left_s % 3600 // 60} min" if left_s >= 3600 else f"{left_s // 60} min"

@@ -11,7 +11,7 @@ from control_plane.cli.context import JsonFlag, MeshOption, open_mesh, run
 from control_plane.cli.fingerprint import fingerprint
 from control_plane.cli.keys import passphrase_for
 from control_plane.cli.output import Exit, console, emit, table
-from control_plane.cli.when import seconds
+from control_plane.cli.when import left, seconds
 from control_plane.core import amend
 from control_plane.edge.emergency_client import Answer, EmergencyClient
 from control_plane.edge.mesh_file import MeshFile
@@ -172,7 +172,7 @@ def list_denials(mesh: MeshOption = None, as_json: JsonFlag = False) -> None:
                 (
                     f"{one.kind} {one.value}",
                     one.key_name or one.by,
-                    _left(one.until_ms, now_ms),
+                    left(one.until_ms, now_ms),
                     one.why,
                     one.id[:16] or "-",
                 )
@@ -365,17 +365,6 @@ def _development_key(book: MeshFile) -> str:
             "approvers then name in bundle.yaml (emergency_keys)",
         )
     return str(path)
-
-
-def _left(until_ms: int, now_ms: int) -> str:
-    if not until_ms:
-        return "no end"
-    left_s = max(0, (until_ms - now_ms) // 1000)
-    return (
-        f"{left_s // 3600} h {left_s % 3600 // 60} min"
-        if left_s >= 3600
-        else f"{left_s // 60} min {left_s % 60} s"
-    )
 
 
 def _time(at_s: int) -> str:

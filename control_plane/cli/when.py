@@ -52,3 +52,13 @@ def seconds(text: str, option: str) -> int:
     if found is None:
         raise InputError(Reason.INPUT_INVALID, f"{option} {text[:20]!r}: write 90s, 30m, 1h or 7d")
     return int(found[1]) * _UNIT_MS[found[2]] // 1000
+
+
+def left(until_ms: int, now_ms: int) -> str:
+    """Return how long it is until `until_ms` (Unix ms; 0: for ever), as a person reads it."""
+    if not until_ms:
+        return "no end"
+    left_s = max(0, (until_ms - now_ms) // 1000)
+    if left_s >= 3600:
+        return f"{left_s // 3600} h {left_s % 3600 // 60} min"
+    return f"{left_s // 60} min {left_s % 60} s"

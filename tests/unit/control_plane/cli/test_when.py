@@ -2,7 +2,7 @@
 
 import pytest
 
-from control_plane.cli.when import parse_when
+from control_plane.cli.when import left, parse_when, seconds
 from trust.errors import InputError
 
 NOW = 1_790_000_000_000
@@ -33,3 +33,21 @@ def test_other_times_are_refused_with_examples(text: str) -> None:
     with pytest.raises(InputError) as caught:
         parse_when(text, now_ms=NOW)
     assert "10m" in caught.value.detail
+
+
+@pytest.mark.parametrize(
+    ("ms", "expected"),
+    [(61_000, "1 min 1 s"), (3_661_000, "1 h 1 min"), (-5_000, "0 min 0 s")],
+)
+def test_what_is_left_is_told_as_people_say_it(ms: int, expected: str) -> None:
+    """Never a negative time; what has no end says so."""
+    assert left(NOW + ms, NOW) == expected
+    assert left(0, NOW) == "no end"
+
+
+@pytest.mark.parametrize("text", ["0s", "1.5h", "1w", "h", "-1m", "1000000000s"])
+def test_other_durations_are_refused_with_the_option_that_they_were_given_for(text: str) -> None:
+    """One reader for every verb."""
+    assert seconds("90m", "--ttl") == 5_400
+    with pytest.raises(InputError, match="--ttl"):
+        seconds(text, "--ttl")
