@@ -70,6 +70,9 @@ class Expected(_Strict):
     code: str | None = None
     reason: str | None = None
     reply: dict[str, Any] | None = None
+    or_reason: str | None = (
+        None  # a refusal for this reason is as good: which comes first is a matter of time
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -157,6 +160,12 @@ class LoadStep(_Strict):
     calls: tuple[CallStep, ...] = Field(min_length=1)
     workers: int = Field(default=1, ge=1, le=64)
     pause: Seconds = 0.02
+
+    @model_validator(mode="after")
+    def _each_has_one_end(self) -> "LoadStep":
+        if any(one.expect.or_reason is not None for one in self.calls):
+            raise ValueError("or_reason is for single calls: in a load every refusal is counted")
+        return self
 
 
 class StopLoadStep(_Strict):
