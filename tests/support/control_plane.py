@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from control_plane.config import ControlPlaneConfig, OnlineKeys
 from control_plane.edge import driver
 from control_plane.edge.ca import CertificateAuthority, create_ca, issue_to_directory
 from control_plane.edge.operator_client import Credentials, OperatorClient
+from control_plane.edge.store.database import Database
 from trust.authoring import Holders, first_targets, new_root, next_targets, signable_bytes
 from trust.edge.clock import SystemClock
 from trust.edge.keyfiles import create_key, load_signer
@@ -153,12 +155,44 @@ class Running:
             yield OperatorClient(channel)
 
 
+_SQLITE = "sqlite+aiosqlite:///"
+_migrated: list[bytes] = []
+
+
+async def prepare_store(url: str) -> None:
+    """Write a SQLite store that is already at the newest version, where there is none yet.
+
+    Making one runs every migration; tests make hundreds. What opens it migrates all the same, and finds nothing to do.
+    """
+    if not url.startswith(_SQLITE):
+        return
+    if not _migrated:
+        with tempfile.TemporaryDirectory() as directory:
+            first = Database(f"{_SQLITE}{directory}/store.db")
+            await first.migrate()
+            await first.close()  # the last connection, so that everything is in the one file
+            _migrated.append(_read(Path(directory, "store.db")))
+    _write_new(Path(url.removeprefix(_SQLITE)), _migrated[0])
+
+
+def _read(path: Path) -> bytes:
+    return path.read_bytes()
+
+
+def _write_new(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        path.write_bytes(data)
+
+
 @contextlib.asynccontextmanager
 async def running(domain: Domain, config: ControlPlaneConfig | None = None) -> AsyncIterator[Running]:
     """Run the real driver until the block ends; it must drain without an error."""
+    config = config or domain.config()
+    await prepare_store(config.store_url())
     stop = asyncio.Event()
     ready: asyncio.Future[dict[str, object]] = asyncio.get_running_loop().create_future()
-    task = asyncio.create_task(driver.run(config or domain.config(), ready=ready.set_result, stop=stop))
+    task = asyncio.create_task(driver.run(config, ready=ready.set_result, stop=stop))
     both: set[asyncio.Future[Any]] = {task, ready}
     await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
     if task.done():

@@ -7,7 +7,7 @@ import pytest
 
 from control_plane.edge.store.database import Database
 from tests.support import postgres
-from tests.support.control_plane import Domain
+from tests.support.control_plane import Domain, prepare_store
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +46,9 @@ async def shared_store(postgres_server: str) -> str:
 @pytest.fixture
 async def database(store_url: str, domain: Domain) -> AsyncIterator[Database]:
     """A migrated store of each kind."""
-    opened = Database(domain.config(store=store_url).store_url())
+    url = domain.config(store=store_url).store_url()
+    await prepare_store(url)
+    opened = Database(url)
     await opened.migrate()
     yield opened
     await opened.close()
