@@ -92,17 +92,25 @@ def witness_key(config: ConfigOption, as_json: JsonFlag = False) -> None:
 def measure(config: ConfigOption, as_json: JsonFlag = False) -> None:
     """Measure what is installed here and how it is configured, as reference_values.json of the base bundle wants it.
 
-    Without --json a complete reference_values.json that accepts this installation, with any configuration.
+    Without --json a complete reference_values.json that accepts this installation, with any configuration. With `tpm`
+    in the configuration, also the TPM's attestation key and PCR values as they are now: run it on the node itself, in a
+    state that you trust; who signs the output pins this TPM.
     """
     from sidecar.edge.measurer import SoftwareMeasurer
+    from sidecar.edge.tpm import ToolsTpm
 
     loaded = load_config(config)
     found = SoftwareMeasurer(loaded).measure()
+    tpm = None if loaded.tpm is None else ToolsTpm(loaded.tpm).reference().model_dump(mode="json")
     if as_json:
-        _print_json({"node": loaded.node, **found.to_json(), "sha256": found.sha256.hex()})
+        more = {} if tpm is None else {"tpm": tpm}
+        _print_json({"node": loaded.node, **found.to_json(), "sha256": found.sha256.hex(), **more})
         return
     accepted = {"version": found.version, "sha256": found.distribution.hex()}
-    typer.echo(json.dumps({"format": 1, "distributions": [accepted]}, indent=1))
+    values: dict[str, object] = {"format": 1, "distributions": [accepted]}
+    if tpm is not None:
+        values["tpm"] = {loaded.node: tpm}
+    typer.echo(json.dumps(values, indent=1))
 
 
 @app.command()

@@ -11,6 +11,7 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from sidecar.config_tpm import Tpm
 from trust import limits
 from trust.address import split_address
 from trust.mesh import LEVELS_TEXT, SUPPORTED_LEVELS
@@ -285,6 +286,9 @@ class SidecarConfig(_Strict):
         default=None, description="Raises the signed level, never lowers it: 0, 1, 3, 4, 5."
     )
     archive: Archive | None = Field(default=None, description="Archives old parts of the ledger.")
+    tpm: Tpm | None = Field(
+        default=None, description="Where this node's TPM is, if the policy wants its quotes."
+    )
     limits: Bounds = Bounds()
 
     @field_validator("node")

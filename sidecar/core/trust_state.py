@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from trust import limits
+from trust.attestation.accepted import check_accepted
 from trust.attestation.credential import (
     Credential,
     check_live,
@@ -64,8 +65,7 @@ class _Terms:
             EvidenceError: ATTESTATION_INVALID, MEASUREMENT_REFUSED.
         """
         credential = open_credential(data, self.roster)
-        if self.references is not None:
-            self.references.check(credential.node.name, credential.evidence.statement.measurement)
+        check_accepted(self.references, credential.evidence.statement)
         return credential
 
 

@@ -11,6 +11,7 @@ from sidecar.core.trust_state import TrustState
 from sidecar.edge.node_signer import NodeSigner
 from trust.attestation.credential import Credential
 from trust.attestation.measurement import Measurer, ReferenceValues
+from trust.attestation.tpm import Quoter
 from trust.attestation.witness import ContradictionError
 from trust.edge.ledger import Ledger
 from trust.edge.tls import Channels
@@ -44,6 +45,7 @@ class Parts:
     )  # told of tree heads of others that are vouched for here
     quarantined: Callable[[], AbstractSet[str]] = frozenset
     measurer: Measurer | None = None
+    quoter: Quoter | None = None  # default: the TPM that the configuration names, if any
 
     @property
     def node(self) -> SpiffeId:

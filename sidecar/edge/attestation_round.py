@@ -7,6 +7,7 @@ their cosignatures; a credential as soon as a quorum has signed. Third parties c
 import asyncio
 import logging
 from collections.abc import Awaitable, Coroutine, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -26,14 +27,15 @@ from sidecar.core.attester import (
 from sidecar.core.bundle_state import InForce
 from sidecar.core.levels import level_in_force
 from sidecar.edge.attestation_files import COUNTER_FILE, CREDENTIAL_FILE, Counter
-from sidecar.edge.attestation_parts import Parts
+from sidecar.edge.attestation_parts import Parts, accepted_builds
 from sidecar.edge.measurer import SoftwareMeasurer
 from sidecar.edge.tlog_witness import TlogWitness
+from sidecar.edge.tpm import ToolsTpm
 from sidecar.edge.upstream import targets
 from sidecar.edge.witness_desk import WitnessDesk
 from trust.attestation.credential import check_lines, write_credential
 from trust.attestation.roster import Roster
-from trust.attestation.statement import NONCE_BYTES, Evidence, sign_evidence
+from trust.attestation.statement import NONCE_BYTES, Evidence, Statement, quoted_digest, sign_evidence
 from trust.attestation.witness import Submission
 from trust.checkpoint import parse_checkpoint
 from trust.edge.files import write_atomic
@@ -88,6 +90,8 @@ class Round:
         """
         self._parts, self._desk, self._node = parts, desk, parts.node
         self._measurer = parts.measurer or SoftwareMeasurer(parts.config)
+        tpm = parts.config.tpm
+        self._quoter = parts.quoter or (None if tpm is None else ToolsTpm(tpm))
         self._counter = Counter(parts.config.data_dir / COUNTER_FILE)
         self._third_parties: dict[str, TlogWitness] = {}
 
@@ -100,7 +104,7 @@ class Round:
             why: filled with who did not vouch, and why.
 
         Raises:
-            MeshError: NODE_NOT_ATTESTED, naming who did not and why, CLOCK_WRONG, and what the disk says.
+            MeshError: NODE_NOT_ATTESTED, naming who did not and why, CLOCK_WRONG, and what disk and TPM say.
         """
         parts = self._parts
         if parts.ledger is None:
@@ -119,22 +123,19 @@ class Round:
         prover = Prover(parts.ledger.directory, note)
         endorsement, key_id = parts.signer.endorsement(), parts.signer.key_id()
         counter, issued_s = await asyncio.to_thread(self._counter.next, parts.now_ms() // 1000)
-        evidence = sign_evidence(
-            statement_of(
-                self._node,
-                parts.signer.public_key.public_bytes_raw(),
-                tuple(challenges.values()),
-                held.policy,
-                measurement,
-                boot=bytes.fromhex(parts.boot_id),
-                counter=counter,
-                issued_s=issued_s,
-                level=level_in_force(held.engine.mesh, parts.config.level, ""),
-                checkpoint=note,
-            ),
-            parts.signer.sign,
-            key_id=key_id,
+        statement = statement_of(
+            self._node,
+            parts.signer.public_key.public_bytes_raw(),
+            tuple(challenges.values()),
+            held.policy,
+            measurement,
+            boot=bytes.fromhex(parts.boot_id),
+            counter=counter,
+            issued_s=issued_s,
+            level=level_in_force(held.engine.mesh, parts.config.level, ""),
+            checkpoint=note,
         )
+        evidence = sign_evidence(await self._quoted(statement, held), parts.signer.sign, key_id=key_id)
         outsiders = [
             asyncio.create_task(self._log(one, note, prover, why)) for one in self._outsiders(roster)
         ]
@@ -154,6 +155,18 @@ class Round:
         credential = parts.trust.adopt(data, now_ms=parts.now_ms(), monotonic_ms=parts.clock.monotonic_ms())
         await asyncio.to_thread(self._write, data)
         parts.gained(credential)
+
+    async def _quoted(self, statement: Statement, held: InForce) -> Statement:
+        """Return the statement with the quote that the policy in force wants of this node, if there is a TPM to ask.
+
+        Where none is wanted none is sent: releases that know no quotes then read the statement as before.
+        """
+        references = accepted_builds(held)
+        wanted = None if references is None else references.tpm.get(self._node.name)
+        if wanted is None or self._quoter is None:
+            return statement  # where one is wanted, witnesses refuse it and say what to configure
+        quote = await asyncio.to_thread(self._quoter.quote, quoted_digest(statement), wanted.selected)
+        return replace(statement, quote=quote)
 
     async def _challenge(self, roster: Roster, name: str) -> Challenge:
         if name == self._node.name:

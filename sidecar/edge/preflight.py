@@ -3,6 +3,7 @@
 from sidecar.config import SidecarConfig
 from sidecar.edge.members import make_identity, read_root
 from sidecar.edge.record_file import load_record
+from sidecar.edge.tpm import ToolsTpm
 from trust.chain import verify_roots
 from trust.edge.clock import SystemClock
 from trust.edge.mqtt import BrokerUrl
@@ -22,6 +23,8 @@ def preflight(config: SidecarConfig) -> tuple[str, ...]:
     for one in config.inbound:
         if one.upstream.tls is not None:
             read_ca_file(one.upstream.tls.ca)
+    if config.tpm is not None:
+        ToolsTpm(config.tpm).reference()
     notes = [
         f"outbound {one.workload} to {one.service}: any local process can call as {one.workload}; "
         "identify: unix-socket is safer"

@@ -1,7 +1,8 @@
 """What a node runs, as digests, and which of them the approvers accept.
 
 A software measurement is a claim: the measured process computes it. It finds a node that runs another version or
-configuration than it should; it does not stop one whose owner lies. Hardware could: the measurer is a port.
+configuration than it should; it does not stop one whose owner lies. Of a node whose TPM the approvers pinned, a quote
+is asked as well (`trust.attestation.tpm`); `trust.attestation.accepted` decides on both.
 """
 
 import hashlib
@@ -13,6 +14,7 @@ from typing import Final, Protocol
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from trust import limits
+from trust.attestation.tpm import TpmReference
 from trust.compact import write_object
 from trust.errors import EvidenceError, Reason
 from trust.spiffe import check_name
@@ -106,7 +108,7 @@ class AcceptedDistribution(_Strict):
 
 
 class ReferenceValues(_Strict):
-    """`reference_values.json` of the base bundle: the builds, and optionally the configurations, that are accepted."""
+    """`reference_values.json` of the base bundle: accepted builds, and optionally configurations and TPMs."""
 
     format: int = Field(default=1, ge=1, le=1)
     distributions: tuple[AcceptedDistribution, ...] = Field(
@@ -114,6 +116,8 @@ class ReferenceValues(_Strict):
     )
     # node -> accepted digests; when there is any, every node needs one
     configurations: dict[str, tuple[str, ...]] = Field(default_factory=dict, strict=False)
+    # node -> its TPM; a node that is named needs a quote with every statement, others need none
+    tpm: dict[str, TpmReference] = Field(default_factory=dict, strict=False)
 
     @model_validator(mode="after")
     def _are_digests(self) -> "ReferenceValues":
@@ -123,10 +127,16 @@ class ReferenceValues(_Strict):
             check_name(node)
             if not digests or not all(_SHA256.match(digest) for digest in digests):
                 raise ValueError(f"configurations.{node}: give SHA-256 digests in lower-case hex")
+        if sum(len(values) for one in self.tpm.values() for values in one.pcrs.values()) > (
+            limits.MAX_REFERENCE_VALUES
+        ):
+            raise ValueError(f"more than {limits.MAX_REFERENCE_VALUES} values of PCRs")
+        for node in self.tpm:
+            check_name(node)
         return self
 
     def check(self, node: str, measurement: Measurement) -> None:
-        """Accept what `node` measured.
+        """Accept what `node` measured by software.
 
         Raises:
             EvidenceError: MEASUREMENT_REFUSED, naming the part.

@@ -9,6 +9,7 @@
       swname swversion measurements    what runs
       policy level          what it enforces: base and namespaces, each version and digest; the level in force
       checkpoint            its ledger's signed tree head, a C2SP note
+      tpm                   only where the signed policy pins the node's TPM: a quote over the statement without it
 
 The digest of these bytes is what witnesses sign, so they vouch for every claim and not for the tree head alone.
 """
@@ -16,12 +17,13 @@ The digest of these bytes is what witnesses sign, so they vouch for every claim 
 import hashlib
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from trust import limits
 from trust.attestation import dsse
 from trust.attestation.measurement import Measurement
+from trust.attestation.tpm import Quote
 from trust.compact import bytes_claim, from_base64url, number_claim, parse_object, to_base64url, write_object
 from trust.errors import EvidenceError, MeshError, Reason
 from trust.node_key import NODE_KIND
@@ -36,6 +38,7 @@ NONCE_BYTES: Final = 32
 _DIGEST_BYTES: Final = 32
 _KEY_BYTES: Final = 32
 _BOOT_BYTES: Final = range(8, 65)
+_QUOTED: Final = b"egm-tpm-quote/v1\n"
 _MAX_LEVEL: Final = 5
 _HEX: Final = re.compile(r"[0-9a-f]{64}\Z")
 
@@ -63,6 +66,7 @@ class Statement:
     level: int
     checkpoint: bytes  # C2SP note, signed by the node key
     namespaces: tuple[tuple[str, Enforced], ...] = field(default=())  # by name, ascending
+    quote: Quote | None = None  # by the node's TPM, over `quoted_digest`
 
     def enforced(self) -> dict[str, Enforced]:
         """Return every bundle in force by TUF role; the base bundle under "targets"."""
@@ -119,6 +123,11 @@ def evidence_key_id(envelope: bytes) -> str:
     return dsse.decode(envelope, max_bytes=limits.MAX_EVIDENCE_STATEMENT_BYTES).key_id
 
 
+def quoted_digest(statement: Statement) -> bytes:
+    """Return what the node's TPM signs with its quote: a digest of all that the statement says besides, 32 bytes."""
+    return hashlib.sha256(_QUOTED + _write(replace(statement, quote=None))).digest()
+
+
 def write_statement(statement: Statement) -> bytes:
     """Return the one encoding of a statement.
 
@@ -172,6 +181,8 @@ def _write(said: Statement) -> bytes:
         "level": said.level,
         "checkpoint": said.checkpoint.decode(),
     }
+    if said.quote is not None:
+        predicate["tpm"] = said.quote.to_json()
     return write_object(
         {
             "_type": STATEMENT_TYPE,
@@ -216,6 +227,7 @@ def _statement(said: dict[str, Any]) -> Statement:
         level=level,
         checkpoint=said["checkpoint"].encode(),
         namespaces=namespaces,
+        quote=Quote.from_json(said["tpm"]) if "tpm" in said else None,
     )
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from trust import limits
+from trust.attestation.accepted import check_accepted
 from trust.attestation.cosignature import attested_text
 from trust.attestation.credential import log_verifier
 from trust.attestation.measurement import ReferenceValues
@@ -201,8 +202,7 @@ def judge(
             Reason.NODE_QUARANTINED, f"{said.node} is in quarantine; the approvers' quorum may release it"
         )
     _check_clock(said, now_ms)
-    if view.references is not None:
-        view.references.check(said.node.name, said.measurement)
+    check_accepted(view.references, said)
     _check_history(memory, submission, said)
     _check_policy(memory, submission, said, view, monotonic_ms)
     checkpoint = _check_ledger(memory, submission, evidence)
