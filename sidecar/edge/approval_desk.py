@@ -66,7 +66,11 @@ class RemoteDesk:
         for address in self._addresses:
             try:
                 channel = self.channels.get(address, client=self._node, server_dns=self._server_dns)
-                return await ask(rpc.ApprovalsStub(channel))
+                answer: T | None = await ask(rpc.ApprovalsStub(channel))
+                if answer is not None:
+                    return answer
+                # grpc.aio returns None for bytes that are no such message
+                failure = StateError(Reason.SOURCE_UNAVAILABLE, f"{address} answered what nobody can read")
             except grpc.aio.AioRpcError as error:
                 failure = error_from_rpc(error)
             except MeshError as error:
