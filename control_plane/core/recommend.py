@@ -34,6 +34,7 @@ from trust.policy.lint import lint
 from trust.policy.problems import errors_of
 from trust.policy.schema import ANY_ACTION
 from trust.policy.source import SETTINGS, build
+from trust.revocation import Kind
 from trust.spiffe import SpiffeId, check_name
 
 _METHOD: Final = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*/[A-Za-z_]\w*\Z", re.ASCII)
@@ -152,8 +153,10 @@ def _usable(work: Work, observed: Sequence[Observed]) -> list[Observed]:
     """Return the edges that a policy can name, with a note about every other."""
     usable = []
     unknown = 0
+    revoked = _revoked(work)
     for one in sorted(observed):
-        why = _unusable(one, work.trust_domain)
+        why = "it is revoked by the policy in force" if one.caller in revoked else ""
+        why = why or _unusable(one, work.trust_domain)
         if why:
             count = max(one.executed, one.would_deny)
             unknown += count
@@ -166,6 +169,13 @@ def _usable(work: Work, observed: Sequence[Observed]) -> list[Observed]:
     if unknown:
         work.notes.append(f"{unknown} calls in all will be refused under this draft for these reasons")
     return usable
+
+
+def _revoked(work: Work) -> set[str]:
+    """Return the workloads that the approvers have revoked for good: what they did before is nothing to allow."""
+    mesh = None if work.base is None else work.base.mesh
+    subjects = [] if mesh is None else [one.subject for one in mesh.revocations]
+    return {one.spiffe_id(work.trust_domain) for one in subjects if one.kind is Kind.WORKLOAD}
 
 
 def _of_base(work: Work, usable: Sequence[Observed]) -> tuple[list[Observed], bool]:
@@ -189,6 +199,7 @@ def _unusable(one: Observed, trust_domain: str) -> str:
     try:
         caller = SpiffeId.parse(one.caller)
         check_name(one.service)
+        check_name(caller.name)
     except EvidenceError:
         return "the caller or the service has no name that a policy can have"
     if (caller.trust_domain, caller.kind) != (trust_domain, "workload"):

@@ -1,11 +1,13 @@
 """What another policy would have made of past executions: recorded decisions, decided again.
 
 Records hold no content of requests and no metadata. A decision that can depend on either is "cannot tell" unless the
-request is at hand; never a guess. What was refused for another reason than policy (a replayed permit, a lapsed lease)
-would be refused again, so it is counted apart.
+request is at hand; never a guess. Nor is one whose names were too long or unprintable to be recorded as they were, or
+that depends on the moment within which it was made and written down. What was refused for another reason than policy
+(a replayed permit, a lapsed lease) would be refused again, so it is counted apart.
 """
 
 import enum
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +19,9 @@ from trust.policy.engine import Engine
 from trust.policy.types import Authn, Call, Verdict
 from trust.record import Intent, Side
 
+# What `trust.record_rules.plain` puts in the place of a text that no record can hold.
+_SHORTENED: Final = re.compile(r"~[0-9a-f]{16}\Z")
+_WRITTEN_MS: Final = 5_000  # a decision was made at most so long before its record was written
 _GOVERNED: Final = 4
 _POLICY_AWARE: Final = 3
 _BY_POLICY: Final = frozenset(
@@ -177,10 +182,14 @@ def _compare(old: Engine | None, new: Engine, one: Recorded) -> tuple[Change, st
     if recorded not in _BY_POLICY and recorded not in _ALLOWED:
         return Change.NOT_BY_POLICY, recorded, recorded, None
     principal = intent.caller or f"spiffe://{new.mesh.trust_domain}/anonymous"
+    if any(_SHORTENED.search(name) for name in (intent.caller, intent.method, intent.service)):
+        return Change.CANNOT_TELL, recorded, "name", None
     for engine in (new,) if old is None else (new, old):
         lacking = unknown_of(engine, principal, intent.method, intent.service)
         if lacking and (one.request is None or lacking != "request"):
             return Change.CANNOT_TELL, recorded, lacking, None
+        if _at_an_edge_of_time(engine, one, principal):
+            return Change.CANNOT_TELL, recorded, "time", None
     verdict, after = _decide(new, one, principal)
     if old is None:
         asked = frozenset((name, value.rpartition("=")[0]) for name, value in intent.obligations)
@@ -197,13 +206,27 @@ def _compare(old: Engine | None, new: Engine, one: Recorded) -> tuple[Change, st
     return Change.UNCHANGED, reason, verdict.reason.value, verdict
 
 
+def _at_an_edge_of_time(engine: Engine, one: Recorded, principal: str) -> bool:
+    """Whether the answer changed between the earliest moment at which it can have been made, and the record's."""
+    intent = one.intent
+    rules = engine.explain(principal, intent.method, intent.service)
+    if not any(path[:1] in {(), ("time",)} for rule in rules for path in rule.reads):
+        return False
+    earlier, later = (_decide(engine, one, principal, before_ms=ms)[0] for ms in (_WRITTEN_MS, 0))
+    return (earlier.allowed, earlier.reason, earlier.obligations) != (
+        later.allowed,
+        later.reason,
+        later.obligations,
+    )
+
+
 def _recorded(intent: Intent) -> Answer:
     if not intent.allowed:
         return Answer.DENY
     return Answer.WOULD_DENY if intent.would_deny else Answer.ALLOW
 
 
-def _decide(engine: Engine, one: Recorded, principal: str) -> tuple[Verdict, Answer]:
+def _decide(engine: Engine, one: Recorded, principal: str, *, before_ms: int = 0) -> tuple[Verdict, Answer]:
     """Return what an engine says of an execution, and what its level makes of that."""
     intent = one.intent
     level = engine.mesh.level_of(intent.service)
@@ -216,7 +239,7 @@ def _decide(engine: Engine, one: Recorded, principal: str) -> tuple[Verdict, Ans
         level,
         one.request,
     )
-    verdict = engine.decide(call, now_ms=intent.wall_ms)
+    verdict = engine.decide(call, now_ms=max(0, intent.wall_ms - before_ms))
     if verdict.allowed or level == 0:
         return verdict, Answer.ALLOW
     if level >= _GOVERNED:

@@ -251,3 +251,25 @@ def test_tests_in_force_that_still_hold_are_kept_and_others_are_named() -> None:
     names = {r.name for r in run_tests(bundle(made))}
     assert "bob does not" in names
     assert "alice pays" not in names
+
+
+def test_what_a_revoked_workload_called_before_is_not_proposed() -> None:
+    """Its calls of last week would look like a right; the approvers took all of them away."""
+    base = with_policies(
+        '@id("none") forbid(principal, action, resource) when { context.node.level > 9 };',
+        "\nrevocations: [{kind: workload, value: eve, reason: compromised}]\n",
+    )
+    made = draft(edge("alice", "payments", PAY), edge("eve", "payments", PAY), base=base)
+    assert any("eve" in note and "revoked" in note for note in made.notes)
+    assert all(b"workload/eve" not in data for name, data in made.files.items() if name.endswith(".cedar"))
+
+
+def test_text_that_ends_a_comment_a_string_or_a_document_cannot_get_into_a_draft() -> None:
+    """Names come from records: nothing in them may become policy, settings or a test."""
+    for evil in ("a.B/C\n", 'a.B/C"', "a.B/C\u2028", "a.B/\u0441", "a.B/C\\"):
+        made = draft(edge("alice", "payments", PAY), Observed(workload("bob"), "payments", evil, 50, 0))
+        assert any("no gRPC name" in note for note in made.notes)
+        assert all(b"workload/bob" not in data for data in made.files.values())
+    for caller in (workload("b") + "\n", workload('b"'), workload("b/c"), workload("B")):
+        made = draft(edge("alice", "payments", PAY), Observed(caller, "payments", PAY, 50, 0))
+        assert all(caller.encode() not in data for data in made.files.values())

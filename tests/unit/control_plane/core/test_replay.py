@@ -10,6 +10,7 @@ from tests.support.records import intent
 from trust import limits
 from trust.policy.engine import Engine
 from trust.record import Side
+from trust.record_rules import plain
 
 TAKE = "shop.Stock/Take"
 COUNT = "shop.Stock/Count"
@@ -123,3 +124,25 @@ def test_too_many_groups_are_counted_and_said_to_be_cut() -> None:
     assert report.truncated
     assert len(report.groups) == limits.MAX_REPLAY_GROUPS
     assert report.counts[Change.NEWLY_DENIED] == limits.MAX_REPLAY_GROUPS + 2
+
+
+def test_answer_that_changed_while_the_record_was_written_cannot_be_told() -> None:
+    """The record's time is a moment after the decision's: at the edge of a time window both answers are possible."""
+    before = 'context.time.now < datetime("2026-09-21T14:13:20Z")'
+    until = f'@id("until") permit(principal, action, resource) when {{ {before} }};'
+    edge_ms = 1_790_000_000_000
+    for after_ms, change in (
+        (-1, Change.UNCHANGED),
+        (1_000, Change.CANNOT_TELL),
+        (60_000, Change.NEWLY_DENIED),
+    ):
+        (found,) = replay(None, at(until), [past(wall_ms=edge_ms + after_ms)]).counts
+        assert found is change
+
+
+def test_name_that_no_record_can_hold_is_not_taken_for_another() -> None:
+    """What stands in its place is a name that no policy meant."""
+    long = plain("shop.Stock/" + "T" * 600)
+    report = replay(None, at('@id("any") permit(principal, action, resource);'), [refused(method=long)])
+    assert report.groups[0].change is Change.CANNOT_TELL
+    assert report.groups[0].after == "name"
