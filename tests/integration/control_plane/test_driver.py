@@ -3,8 +3,6 @@
 import asyncio
 import contextlib
 import json
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from control_plane.edge.operator_client import OperatorClient
 from control_plane.edge.publisher import Publisher
 from control_plane.edge.store.database import Database
 from egm.v1 import distribution_pb2, distribution_pb2_grpc, join_pb2, join_pb2_grpc, operator_pb2
+from tests.support.cli import egm
 from tests.support.control_plane import TRUST_DOMAIN, Domain, Running, archive, publish, running, source
 from tests.support.eventually import eventually
 from tests.support.hostile import GRPC_DIES, Tls, knock_out
@@ -254,16 +253,6 @@ async def test_method_name_that_is_no_text_takes_neither_listener_away(domain: D
             await publish(OperatorClient(channel), domain, domain.base(None, bundle), bundle)
 
 
-def egm(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the command."""
-    return subprocess.run(
-        [sys.executable, "-m", "control_plane.cli.main", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
 def test_check_opens_what_the_configuration_names_and_tells_what_is_wrong(
     domain: Domain, tmp_path: Path
 ) -> None:
@@ -272,7 +261,7 @@ def test_check_opens_what_the_configuration_names_and_tells_what_is_wrong(
     path = tmp_path / "cp.yaml"
     path.write_text(yaml.safe_dump(config))
     good = egm("control-plane", "check", "-c", str(path), "--json")
-    assert good.returncode == 0, good.stderr
+    assert good.code == 0, good.stderr
     assert json.loads(good.stdout)["ok"] is True
     swapped = {
         **config,
@@ -290,7 +279,7 @@ def test_check_opens_what_the_configuration_names_and_tells_what_is_wrong(
     ):
         path.write_text(yaml.safe_dump(broken))
         bad = egm("control-plane", "check", "-c", str(path))
-        assert bad.returncode == 2, (broken, bad.stdout, bad.stderr)
+        assert bad.code == 2, (broken, bad.stdout, bad.stderr)
         assert expected in bad.stderr
         assert "Traceback" not in bad.stderr
 
