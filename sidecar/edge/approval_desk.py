@@ -9,7 +9,7 @@ import grpc.aio
 from egm.v1 import approvals_pb2 as pb
 from egm.v1 import approvals_pb2_grpc as rpc
 from trust import limits
-from trust.edge.grpc_errors import error_from_rpc
+from trust.edge.grpc_errors import error_from_rpc, readable
 from trust.edge.tls import Channels
 from trust.errors import MeshError, Reason, StateError
 from trust.spiffe import SpiffeId
@@ -66,11 +66,7 @@ class RemoteDesk:
         for address in self._addresses:
             try:
                 channel = self.channels.get(address, client=self._node, server_dns=self._server_dns)
-                answer: T | None = await ask(rpc.ApprovalsStub(channel))
-                if answer is not None:
-                    return answer
-                # grpc.aio returns None for bytes that are no such message
-                failure = StateError(Reason.SOURCE_UNAVAILABLE, f"{address} answered what nobody can read")
+                return readable(await ask(rpc.ApprovalsStub(channel)))
             except grpc.aio.AioRpcError as error:
                 failure = error_from_rpc(error)
             except MeshError as error:

@@ -16,6 +16,7 @@ from sidecar.core.gossip import Requests, Rounds, Talk
 from trust.backoff import RECONNECT
 from trust.denials import Spread
 from trust.edge.gossip import Member
+from trust.edge.grpc_errors import readable
 from trust.edge.tls import Channels
 from trust.errors import MeshError
 from trust.gossip import Told
@@ -231,4 +232,4 @@ class Gossiper:
         async for message in stub.Watch(gossip_pb2.WatchGossipRequest()):
             self.watching = address
             with self.from_everybody_s_source():
-                self._member.receive(message, who)
+                self._member.receive(readable(message), who)

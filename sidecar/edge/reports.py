@@ -10,7 +10,7 @@ import grpc
 import grpc.aio
 
 from egm.v1 import node_pb2_grpc, operator_pb2
-from trust.edge.grpc_errors import error_from_rpc
+from trust.edge.grpc_errors import error_from_rpc, readable
 from trust.edge.tls import Channels
 from trust.errors import MeshError
 from trust.spiffe import SpiffeId
@@ -64,7 +64,7 @@ class Reporter:
             try:
                 channel = self._channels.get(address, client=self._node, server_dns=self._server_dns)
                 stub = node_pb2_grpc.FleetStub(channel)
-                ack = await stub.Report(self._status(), timeout=REPORT_TIMEOUT_S)
+                ack = readable(await stub.Report(self._status(), timeout=REPORT_TIMEOUT_S))
                 self._peers([(peer.node, peer.address) for peer in ack.peers])
             except MeshError as failure:
                 error = f"{address}: {failure}"

@@ -19,10 +19,10 @@ from sidecar.core.shadow import Comparison, Kind, Tally
 from sidecar.edge import collector
 from sidecar.edge.activation import read_target
 from trust import limits
-from trust.edge.grpc_errors import error_from_rpc
+from trust.edge.grpc_errors import error_from_rpc, readable
 from trust.edge.tls import Channels
 from trust.edge.tuf_client import PolicyClient
-from trust.errors import EvidenceError, MeshError, Reason, StateError
+from trust.errors import EvidenceError, MeshError, Reason
 from trust.policy.engine import Engine
 from trust.ports import Clock
 from trust.shadow import Order, read_order, verify_order
@@ -107,9 +107,7 @@ class ShadowRunner:
     async def _exchange(self, address: str) -> None:
         channel = self._channels.get(address, client=self._node, server_dns=self._server_dns)
         stub = shadow_pb2_grpc.ShadowStub(channel)
-        assignment: shadow_pb2.ShadowAssignment | None = await stub.Report(self._report(), timeout=TIMEOUT_S)
-        if assignment is None:  # grpc.aio's answer to bytes that are no such message
-            raise StateError(Reason.SOURCE_UNAVAILABLE, "the control plane answered what nobody can read")
+        assignment = readable(await stub.Report(self._report(), timeout=TIMEOUT_S))
         if not assignment.order:
             self._end()
             return

@@ -19,7 +19,7 @@ from egm.v1 import record_pb2 as pb
 from egm.v1 import record_pb2_grpc as rpc
 from trust import limits
 from trust.backoff import RECONNECT, RENEW, Backoff
-from trust.edge.grpc_errors import error_from_rpc
+from trust.edge.grpc_errors import error_from_rpc, readable
 from trust.edge.tls import Channels
 from trust.errors import EvidenceError, MeshError, Reason, StateError
 from trust.spiffe import SpiffeId
@@ -144,7 +144,7 @@ class Shipper:
 
     async def _position(self, stub: "rpc.RecordsAsyncStub") -> int:
         request = pb.PositionRequest(node=self._node.name, ledger=self._ledger)
-        start = (await stub.Position(request, timeout=POSITION_TIMEOUT_S)).next_index
+        start = readable(await stub.Position(request, timeout=POSITION_TIMEOUT_S)).next_index
         size = self._size()
         if start > size:
             raise StateError(
@@ -195,6 +195,7 @@ class Shipper:
 
     async def _receive(self, call: Any) -> None:
         while (ack := await call.read()) is not cast("Any", grpc.aio).EOF:
+            ack = readable(ack)
             if not self.acknowledged <= ack.next_index <= self._sent:
                 raise EvidenceError(
                     Reason.INPUT_INVALID,

@@ -8,7 +8,7 @@ import inspect
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from types import MappingProxyType
-from typing import Any, Final, NoReturn, cast
+from typing import Any, Final, NoReturn, TypeVar, cast
 
 import grpc
 import grpc.aio
@@ -19,6 +19,8 @@ from grpc_status import rpc_status
 from trust.errors import CapacityError, EvidenceError, InputError, MeshError, Reason, StateError
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 ERROR_DOMAIN: Final = "egm"
 STATUS_DETAILS_KEY: Final = "grpc-status-details-bin"
@@ -177,6 +179,19 @@ def error_from_rpc(error: grpc.RpcError) -> MeshError:
         kind = _KINDS.get(info.metadata.get("kind", ""), StateError)
         return kind(Reason(info.reason), details[:MAX_DETAIL_CHARS])
     return StateError(Reason.SOURCE_UNAVAILABLE, f"{code.name}: {details}"[:MAX_DETAIL_CHARS])
+
+
+def readable(answer: T | None) -> T:
+    """Return what a peer answered; grpc.aio gives None for bytes that are no such message.
+
+    Every loop that asks others needs this: an AttributeError would end the process, at the word of a peer.
+
+    Raises:
+        StateError: SOURCE_UNAVAILABLE.
+    """
+    if answer is None:
+        raise StateError(Reason.SOURCE_UNAVAILABLE, "the peer answered what nobody can read")
+    return answer
 
 
 def _error_info(call: grpc.Call) -> error_details_pb2.ErrorInfo | None:

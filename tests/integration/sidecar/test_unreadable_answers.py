@@ -8,7 +8,9 @@ import grpc.aio
 import pytest
 
 from egm.v1 import approvals_pb2 as pb
+from egm.v1 import operator_pb2
 from sidecar.edge.approval_desk import RemoteDesk
+from sidecar.edge.reports import Reporter
 from sidecar.edge.shadow import ShadowRunner
 from tests.support.sidecar_core import Core
 from trust.errors import Reason, StateError
@@ -75,3 +77,10 @@ async def test_an_unreadable_assignment_is_no_answer(channels: Any) -> None:
     with pytest.raises(StateError) as caught:
         await runner._exchange("cp:1")
     assert caught.value.reason is Reason.SOURCE_UNAVAILABLE
+
+
+async def test_an_unreadable_answer_to_a_report_is_a_report_that_was_not_delivered(channels: Any) -> None:
+    """The loop that reports goes on."""
+    reporter = Reporter(channels, ["cp:1"], node=NODE, status=operator_pb2.NodeStatus, period_s=60)
+    assert not await reporter.report()
+    assert "nobody can read" in str(reporter.last_error)
