@@ -26,9 +26,8 @@ from control_plane.edge.denials import DenialDesk
 from control_plane.edge.distribution import Announcements, DistributionServicer
 from control_plane.edge.fleet import FleetServicer, NodeReports
 from control_plane.edge.health import Health
-from control_plane.edge.incidents import DetectionDesk
 from control_plane.edge.join import JoinServicer
-from control_plane.edge.observing import ObservationDesk, check_channels
+from control_plane.edge.observing import check_channels
 from control_plane.edge.operator import OperatorServicer
 from control_plane.edge.own_identity import OwnIdentity
 from control_plane.edge.publisher import Publisher
@@ -41,6 +40,7 @@ from control_plane.edge.signing import OnlineKeyring
 from control_plane.edge.status import StatusSource
 from control_plane.edge.store.database import Database
 from control_plane.edge.tokens import StoredTokens
+from control_plane.edge.watching import Watch
 from egm.v1 import distribution_pb2_grpc, join_pb2_grpc, node_pb2_grpc, operator_pb2_grpc, record_pb2_grpc
 from trust import limits
 from trust.address import split_address
@@ -101,19 +101,17 @@ class _Plane:
         broker_url: str,
         denials: DenialDesk,
         approvals: ApprovalOffice,
-        observing: ObservationDesk,
-        detecting: DetectionDesk,
+        watch: Watch,
     ) -> None:
         """Take the parts, opened."""
-        self._denials, self._approvals, self._observing = denials, approvals, observing
-        self._detecting = detecting
+        self._denials, self._approvals, self._watch = denials, approvals, watch
         self._config, self._status, self._reports = status.config, status, reports
         self._announcements, self._files, self._broker_url = announcements, files, broker_url
         self._records = RecordsServicer(
             status.database,
             status.clock,
             trust_domain=status.config.trust_domain,
-            taken=(observing.taken,),
+            taken=(watch.observing.taken,),
         )
         self._health = Health()
         self._servers: list[grpc.aio.Server] = []
@@ -138,8 +136,7 @@ class _Plane:
             join_pb2_grpc.add_JoinServicer_to_server(joining, server)
             self._denials.add_to(server)
             self._approvals.add_to(server)
-            self._observing.add_to(server)
-            self._detecting.add_to(server)
+            self._watch.add_to(server)
             shadow.add_to(server)
             health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
 
@@ -174,8 +171,7 @@ class _Plane:
             ).run(),
             self._watch_health(),
             *self._denials.background(),
-            *self._observing.background(),
-            *self._detecting.background(),
+            *self._watch.background(),
         ]
 
     async def drain(self) -> None:
@@ -185,7 +181,7 @@ class _Plane:
         self._announcements.close()
         self._records.close()
         await asyncio.gather(*(server.stop(limits.DRAIN_GRACE_S) for server in self._servers))
-        await self._detecting.close()
+        await self._watch.close()
 
     async def _watch_health(self) -> None:
         while True:
@@ -284,29 +280,8 @@ async def _open(config: ControlPlaneConfig, stack: AsyncExitStack) -> _Plane:
     reports = NodeReports(database)
     await reports.load()
     status = StatusSource(config, database, publisher, announcer, identity, ca, clock)
-    observing = await asyncio.to_thread(
-        ObservationDesk,
-        config,
-        database,
-        clock,
-        reports=reports,
-        settings=lambda: publisher.settings,
-        broker=broker,
-    )
-    detecting = await asyncio.to_thread(
-        DetectionDesk,
-        config,
-        database,
-        clock,
-        f"{config.name}/{secrets.token_hex(8)}",
-        keeper=denials.keeper,
-        reports=reports,
-        settings=lambda: publisher.settings,
-        event=observing.alerting.event,
-    )
-    status.others.append(lambda: detecting.detection.problems)
-    status.others.append(observing.alerting.problems)
-    approvals.opened = observing.ticket_opened
+    watch = await Watch.open(status, reports=reports, keeper=denials.keeper, broker=broker)
+    approvals.opened = watch.observing.ticket_opened
     return _Plane(
         status,
         reports=reports,
@@ -315,8 +290,7 @@ async def _open(config: ControlPlaneConfig, stack: AsyncExitStack) -> _Plane:
         broker_url=shown,
         denials=denials,
         approvals=approvals,
-        observing=observing,
-        detecting=detecting,
+        watch=watch,
     )
 
 

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 
 from control_plane.core.join_tokens import make_grant
 from control_plane.core.proposals import Proposal, Signed, State
-from control_plane.edge.store import audit, fleet, models, proposals, repository
-from control_plane.edge.store.database import Database
+from control_plane.edge.store import alerts, audit, fleet, incidents, models, proposals, repository
+from control_plane.edge.store.database import _MIGRATIONS, Database
 from control_plane.edge.tokens import StoredTokens
 from tests.support.control_plane import Domain
 from trust.errors import Reason, StateError
@@ -35,6 +37,44 @@ async def test_migrations_make_exactly_the_tables_of_the_models(database: Databa
             )
         )
     assert differences == []
+
+
+async def test_a_store_of_the_version_before_keeps_its_incidents_and_its_queue(
+    store_url: str, domain: Domain
+) -> None:
+    """What was delivered leaves the queue, what waits stays in it; incidents that were there use up no node's share."""
+    opened = Database(domain.config(store=store_url).store_url())
+
+    def before(connection: sa.Connection) -> None:
+        config = Config()
+        config.set_main_option("script_location", str(_MIGRATIONS))
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0006")
+        connection.execute(
+            sa.text(
+                "INSERT INTO incidents (id, rule, severity, subject, state, opened_ms, last_ms, findings, text, "
+                "evidence, nodes, resolved_by, resolved_why, resolved_ms) VALUES ('0123456789abcdef', 'EGM-T002', "
+                "3, 'spiffe://mesh.test/workload/x', 'open', 1, 1, 1, 't', '[]', '[\"b\"]', '', '', 0)"
+            )
+        )
+        for state, next_ms in (("waiting", 5), ("done", 0), ("failed", 0)):
+            connection.execute(
+                sa.text(
+                    "INSERT INTO alert_deliveries (alert_id, channel, body, created_ms, next_ms, attempts, state, "
+                    "error) VALUES ('a', 'mqtt', :body, 1, :next_ms, 1, :state, '')"
+                ),
+                {"body": b"{}", "next_ms": next_ms, "state": state},
+            )
+
+    async with opened.write() as connection:
+        await connection.run_sync(before)
+    await opened.migrate()
+    async with opened.write() as connection:
+        (incident,) = await incidents.get(connection, "0123")
+        assert (incident.nodes, incident.alone) == (("b",), ())
+        assert await alerts.due_channels(connection, now_ms=9) == ["mqtt"]
+        assert len(await alerts.claim(connection, "mqtt", now_ms=9, lease_ms=1, most=9)) == 1
+    await opened.close()
 
 
 async def test_two_processes_may_migrate_at_the_same_moment(store_url: str, domain: Domain) -> None:
