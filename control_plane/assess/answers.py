@@ -10,21 +10,13 @@ from typing import Final
 
 from control_plane.assess.model import Basis, Check, Outcome
 
+LOCAL_ONLY: Final = "only processes of its own machine reach it past the sidecar"
 UNREACHED: Final = "UNREACHED"  # no answer from anything: connection refused, timed out, handshake failed
-POLICY_REFUSALS: Final = frozenset({"NO_POLICY_PERMITS", "POLICY_DENIED", "POLICY_ERROR"})
+# Policy looked at the call and said no. A policy that failed to evaluate (POLICY_ERROR) has not: it is no restriction.
+POLICY_REFUSALS: Final = frozenset({"NO_POLICY_PERMITS", "POLICY_DENIED"})
 DENIALS: Final = frozenset({"REVOKED", "NODE_QUARANTINED"})  # of a caller that a response has hit: not policy
 CALLER_REFUSALS: Final = frozenset(
     {"CALLER_UNIDENTIFIED", "CALLER_AMBIGUOUS", "CALLER_CERTIFICATE_EXPIRED", "CALLER_TOKEN_INVALID"}
-)
-PERMIT_REFUSALS: Final = frozenset(
-    {
-        "PERMIT_MISSING",
-        "PERMIT_INVALID",
-        "PERMIT_MISMATCH",
-        "PERMIT_EXPIRED",
-        "PERMIT_REPLAYED",
-        "PERMIT_UNVERIFIABLE",
-    }
 )
 ATTESTATION_REFUSALS: Final = frozenset(
     {"ATTESTATION_MISSING", "ATTESTATION_UNKNOWN", "ATTESTATION_INVALID", "ATTESTATION_EXPIRED"}
@@ -70,6 +62,11 @@ class Answer:
     def alive(self) -> bool:
         """Whether a sidecar answered, in whatever way."""
         return self.replied or bool(self.reason)
+
+    @property
+    def decided(self) -> bool:
+        """Whether policy decided the call, either way: a node that refuses everything for another reason did not."""
+        return self.replied or self.reason in POLICY_REFUSALS
 
     def __str__(self) -> str:
         """In words."""
@@ -125,8 +122,19 @@ def refused_as(
 def stranger(service: str, answer: Answer) -> Check:
     """A caller that no policy names must be refused before anything executes; at level 5 already for its permit."""
     tried = "called as a workload that no policy names"
-    right = POLICY_REFUSALS | PERMIT_REFUSALS | ATTESTATION_REFUSALS | CALLER_REFUSALS
-    return refused_as("stranger-refused", service, tried, answer, right)
+    return refused_as("stranger-refused", service, tried, answer, POLICY_REFUSALS | {"PERMIT_MISSING"})
+
+
+def stranger_with_permit(service: str, answer: Answer) -> Check | None:
+    """Where permits are asked for, a stranger whose permit is genuine must be refused by policy all the same.
+
+    Without this a mesh whose policy permits everything to everybody would pass for one that authorises: its callees
+    refuse a stranger only for the permit that is missing. None: the answer is not policy's, so it adds nothing.
+    """
+    tried = "called with a genuine permit, as a workload that no policy names"
+    if answer.replied or answer.reason in POLICY_REFUSALS:
+        return refused_as("stranger-refused", service, tried, answer, POLICY_REFUSALS)
+    return None
 
 
 def with_permit(name: str, service: str, tried: str, answer: Answer) -> Check:
@@ -163,7 +171,7 @@ def unidentified(name: str, service: str, tried: str, attempts: Sequence[Answer]
     for answer in attempts:
         if answer.replied:
             return _check(name, service, Outcome.FAILED, tried, f"{tried}: it was let through", evidence)
-        if answer.code not in {UNREACHED, "UNAVAILABLE"} and answer.reason not in CALLER_REFUSALS:
+        if answer.code != UNREACHED and answer.reason not in CALLER_REFUSALS:
             why = f"{tried}: it was answered with {answer}, so somebody without identity got as far as a decision"
             return _check(name, service, Outcome.FAILED, tried, why, evidence)
     if not control.alive:
@@ -186,8 +194,10 @@ class Decided:
     lease: str = "FRESH"
 
 
-def deterministic(service: str, decided: Sequence[Decided], repeats: int) -> Check:
-    """The same request must get the same answer from every node, every time."""
+def deterministic(
+    service: str, decided: Sequence[Decided], repeats: int, carrying: Sequence[str] = ()
+) -> Check:
+    """The same request must get the same answer from every node (`carrying`), every time."""
     name = "decisions-agree"
     nodes = sorted({one.node for one in decided})
     tried = (
@@ -217,6 +227,9 @@ def deterministic(service: str, decided: Sequence[Decided], repeats: int) -> Che
         return _check(
             name, service, Outcome.FAILED, tried, f"{first} got different answers: {shown}", evidence
         )
+    if missing := sorted(set(carrying) - {one.node for one in decided}):
+        why = f"nothing to compare from {', '.join(missing)}: no decision, or none under a lease"
+        return _check(name, service, Outcome.UNKNOWN, tried, why, evidence)
     if len(decided) < 2 or repeats < 2:
         return _check(name, service, Outcome.UNKNOWN, tried, "too few decisions to compare", evidence)
     return _check(name, service, Outcome.HELD, tried, "one answer to each request", evidence)
@@ -246,17 +259,29 @@ def explained(service: str, decided: Sequence[Decided], nodes: Sequence[str]) ->
     return _check(name, service, Outcome.HELD, tried, "each with reason, level and policy version", evidence)
 
 
-def forbidden(service: str, decided: Sequence[Decided]) -> Check:
-    """A stranger must be refused by policy, at a node that enforces it, for at least one method that policy governs."""
+def forbidden(
+    service: str, decided: Sequence[Decided], carrying: Sequence[str] = (), telling: Sequence[str] = ()
+) -> Check:
+    """A stranger must be refused by policy, at every node (`carrying`), for at least one method that policy governs.
+
+    `telling`: the methods that count. The reserved one alone does not where policy knows methods of the service: a
+    policy that permits all of those to everybody does not name it either.
+    """
     name, tried = "forbidden-refused", "asked the nodes to decide calls of a stranger"
+    if telling:
+        decided = [one for one in decided if one.request.rpartition(" ")[2] in telling]
     refusing = [one for one in decided if not one.allowed and one.reason in POLICY_REFUSALS]
     evidence = {"refused": str(len(refusing)), "asked": str(len(decided))}
     if not decided:
         return _check(name, service, Outcome.UNKNOWN, tried, "no node decided", evidence)
-    silent = {one.node for one in decided} - {one.node for one in refusing}
-    if silent:
-        why = f"{', '.join(sorted(silent))} lets a stranger call every method that was asked for"
+    permissive = {one.node for one in decided if one.allowed} - {one.node for one in refusing}
+    if permissive:
+        why = f"{', '.join(sorted(permissive))} lets a stranger call every method that was asked for"
         return _check(name, service, Outcome.FAILED, tried, why, evidence)
+    untold = ({one.node for one in decided} | set(carrying)) - {one.node for one in refusing}
+    if untold:
+        why = f"{', '.join(sorted(untold))} gave no decision by policy"
+        return _check(name, service, Outcome.UNKNOWN, tried, why, evidence)
     shown = refusing[0]
     evidence |= {
         "example": shown.request,
@@ -270,15 +295,9 @@ def stale(service: str, before: Answer, after: Answer, lease: str, how: str) -> 
     """When the lease and its grace are over, everything must be refused for that reason."""
     name, tried = "stale-refused", f"called through a probe node whose lease had ended ({how})"
     evidence = {**before.evidence("before_"), **after.evidence("after_"), "lease": lease}
-    if not before.alive:
-        return _check(
-            name,
-            service,
-            Outcome.UNKNOWN,
-            tried,
-            f"the probe node did not answer before ({before})",
-            evidence,
-        )
+    if not before.decided:
+        why = f"the probe node did not decide before ({before})"
+        return _check(name, service, Outcome.UNKNOWN, tried, why, evidence)
     if lease != "SEALED":
         return _check(
             name, service, Outcome.UNKNOWN, tried, f"the probe node's lease is {lease}, not SEALED", evidence
@@ -300,7 +319,7 @@ def cut_off(service: str, before: Answer, during: Answer, lease: str) -> Check:
         "cut a probe node off from control plane and broker, and called through it",
     )
     evidence = {**before.evidence("before_"), **during.evidence("during_"), "lease": lease}
-    if not before.alive or lease not in {"FRESH", "STALE"}:
+    if not before.decided or lease not in {"FRESH", "STALE"}:
         why = f"the probe node was not in a state to be cut off (lease {lease}, {before})"
         return _check(name, service, Outcome.UNKNOWN, tried, why, evidence)
     if (during.replied, during.reason) == (before.replied, before.reason):
@@ -309,31 +328,45 @@ def cut_off(service: str, before: Answer, during: Answer, lease: str) -> Check:
     return _check(name, service, Outcome.FAILED, tried, why, evidence)
 
 
+OTHERWISE: Final = "OTHERWISE"  # something accepts connections, and answers neither plaintext nor TLS
+
+
 @dataclass(frozen=True, slots=True)
 class Bypass:
-    """One attempt to reach a service past its sidecar. `local`: only this machine can try it that way."""
+    """One attempt to reach a service past its sidecar.
+
+    Args:
+        address: dialled.
+        local: only this machine can try it that way.
+        answer: code UNREACHED: nothing accepts a connection; OTHERWISE; UNAUTHENTICATED: the service's interceptor
+            wants its sidecar.
+    """
 
     address: str
     local: bool
-    answer: (
-        Answer  # code UNREACHED: nobody there; UNAUTHENTICATED: the service's interceptor wants its sidecar
-    )
+    answer: Answer
 
 
-def bypass(service: str, attempts: Sequence[Bypass]) -> Check:
-    """Nothing but its own machine may reach a service past its sidecar; best nothing at all."""
+def bypass(service: str, attempts: Sequence[Bypass], unknown: Sequence[str] = ()) -> Check:
+    """Nothing but its own machine may reach a service past its sidecar; best nothing at all.
+
+    `unknown`: nodes that serve it of which it is not known here where their service listens.
+    """
     name, tried = "bypass-closed", f"dialled the service past its sidecar at {len(attempts)} addresses"
     evidence = {one.address: str(one.answer)[:120] for one in attempts}
-    if not attempts:
-        return _check(
-            name, service, Outcome.UNKNOWN, tried, "where the service listens is not known here", evidence
-        )
-    open_ = [one for one in attempts if one.answer.code not in {UNREACHED, "UNAVAILABLE", "UNAUTHENTICATED"}]
+    open_ = [one for one in attempts if one.answer.code not in {UNREACHED, OTHERWISE, "UNAUTHENTICATED"}]
     remote = [one for one in open_ if not one.local]
     if remote:
         why = f"{', '.join(one.address for one in remote)} answers without a sidecar, to other machines too"
         return _check(name, service, Outcome.FAILED, tried, why, evidence)
+    if unknown or not attempts:
+        where = f" by {', '.join(unknown)}" if unknown else ""
+        why = f"where the service listens{where} is not known here"
+        return _check(name, service, Outcome.UNKNOWN, tried, why, evidence)
+    if silent := [one.address for one in attempts if one.answer.code == OTHERWISE and not one.local]:
+        why = f"{', '.join(silent)} accepts connections of other machines, and does not say what it is"
+        return _check(name, service, Outcome.UNKNOWN, tried, why, evidence)
     if open_:
-        why = "only processes of its own machine reach it past the sidecar"
-        return _check(name, service, Outcome.HELD, tried, why, evidence)
+        where = ", ".join(one.address for one in open_)
+        return _check(name, service, Outcome.HELD, tried, f"{LOCAL_ONLY} ({where})", evidence)
     return _check(name, service, Outcome.HELD, tried, "no address answered", evidence)

@@ -61,6 +61,15 @@ def compare(before: Assessment, after: Assessment) -> Comparison:
         notes.append(f"they are of different meshes: {before.target} and {after.target}")
     if before.probe != after.probe:
         notes.append(f"they were made differently: --probe {before.probe} and {after.probe}")
+    if before.version != after.version:
+        notes.append(f"they were made by different versions of egm: {before.version} and {after.version}")
+    unlike = {one.id for grade in old.values() for one in grade.results} ^ {
+        one.id for grade in new.values() for one in grade.results
+    }
+    if unlike and old and new:
+        notes.append(f"only one of them knows {', '.join(sorted(unlike))}: the levels need not mean the same")
+    if after.started_ms < before.started_ms:
+        notes.append("the second was made before the first")
     levels = {
         name: (old[name].level if name in old else None, new[name].level if name in new else None)
         for name in names

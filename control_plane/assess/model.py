@@ -7,7 +7,7 @@ and all of those below are met.
 
 import enum
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from control_plane.assess.catalogue import Catalogue, Characteristic, Scope
@@ -135,7 +135,7 @@ def grade(
         signed_level: what signed policy asks for.
         unmade: why a check that is not among them was not made.
     """
-    found = _by_id(service, checks)
+    found = {name: (together(same),) for name, same in _by_id(service, checks).items()}
     results = tuple(judge(catalogue, one, service, found, unmade) for one in catalogue.characteristics)
     return ServiceGrade(service, _level(catalogue, results), results, signed_level)
 
@@ -171,6 +171,34 @@ def judge(
         basis,
         tuple(checks),
         "; ".join(dict.fromkeys(check.answered for check in why)),
+    )
+
+
+def together(checks: Sequence[Check]) -> Check:
+    """Return one check for several looks at one control, say at each replica: no better than the worst of them."""
+    if len(checks) == 1:
+        return checks[0]
+    for outcome in (Outcome.FAILED, Outcome.UNKNOWN, Outcome.HELD):
+        worst = [one for one in checks if one.outcome is outcome]
+        if worst:
+            break
+    evidence = {name: value for one in reversed(checks) for name, value in one.evidence.items()}
+    evidence |= {name: value for one in worst for name, value in one.evidence.items()}
+    return replace(
+        worst[0],
+        basis=_weakest(checks) or worst[0].basis,
+        tried="; ".join(dict.fromkeys(one.tried for one in checks)),
+        answered="; ".join(dict.fromkeys(one.answered for one in worst)),
+        evidence=evidence,
+    )
+
+
+def at(node: str, check: Check) -> Check:
+    """Return a check that says at which replica it was made."""
+    return replace(
+        check,
+        answered=f"{node}: {check.answered}",
+        evidence={f"{node}.{name}": value for name, value in check.evidence.items()},
     )
 
 

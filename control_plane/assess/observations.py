@@ -88,6 +88,7 @@ class Facts:
     nodes: Mapping[str, NodeFacts]
     services: Mapping[str, ServiceFacts]
     published_version: int | None = None  # as the control plane says; None: it cannot be reached
+    skew_ms: int = 0  # of the control plane's clock against ours
 
 
 def observe(facts: Facts) -> list[Check]:
@@ -161,6 +162,9 @@ def _verified(facts: Facts, service: ServiceFacts) -> Check:
     if other:
         why = f"{', '.join(other)} enforces something else than the policy that verifies"
         return _observed(name, service.name, Outcome.FAILED, tried, why, evidence)
+    if silent := [node.name for node in _of(facts, service.carrying) if node.unreachable]:
+        why = f"no answer of {', '.join(silent)}"
+        return _observed(name, service.name, Outcome.UNKNOWN, tried, why, evidence)
     return _observed(
         name, service.name, Outcome.HELD, tried, f"version {policy.version} is what they enforce", evidence
     )
@@ -194,6 +198,7 @@ def _converged(facts: Facts, service: ServiceFacts) -> Check:
 
 def _levels(facts: Facts, service: ServiceFacts) -> Check:
     name, tried = "level-enforced", "compared the level that each node enforces with the signed one"
+    silent = [node.name for node in _of(facts, service.carrying) if node.unreachable]
     nodes = [node for node in _of(facts, service.carrying) if not node.unreachable]
     in_force = {node.name: (node.levels or {}).get(service.name) for node in nodes}
     evidence = {"signed": str(service.signed_level), **{node: str(level) for node, level in in_force.items()}}
@@ -207,6 +212,9 @@ def _levels(facts: Facts, service: ServiceFacts) -> Check:
     if lower:
         why = f"{', '.join(lower)} enforces less than the signed level {service.signed_level}"
         return _observed(name, service.name, Outcome.FAILED, tried, why, evidence)
+    if silent:
+        why = f"no answer of {', '.join(silent)}"
+        return _observed(name, service.name, Outcome.UNKNOWN, tried, why, evidence)
     return _observed(
         name, service.name, Outcome.HELD, tried, f"level {service.signed_level} or above everywhere", evidence
     )

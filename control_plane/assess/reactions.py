@@ -40,7 +40,6 @@ class Reactions:
 
     Args:
         asked: whether synthetic callers did what must be noticed.
-        witnesses: how many the signed policy names.
         calls: service -> what analytics count of our calls to it; None: it could not be asked.
         analytics_problem: why not.
         dashboard: services that the live dashboard shows; None: it could not be asked.
@@ -58,7 +57,6 @@ class Reactions:
     """
 
     asked: bool
-    witnesses: int = 0
     calls: Mapping[str, int] | None = None
     analytics_problem: str = ""
     dashboard: Sequence[str] | None = None
@@ -139,6 +137,9 @@ def _incident(found: Reactions, name: str, tried: str, prefix: str, what: str) -
     if found.detection_problem:
         why = f"detection does not work: {found.detection_problem[:200]}"
         return _check(name, MESH, Outcome.FAILED, tried, why)
+    if off := [rule for rule in found.rules_off if rule.startswith(prefix)]:
+        why = f"signed policy switches rules off: {', '.join(off)}"
+        return _check(name, MESH, Outcome.FAILED, tried, why)
     if not found.asked:
         return _check(name, MESH, Outcome.UNKNOWN, tried, _UNASKED)
     for one in found.incidents:
@@ -172,7 +173,11 @@ def _behaviour(found: Reactions) -> Check:
 
 
 def _response(found: Reactions, service: str) -> Check:
-    """Something must be done without an operator, and it must bite at this service: below level 2 it does not."""
+    """Something must be done without an operator, and it must bite at this service: below level 2 it does not.
+
+    That witnesses quarantine a node that contradicts itself is no answer to an incident: where signed policy says
+    `respond: false`, or nobody can carry its responses out, people respond and not the mesh.
+    """
     name, tried = "response-automated", "asked which responses are in force, and what was done"
     evidence = {"signed_responses": "; ".join(found.responses), "respond": str(found.respond).lower()}
     level = found.levels.get(service)
@@ -183,24 +188,25 @@ def _response(found: Reactions, service: str) -> Check:
     if level < _REACTIVE:
         why = f"level {level} is in force: a revocation or quarantine blocks nothing below level {_REACTIVE}"
         return _check(name, service, Outcome.FAILED, tried, why, evidence, Basis.OBSERVED)
+    acting = [one for one in found.responses if not one.endswith(": alert")]
+    if found.detection_problem:
+        why = f"responses do not work: {found.detection_problem}"
+        return _check(name, service, Outcome.FAILED, tried, why[:200], evidence, Basis.OBSERVED)
+    if not found.respond or not acting:
+        why = "signed policy responds to nothing by itself (detection.respond and responses that do more than alert)"
+        return _check(name, service, Outcome.FAILED, tried, why, evidence, Basis.OBSERVED)
     done = [
-        f"{one.id}: {action}" for one in found.incidents for action in one.actions if action.endswith(" done")
+        f"{one.id}: {action}"
+        for one in found.incidents
+        for action in one.actions
+        if action.endswith(" done") and not action.startswith("alert ")
     ]
     if done:
         evidence["done"] = "; ".join(done)[:300]
-        return _check(
-            name, MESH, Outcome.HELD, tried, "responses to its own calls were carried out", evidence
-        )
-    acting = [one for one in found.responses if not one.endswith(": alert")]
-    if found.respond and acting and not found.detection_problem:
-        why = f"{len(acting)} signed responses are in force"
-        return _check(name, service, Outcome.HELD, tried, why, evidence, Basis.OBSERVED)
-    if found.witnesses > 1:
-        evidence["witnesses"] = str(found.witnesses)
-        why = "nodes that contradict themselves are quarantined without an operator; no other response is in force"
-        return _check(name, service, Outcome.HELD, tried, why, evidence, Basis.OBSERVED)
-    why = found.detection_problem or "signed policy responds to nothing (detection.respond and responses)"
-    return _check(name, service, Outcome.FAILED, tried, why[:200], evidence, Basis.OBSERVED)
+        why = "responses to its own calls were carried out"
+        return _check(name, service, Outcome.HELD, tried, why, evidence)
+    why = f"{len(acting)} signed responses are in force"
+    return _check(name, service, Outcome.HELD, tried, why, evidence, Basis.OBSERVED)
 
 
 def _counted(found: Reactions, service: str) -> Check:

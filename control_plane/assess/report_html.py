@@ -1,12 +1,12 @@
 """An assessment as one HTML file for people: nothing is loaded from elsewhere; light, dark, and on paper."""
 
 from collections.abc import Iterable
-from html import escape
+from html import escape as escape_markup
 from typing import Final
 
 from control_plane.assess.catalogue import Catalogue
 from control_plane.assess.model import Assessment, Check, Outcome, Result, ServiceGrade, Verdict
-from control_plane.assess.report_text import moment
+from control_plane.assess.report_text import legible, moment
 from control_plane.assess.roadmap import Step, reached, roadmap
 
 _CLASS: Final = {
@@ -42,6 +42,7 @@ th{font-size:.8rem;font-weight:600;color:var(--dim)}
 .good{color:var(--good)}.bad{color:var(--bad)}.open{color:var(--open)}
 .mark{white-space:nowrap;font-weight:600}
 ol.steps{padding-left:1.4rem}ol.steps li{margin:0 0 1rem}
+ul.notes{border-left:.25rem solid var(--open);margin:0;padding:.25rem 0 .25rem 1.75rem;overflow-wrap:anywhere}
 pre{background:var(--card);border:1px solid var(--line);border-radius:.4rem;padding:.5rem .75rem;margin:.4rem 0;
 overflow-x:auto;font:.85rem/1.5 ui-monospace,Menlo,Consolas,monospace}
 details{margin:.3rem 0}summary{cursor:pointer;color:var(--accent);font-size:.875rem}
@@ -54,6 +55,11 @@ section.service td.mark{width:10.5rem}section.service td:last-child{width:6rem}
 @media print{body{font-size:11pt}main{max-width:none;padding:0}section.service{break-inside:auto;border:0;padding:0}
 tr,li{break-inside:avoid}.hero{border:1px solid #999}.noprint{display:none}}
 """
+
+
+def escape(text: str) -> str:
+    """Return text that is no markup, and has nothing invisible or reordering in it."""
+    return escape_markup(legible(text))
 
 
 def to_html(catalogue: Catalogue, assessment: Assessment) -> str:
@@ -70,6 +76,7 @@ def to_html(catalogue: Catalogue, assessment: Assessment) -> str:
         "<h1>Execution governance assessment</h1>",
         f'<p class="dim">{escape(assessment.target)}, {moment(assessment.started_ms)}</p>',
         _hero(catalogue, assessment),
+        _remarks(assessment),
         _services(catalogue, assessment),
         _steps(catalogue, assessment, steps),
         *(_service(catalogue, grade) for grade in assessment.services),
@@ -187,7 +194,10 @@ def _notes(assessment: Assessment) -> str:
         f"Run {assessment.run}, probe {assessment.probe}, policy version {assessment.policy_version}, egm "
         f"{assessment.version}; took {(assessment.ended_ms - assessment.started_ms) / 1000:.0f} s."
     )
+    return f'<h2>About this report</h2><p class="small dim">{escape(facts)}</p>'
+
+
+def _remarks(assessment: Assessment) -> str:
+    """Return what a reader must know, right below the grade."""
     notes = "".join(f"<li>{escape(note)}</li>" for note in assessment.notes)
-    return f'<h2>About this report</h2><p class="small dim">{escape(facts)}</p>' + (
-        f"<ul class='small'>{notes}</ul>" if notes else ""
-    )
+    return f'<h2>To be known</h2><ul class="notes small">{notes}</ul>' if notes else ""

@@ -1,7 +1,7 @@
 """An assessment as JSON, in the one shape that `assessment.schema.json` describes; and read back, strictly."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
 from typing import Any, Final
@@ -13,6 +13,8 @@ from trust import limits
 from trust.errors import InputError, Reason
 
 FORMAT: Final = 1
+_HIGHEST: Final = 5
+_END_OF_TIME_MS: Final = 253_402_300_800_000  # the year 10000
 SCHEMA_FILE: Final = "assessment.schema.json"
 
 
@@ -111,16 +113,16 @@ def parse(data: bytes) -> Assessment:
             raise ValueError(f"format {value['format']!r}")
         return Assessment(
             run=_text(value["run"]),
-            started_ms=int(value["started_ms"]),
-            ended_ms=int(value["ended_ms"]),
+            started_ms=_count(value["started_ms"]),
+            ended_ms=_count(value["ended_ms"]),
             target=_text(value["target"]),
             probe=_text(value["probe"]),
-            policy_version=int(value["policy_version"]),
+            policy_version=_count(value["policy_version"]),
             version=_text(value["version"]),
             services=tuple(_grade(one) for one in value["services"]),
             notes=tuple(_text(one) for one in value["notes"]),
         )
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise InputError(
             Reason.INPUT_INVALID,
             f"this is no JSON report of 'egm assess -o FILE.json' ({type(error).__name__}: {error})"[:300],
@@ -130,15 +132,36 @@ def parse(data: bytes) -> Assessment:
 def _text(value: object) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{value!r} is no text")
+    value.encode()  # half of a surrogate pair is no text: it could be neither shown nor written
+    return value
+
+
+def _count(value: object) -> int:
+    """Return a number that can also be a time in ms, before the year 10000."""
+    if type(value) is not int or not 0 <= value < _END_OF_TIME_MS:
+        raise ValueError(f"{value!r} is no number of its kind")
     return value
 
 
 def _grade(value: Mapping[str, Any]) -> ServiceGrade:
-    level, signed = int(value["level"]), value["signed_level"]
-    if not 0 <= level <= 5:
-        raise ValueError(f"level {level}")
+    level, signed = _count(value["level"]), value["signed_level"]
+    shown = _level_of(value["results"])
+    if level != shown:
+        raise ValueError(f"{value['service']!r} claims level {level}, and its results show {shown}")
     results = tuple(_result(one) for one in value["results"])
-    return ServiceGrade(_text(value["service"]), level, results, None if signed is None else int(signed))
+    return ServiceGrade(_text(value["service"]), level, results, None if signed is None else _count(signed))
+
+
+def _level_of(results: Sequence[Mapping[str, Any]]) -> int:
+    """Return the level that results show, by the levels that they name: the catalogue may be another version's."""
+    wanted: dict[int, bool] = {}
+    for one in results:
+        level = _count(one["level"])
+        wanted[level] = wanted.get(level, True) and one["verdict"] == Verdict.MET
+    reached = 0
+    while wanted.get(reached + 1) and reached < _HIGHEST:
+        reached += 1
+    return reached
 
 
 def _result(value: Mapping[str, Any]) -> Result:

@@ -30,7 +30,13 @@ def moment(milliseconds: int) -> str:
 
 def cell(text: str) -> str:
     """Return text that cannot break out of a Markdown table cell, nor become markup."""
-    return "".join(f"\\{c}" if c in "\\`*_{}[]<>|#" else " " if c in "\r\n" else c for c in text)
+    shown = legible(text.replace("\r", " ").replace("\n", " "))
+    return "".join(f"\\{c}" if c in "\\`*_{}[]<>|#" else c for c in shown)
+
+
+def legible(text: str) -> str:
+    """Return text with what is invisible, reorders, or steers a terminal written out; line feeds stay."""
+    return "".join(c if c == "\n" or c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def to_markdown(catalogue: Catalogue, assessment: Assessment) -> str:
@@ -49,11 +55,14 @@ def to_markdown(catalogue: Catalogue, assessment: Assessment) -> str:
             for one in assessment.services
         ),
         "",
+        *(
+            ["## To be known", "", *(f"- {cell(note)}" for note in assessment.notes), ""]
+            if assessment.notes
+            else ()
+        ),
         *_roadmap(catalogue, assessment),
         *(line for one in assessment.services for line in _service(catalogue, one)),
     ]
-    if assessment.notes:
-        lines += ["## Notes", "", *(f"- {cell(note)}" for note in assessment.notes), ""]
     return "\n".join(lines)
 
 

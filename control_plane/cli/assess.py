@@ -1,10 +1,12 @@
 """`egm assess`: which maturity level a mesh, or a service, really has; measured by probing, with what is missing."""
 
+import asyncio
 import enum
 import json
-from collections.abc import Sequence
+import signal
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -24,6 +26,8 @@ from trust.edge.files import write_atomic
 from trust.errors import InputError, Reason
 
 app = typer.Typer(add_completion=False, help="Measure the maturity level of a mesh or a service, by probing.")
+_STOPPING: Final = (signal.SIGINT, signal.SIGTERM)
+_SIGNALLED: Final = 128  # a shell's exit code of what a signal ended
 _OSCAL: Final = ".oscal.json"
 _KINDS: Final = (".html", ".json", ".md", _OSCAL)
 
@@ -107,9 +111,32 @@ def _inside(mesh: Path | None, service: str | None, probe: Probe) -> Assessment:
         if errors.is_terminal:
             errors.print(f"egm assess: {line}", markup=False)
 
-    assessment = run(Assessor(file, directory, probe=probe.value, only=service, say=say).run())
+    assessor = Assessor(file, directory, probe=probe.value, only=service, say=say)
+    assessment = run(_until_told(assessor.run()))
     keep(directory, assessment)
     return assessment
+
+
+async def _until_told(work: Coroutine[Any, Any, Assessment]) -> Assessment:
+    """Do the work. The first Ctrl-C or SIGTERM ends it once the probe node is removed; more of them change nothing."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    told: list[int] = []
+
+    def stop(number: int) -> None:
+        if not told and task is not None:
+            errors.print("egm assess: stopping; the probe node is being removed", markup=False)
+            task.cancel()
+        told.append(number)
+
+    for number in _STOPPING:
+        loop.add_signal_handler(number, stop, number)
+    try:
+        return await work
+    except asyncio.CancelledError:
+        raise typer.Exit(_SIGNALLED + told[0] if told else Exit.UNKNOWN) from None
+    finally:
+        for number in _STOPPING:
+            loop.remove_signal_handler(number)
 
 
 def _kind(path: Path) -> str:
@@ -170,10 +197,10 @@ def _print(catalogue: Catalogue, assessment: Assessment, written: Sequence[Path]
 
 @app.command()
 def history(mesh: MeshOption = None, as_json: JsonFlag = False) -> None:
-    """List the assessments of a mesh, oldest first."""
+    """List the assessments of a mesh, oldest first. Exit 3: some file of the history cannot be read."""
     from control_plane.assess.edge.history import history as read_history
 
-    found = read_history(find_mesh(mesh))
+    found, damaged = read_history(find_mesh(mesh))
     runs = [
         {
             "run": one.run,
@@ -197,14 +224,18 @@ def history(mesh: MeshOption = None, as_json: JsonFlag = False) -> None:
         for one in found
     ]
     emit(
-        {"runs": runs},
+        {"runs": runs, "damaged": list(damaged)},
         as_json=as_json,
         text=lambda: (
             table(("run", "when", "level", "probe", "policy", "services"), rows)
-            if rows
+            if rows or damaged
             else console.print("no assessment yet; run 'egm assess'", markup=False)
         ),
     )
+    for one in damaged:
+        errors.print(f"damaged: {one}", markup=False, soft_wrap=True)
+    if damaged:
+        raise typer.Exit(Exit.UNKNOWN)
 
 
 @app.command()

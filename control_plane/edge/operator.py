@@ -235,7 +235,8 @@ class OperatorServicer(operator_pb2_grpc.OperatorServicer):
         ]
         await self._attested.judge(records, now_ms=self._clock.now_ms())
         for record in records:
-            record.status.ClearField("credential")  # verified here; nobody needs it for that again
+            if not request.credentials:
+                record.status.ClearField("credential")  # verified here; most need it no more
         return operator_pb2.ListNodesResponse(nodes=records)
 
     async def ForgetNode(

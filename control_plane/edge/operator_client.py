@@ -146,10 +146,10 @@ class OperatorClient:
         async with answered():
             return await self._stub.CreateJoinToken(request, timeout=CALL_TIMEOUT_S)
 
-    async def nodes(self) -> Sequence[operator_pb2.NodeRecord]:
-        """List every node with what it last reported."""
+    async def nodes(self, *, credentials: bool = False) -> Sequence[operator_pb2.NodeRecord]:
+        """List every node with what it last reported; with its trust credential for who wants to verify it, too."""
         async with answered():
-            request = operator_pb2.ListNodesRequest()
+            request = operator_pb2.ListNodesRequest(credentials=credentials)
             return (await self._stub.ListNodes(request, timeout=CALL_TIMEOUT_S)).nodes
 
     async def forget_node(self, node: str) -> operator_pb2.ForgetNodeResponse:

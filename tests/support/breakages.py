@@ -122,10 +122,11 @@ class World:
         Bypass("127.0.0.1:9", True, Answer("UNIMPLEMENTED")),
         Bypass("10.0.0.1:9", False, GONE),
     )
+    unknown_upstreams: tuple[str, ...] = ()
+    telling: tuple[str, ...] = ("shop.v1.Cart/EgmProbe",)
     reactions: Reactions = field(
         default_factory=lambda: Reactions(
             asked=True,
-            witnesses=3,
             calls={SERVICE: 4},
             dashboard=(SERVICE,),
             watched=Watched(12, 12, 0, 12, 1.5),
@@ -134,6 +135,8 @@ class World:
                 Raised("i2", "EGM-T003", "egm-probe-1-noisy", "open"),
             ),
             alerts=(Raised("a1", "event:incident_opened", "egm-probe-1-noisy", "firing"),),
+            respond=True,
+            responses=("severity high: alert", "EGM-T003: throttle"),
             levels={SERVICE: 5},
             reviewed={SERVICE: {"unchanged": 12, "not-by-policy": 3}},
         )
@@ -149,14 +152,15 @@ class World:
             answers.stranger(SERVICE, self.stranger),
             answers.unidentified("unauthenticated-refused", SERVICE, "tried", self.anonymous, self.stranger),
             answers.unidentified("impostor-refused", SERVICE, "tried", (self.impostor,), self.stranger),
-            answers.deterministic(SERVICE, every, 2),
+            answers.deterministic(SERVICE, every, 2, NODES),
             answers.explained(SERVICE, every, NODES),
-            answers.forbidden(SERVICE, every),
+            answers.forbidden(SERVICE, every, NODES, self.telling),
             answers.genuine_permit(SERVICE, self.genuine, "aa"),
+            *filter(None, [answers.stranger_with_permit(SERVICE, self.genuine)]),
             *(answers.with_permit(name, SERVICE, "tried", answer) for name, answer in self.permits.items()),
             answers.cut_off(SERVICE, self.before, self.during, self.during_lease),
             answers.stale(SERVICE, self.before, self.after, self.after_lease, "moved"),
-            answers.bypass(SERVICE, self.bypass),
+            answers.bypass(SERVICE, self.bypass, self.unknown_upstreams),
         ]
         for name in BY_THE_EDGE:
             found.append(replace(held(name), outcome=self.edge.get(name, Outcome.HELD)))
@@ -198,6 +202,10 @@ def failed(*names: str) -> World:
 
 def one_decision(**changes: Any) -> World:
     return replace(GOOD, decided=(*GOOD.decided[:-1], replace(GOOD.decided[-1], **changes)))
+
+
+def _alerted() -> tuple[Raised, ...]:
+    return tuple(replace(one, actions=("alert done",)) for one in GOOD.reactions.incidents)
 
 
 def unconditional() -> World:
@@ -275,7 +283,78 @@ BREAKAGES = (
         ("EGMM-L2-06",),
         1,
     ),
-    Breakage("nothing responds", lambda: with_reactions(witnesses=0), ("EGMM-L2-06",), 1),
+    Breakage("nothing responds", lambda: with_reactions(responses=()), ("EGMM-L2-06",), 1),
+    Breakage("responses are switched off", lambda: with_reactions(respond=False), ("EGMM-L2-06",), 1),
+    Breakage(
+        "responses do no more than alert",
+        lambda: with_reactions(responses=("severity high: alert",), incidents=_alerted()),
+        ("EGMM-L2-06",),
+        1,
+    ),
+    Breakage(
+        "the responder has no key",
+        lambda: with_reactions(detection_problem="no responder_key is configured"),
+        ("EGMM-L2-06",),
+        1,
+    ),
+    Breakage(
+        "threat rules are switched off", lambda: with_reactions(rules_off=("EGM-T001",)), ("EGMM-L2-03",), 1
+    ),
+    Breakage(
+        "a node that carries it cannot be asked",
+        lambda: with_node("front", unreachable="gone"),
+        ("EGMM-L3-01", "EGMM-L3-04", "EGMM-L3-06"),
+        2,
+    ),
+    Breakage(
+        "everything but the reserved method is permitted to everybody",
+        lambda: replace(
+            GOOD,
+            decided=tuple(
+                d if "Probe/Ping" in d.request else replace(d, allowed=True, reason="ALLOWED")
+                for d in GOOD.decided
+            ),
+        ),
+        ("EGMM-L3-02", "EGMM-L3-06"),
+        2,
+    ),
+    Breakage(
+        "policies only fail to evaluate",
+        lambda: replace(GOOD, decided=tuple(replace(d, reason="POLICY_ERROR") for d in GOOD.decided)),
+        ("EGMM-L3-02",),
+        2,
+    ),
+    Breakage(
+        "one node gives no decision",
+        lambda: replace(GOOD, decided=tuple(d for d in GOOD.decided if d.node == "shop")),
+        ("EGMM-L3-02", "EGMM-L4-03"),
+        2,
+    ),
+    Breakage("a stranger with a permit is let in", lambda: replace(GOOD, genuine=LET_IN), ("EGMM-L4-01",), 3),
+    Breakage(
+        "a caller without certificate is refused for the lease alone",
+        lambda: replace(GOOD, anonymous=(Answer("UNAVAILABLE", "POLICY_STALE"), GONE)),
+        ("EGMM-L4-02",),
+        3,
+    ),
+    Breakage(
+        "the node that is cut off never decided",
+        lambda: replace(GOOD, before=refused("NODE_NOT_ATTESTED"), during=refused("NODE_NOT_ATTESTED")),
+        ("EGMM-L4-06", "EGMM-L4-07"),
+        3,
+    ),
+    Breakage(
+        "the service answers other machines in a way of its own",
+        lambda: replace(GOOD, bypass=(Bypass("10.0.0.1:9", False, Answer(answers.OTHERWISE)),)),
+        ("EGMM-L4-07", "EGMM-L5-06"),
+        3,
+    ),
+    Breakage(
+        "where one replica listens is not known",
+        lambda: replace(GOOD, unknown_upstreams=("back",)),
+        ("EGMM-L4-07", "EGMM-L5-06"),
+        3,
+    ),
     Breakage(
         "the policy does not verify",
         lambda: with_policy(problem="bad signature"),

@@ -17,7 +17,7 @@ from cryptography.x509.oid import NameOID
 
 from control_plane.assess import answers
 from control_plane.assess.answers import UNREACHED, Answer, Bypass
-from control_plane.assess.edge.calls import Identity, call, ping
+from control_plane.assess.edge.calls import Identity, call, call_anyhow, ping
 from control_plane.assess.edge.collect import Installation
 from control_plane.assess.edge.permits import Mint, Shown
 from control_plane.assess.model import Check, Outcome
@@ -27,6 +27,7 @@ from trust.edge.tls import read_ca_file
 _SOON: Final = datetime.timedelta(minutes=10)
 _RETRIES: Final = 6  # a permit minted in the first second of a callee's sidecar cannot be verified: ask again
 _PAUSE_S: Final = 0.5
+_DIAL_S: Final = 3.0
 _ELSEWHERE: Final = (("192.0.2.1", socket.AF_INET), ("2001:db8::1", socket.AF_INET6))  # RFC 5737, RFC 3849
 
 
@@ -109,6 +110,8 @@ class Attempts:
             genuine = mint.show(mint.claims(audience, request))
             passed = await self.ping(genuine.metadata, request)
         checks = [answers.genuine_permit(self.service, passed, genuine.sha256.hex())]
+        strange = answers.stranger_with_permit(self.service, passed)
+        checks += [] if strange is None else [strange]
         for name, tried, shown in self._bad(mint, audience, request, genuine):
             answer = await self.ping(() if shown is None else shown.metadata, request)
             checks.append(answers.with_permit(name, self.service, tried, answer))
@@ -158,15 +161,6 @@ class Attempts:
             ),
         )
 
-    async def bypass(self) -> Check:
-        """Dial the service past its sidecar."""
-        found: list[Bypass] = []
-        for upstream in upstreams(self._installation, self.service):
-            for address, local in reachable(upstream):
-                answer = await call(address, ping(self._run), identity=None, timeout_s=3.0)
-                found.append(Bypass(address, local, answer))
-        return answers.bypass(self.service, found)
-
 
 def impostor_of(identity: Identity) -> Identity:
     """Return a certificate with the names of `identity`, that a CA of the same name, made here, has signed."""
@@ -193,14 +187,49 @@ def impostor_of(identity: Identity) -> Identity:
     return Identity(identity.anchors, certificate.public_bytes(serialization.Encoding.PEM), pem)
 
 
-def upstreams(installation: Installation, service: str) -> list[str]:
-    """Return where sidecars on this machine find the service, as their configuration says."""
-    found = []
-    for entry in installation.mesh.nodes.values():
-        data = node_config(entry.config)
-        for one in data.get("inbound") or ():
-            if one.get("service") == service and (one.get("upstream") or {}).get("address"):
-                found.append(str(one["upstream"]["address"]))
+async def past(installation: Installation, service: str, run: str) -> Check:
+    """Dial a service past every sidecar of it."""
+    known = upstreams(installation, service)
+    tried = dict(one for upstream in known.values() if upstream for one in reachable(upstream))
+    found = await asyncio.gather(*(_dialled(address, run) for address in tried))
+    attempts = [Bypass(*one, answer) for one, answer in zip(tried.items(), found, strict=True)]
+    return answers.bypass(service, attempts, [node for node, upstream in known.items() if not upstream])
+
+
+async def _dialled(address: str, run: str) -> Answer:
+    """Call in plaintext, then with TLS; tell a port where nobody is from one that does not say what it is."""
+    answer = await call(address, ping(run), identity=None, timeout_s=_DIAL_S)
+    if answer.code != UNREACHED or not await accepts(address):
+        return answer
+    tls = Answer(UNREACHED) if address.startswith("unix:") else await call_anyhow(address, run, _DIAL_S)
+    return tls if tls.code != UNREACHED else Answer(answers.OTHERWISE, detail=answer.detail)
+
+
+async def accepts(address: str, timeout_s: float = _DIAL_S) -> bool:
+    """Whether something accepts connections at HOST:PORT or unix:///PATH."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            if address.startswith("unix:"):
+                opening = asyncio.open_unix_connection(address.removeprefix("unix:").replace("//", "", 1))
+            else:
+                opening = asyncio.open_connection(*split_address(address))
+            _, writer = await opening
+        writer.close()
+    except (OSError, TimeoutError):
+        return False
+    return True
+
+
+def upstreams(installation: Installation, service: str) -> dict[str, str]:
+    """Return node -> where its sidecar finds the service, as its configuration says; "" when that is not known here."""
+    found: dict[str, str] = {}
+    for name, entry in installation.mesh.nodes.items():
+        listeners = [
+            one for one in node_config(entry.config).get("inbound") or () if one.get("service") == service
+        ]
+        if listeners or service in entry.inbound:
+            addresses = [str((one.get("upstream") or {}).get("address") or "") for one in listeners]
+            found[name] = addresses[0] if addresses else ""
     return found
 
 
@@ -253,8 +282,3 @@ def safe_identity(operator_dir: Path) -> Identity:
         (operator_dir / "svid.pem").read_bytes(),
         (operator_dir / "svid.key.pem").read_bytes(),
     )
-
-
-def unanswered(answer: Answer) -> bool:
-    """Whether nothing was there."""
-    return answer.code == UNREACHED

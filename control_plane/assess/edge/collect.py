@@ -12,6 +12,7 @@ import cedarpy
 from cedarpy import pst
 from cryptography.exceptions import UnsupportedAlgorithm
 
+from control_plane.assess.edge.probe_node import NAME_PREFIX
 from control_plane.assess.observations import Facts, NodeFacts, PolicyFacts, ServiceFacts
 from control_plane.edge import operator_client
 from control_plane.edge.mesh_file import MeshFile
@@ -30,6 +31,9 @@ _CONTROLS: Final = frozenset({"rate", "budget", _APPROVAL})
 _STATUS_TIMEOUT_S: Final = 6.0
 _REPORTS_S: Final = 10.0  # more than a report period: what a node reports may be a little old
 _POLL_S: Final = 0.5
+_GONE_AFTER_MS: Final = (
+    60_000  # a node that the control plane has not heard of for so long is no part of the mesh
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +77,15 @@ async def collect(
         client: of the control plane.
         only: one service alone.
     """
-    now_ms = SystemClock().now_ms()
+    own_ms = now_ms = SystemClock().now_ms()
     problem, in_force, engine = "the control plane does not answer", None, None
     records: dict[str, operator_pb2.NodeRecord] = {}
     published: int | None = None
     with contextlib.suppress(MeshError):  # the caller learns it from `published_version`
         status = await client.status()
-        records = {one.node: one for one in await client.nodes()}
+        records = {one.node: one for one in await client.nodes(credentials=True)}
         now_ms, published = status.now_ms, status.role_versions.get(BASE_ROLE, 0)
+    skew_ms = now_ms - own_ms
     if published is not None:
         problem, in_force, engine = await _published(mesh, directory, client)
         if engine is not None and engine.mesh.roster() is not None:
@@ -90,10 +95,27 @@ async def collect(
         node.name: _joined(node, status_of, records.get(node.name), now_ms, engine)
         for node, status_of in asked
     }
+    strangers = {one.node: one for one in records.values() if _unlisted(one, mesh, now_ms)}
+    nodes |= {name: NodeFacts(name, unreachable=_UNLISTED) for name in strangers}
+    reach = _Reach(mesh, nodes, {name: tuple(one.status.levels) for name, one in strangers.items()})
     policies = [] if engine is None else await asyncio.to_thread(said, engine)
     policy = _policy(in_force, engine, policies, problem)
-    services = {name: _service(mesh, engine, policies, nodes, name) for name in _names(mesh, engine, only)}
-    return Installation(mesh, Facts(now_ms, policy, nodes, services, published), in_force, engine)
+    services = {name: _service(reach, engine, policies, name) for name in _names(mesh, engine, only)}
+    facts = Facts(now_ms, policy, nodes, services, published, skew_ms)
+    return Installation(mesh, facts, in_force, engine)
+
+
+_UNLISTED: Final = "it is registered at the control plane, but mesh.json does not say where it is"
+
+
+def _unlisted(record: operator_pb2.NodeRecord, mesh: MeshFile, now_ms: int) -> bool:
+    """Whether a node is at work that mesh.json does not list: nobody would ask it, and nobody would miss it.
+
+    Probe nodes, of this assessment or of another, are left out: they serve nothing.
+    """
+    if record.node in mesh.nodes or record.node.startswith(NAME_PREFIX):
+        return False
+    return now_ms - record.last_seen_ms < _GONE_AFTER_MS
 
 
 async def _vouched_for(
@@ -103,11 +125,9 @@ async def _vouched_for(
     deadline = asyncio.get_running_loop().time() + _REPORTS_S
     while True:
         now_ms = (await client.status()).now_ms
-        records = {one.node: one for one in await client.nodes()}
+        records = {one.node: one for one in await client.nodes(credentials=True)}
         known = [records[name] for name in mesh.nodes if name in records]
-        settled = len(known) == len(mesh.nodes) and all(
-            _vouched(one, engine, now_ms)[0] > now_ms for one in known
-        )
+        settled = len(known) == len(mesh.nodes) and all(_vouched(one, engine, now_ms)[0] > 0 for one in known)
         if settled or asyncio.get_running_loop().time() > deadline:
             return now_ms, records
         await asyncio.sleep(_POLL_S)
@@ -185,10 +205,14 @@ def _joined(
 def _vouched(
     record: operator_pb2.NodeRecord, engine: Engine | None, now_ms: int
 ) -> tuple[int, tuple[str, ...]]:
-    """Return until when a quorum vouches for a node, and who: verified here where the credential is shown."""
+    """Return until when a quorum vouches for a node, and who: verified here, or not at all.
+
+    What the control plane says that it has verified is its word; and so is the time that it says it is.
+    """
     roster = None if engine is None else engine.mesh.roster()
     if roster is None or not record.status.credential:
-        return record.attested_until_ms, tuple(record.attested_by)
+        return 0, ()
+    now_ms = max(now_ms, SystemClock().now_ms())
     try:
         credential = open_credential(record.status.credential, roster)
         if credential.node.name != record.node:
@@ -242,19 +266,30 @@ def _names(mesh: MeshFile, engine: Engine | None, only: str | None) -> list[str]
     return sorted(served | signed)
 
 
-def _service(
-    mesh: MeshFile,
-    engine: Engine | None,
-    policies: Sequence[Said],
-    nodes: Mapping[str, NodeFacts],
-    name: str,
-) -> ServiceFacts:
-    serving = [node for node, entry in mesh.nodes.items() if name in entry.inbound]
-    carrying = [node.name for node in nodes.values() if name in (node.levels or {})]
+@dataclass(frozen=True, slots=True)
+class _Reach:
+    """Who serves or carries what: as mesh.json says, as nodes say, and as unlisted nodes say (node -> services)."""
+
+    mesh: MeshFile
+    nodes: Mapping[str, NodeFacts]
+    unlisted: Mapping[str, Sequence[str]]
+
+    def serving(self, service: str) -> list[str]:
+        return [node for node, entry in self.mesh.nodes.items() if service in entry.inbound]
+
+    def carrying(self, service: str) -> list[str]:
+        """Return the nodes that carry calls to it; one that does not answer is believed to, if anything says so."""
+        said = {node.name for node in self.nodes.values() if service in (node.levels or {})}
+        written = {one.node for one in self.mesh.workloads.values() if service in one.outbound and one.node}
+        unlisted = {node for node, services in self.unlisted.items() if service in services}
+        return sorted({*self.serving(service), *said, *written, *unlisted})
+
+
+def _service(reach: _Reach, engine: Engine | None, policies: Sequence[Said], name: str) -> ServiceFacts:
     return ServiceFacts(
         name,
-        serving=tuple(serving),
-        carrying=tuple(sorted({*serving, *carrying})),
+        serving=tuple(reach.serving(name)),
+        carrying=tuple(reach.carrying(name)),
         signed_level=None if engine is None else engine.mesh.level_of(name),
         conditions=None if engine is None else dict(islice(_conditions(policies, name), _MOST_CONDITIONS)),
     )

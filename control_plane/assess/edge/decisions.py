@@ -15,21 +15,33 @@ from egm.v1 import node_pb2
 from trust.errors import MeshError
 
 REPEATS: Final = 5
-MAX_METHODS: Final = 6
+MAX_METHODS: Final = 9
+_MAX_NAMED: Final = 3
 MAX_CALLERS: Final = 3
 _UNKNOWN_METHOD: Final = "EgmProbe"  # no service has it; a policy that permits it permits everything
 
 
 def methods(installation: Installation, service: str) -> list[str]:
-    """Return methods to ask about: the reserved one, some that policy describes, and one that nobody has."""
-    found = [METHOD]
+    """Return methods to ask about: the reserved one, some that policy describes, and ones that nobody has."""
+    named, described = _known(installation, service)
+    return list(dict.fromkeys([METHOD, *named[:_MAX_NAMED], *described]))[:MAX_METHODS]
+
+
+def telling(installation: Installation, service: str) -> list[str]:
+    """Return those of them that show whether policy restricts what the service does; the reserved one as a last way."""
+    named, described = _known(installation, service)
+    asked = set(methods(installation, service))
+    return [one for one in described if one in asked] or [one for one in named if one in asked] or [METHOD]
+
+
+def _known(installation: Installation, service: str) -> tuple[list[str], list[str]]:
+    """Return a method that nobody has, for each gRPC service that policy names; and the methods that it describes."""
     engine = installation.engine
-    if engine is not None:
-        described = sorted(engine.methods_of(service).methods())
-        settings = engine.mesh.services.get(service)
-        named = () if settings is None else settings.grpc_services
-        found += [f"{one}/{_UNKNOWN_METHOD}" for one in named] + described
-    return list(dict.fromkeys(found))[:MAX_METHODS]
+    if engine is None:
+        return [], []
+    settings = engine.mesh.services.get(service)
+    named = () if settings is None else settings.grpc_services
+    return [f"{one}/{_UNKNOWN_METHOD}" for one in named], sorted(engine.methods_of(service).methods())
 
 
 async def decisions(
@@ -84,7 +96,7 @@ def judged(
     """Return the checks that the decisions carry."""
     nodes = installation.facts.services[service].carrying
     return [
-        answers.deterministic(service, every, REPEATS),
+        answers.deterministic(service, every, REPEATS, nodes),
         answers.explained(service, every, nodes),
-        answers.forbidden(service, strange),
+        answers.forbidden(service, strange, nodes, telling(installation, service)),
     ]

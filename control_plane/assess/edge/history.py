@@ -34,15 +34,18 @@ def keep(directory: Path, assessment: Assessment) -> Path:
     return path
 
 
-def history(directory: Path) -> Sequence[Assessment]:
-    """Return the assessments of the mesh in `directory`, oldest first.
+def history(directory: Path) -> tuple[Sequence[Assessment], Sequence[str]]:
+    """Return the assessments of the mesh in `directory`, oldest first; and what is wrong with files that are none.
 
-    Raises:
-        InputError: INPUT_INVALID, naming a file that is no report.
+    One damaged file must not hide the others, nor go unnoticed.
     """
-    return [
-        read(path) for path in sorted((directory / FOLDER).glob("*.json"))[-limits.MAX_ASSESSMENTS_SHOWN :]
-    ]
+    found, damaged = [], []
+    for path in sorted((directory / FOLDER).glob("*.json"))[-limits.MAX_ASSESSMENTS_SHOWN :]:
+        try:
+            found.append(read(path))
+        except InputError as error:
+            damaged.append(error.detail)
+    return found, damaged
 
 
 def read(path: Path) -> Assessment:
@@ -58,6 +61,8 @@ def read(path: Path) -> Assessment:
         raise InputError(
             Reason.NOT_FOUND, f"{path} does not exist; 'egm assess history' lists the runs of a mesh"
         ) from None
+    except OSError as error:
+        raise InputError(Reason.INPUT_INVALID, f"{path} cannot be read: {error.strerror}") from None
     except InputError as error:
         raise InputError(error.reason, f"{path}: {error.detail}") from None
 

@@ -7,6 +7,7 @@ on the way; the control plane is the running one.
 import asyncio
 import copy
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
@@ -201,6 +202,16 @@ async def unsigned(installation: Installation, release: Release, client: Operato
         if proposal_id:
             await asyncio.shield(_withdraw(client, proposal_id))
     return _check(name, Outcome.FAILED, tried, f"{tried}: it was published", proposal=proposal_id)
+
+
+def patient(stop: threading.Event) -> Callable[[float], None]:
+    """Return a sleep that ends, with InterruptedError, when `stop` is set: a thread cannot be cancelled otherwise."""
+
+    def wait(seconds: float) -> None:
+        if stop.wait(seconds):
+            raise InterruptedError("the assessment was stopped")
+
+    return wait
 
 
 async def _withdraw(client: OperatorClient, proposal_id: str) -> None:

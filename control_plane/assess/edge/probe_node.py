@@ -253,11 +253,16 @@ class ProbeNode:
                 await client.forget_node(self.name)
 
 
-def services_of(mesh: MeshFile, wanted: Sequence[str]) -> dict[str, str]:
-    """Return service -> address of an inbound listener, for those that have one."""
-    found: dict[str, str] = {}
-    for entry in mesh.nodes.values():
+def listeners_of(mesh: MeshFile, wanted: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Return service -> node -> address of its inbound listener, for those that have one. Every replica counts."""
+    found: dict[str, dict[str, str]] = {}
+    for node, entry in sorted(mesh.nodes.items()):
         for service, address in entry.inbound.items():
             if service in wanted:
-                found.setdefault(service, address)
+                found.setdefault(service, {})[node] = address
     return found
+
+
+def services_of(mesh: MeshFile, wanted: Sequence[str]) -> dict[str, str]:
+    """Return service -> address of one inbound listener, for those that have one."""
+    return {service: next(iter(nodes.values())) for service, nodes in listeners_of(mesh, wanted).items()}

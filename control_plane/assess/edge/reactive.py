@@ -48,6 +48,7 @@ async def checks(
     callers: Sequence[str],
     run: str,
     since_ms: int,
+    recorded: Sequence[str],
 ) -> list[Check]:
     """Return the checks of levels 1 and 2.
 
@@ -59,6 +60,7 @@ async def checks(
         callers: SPIFFE IDs of everybody who called for us.
         run: of the assessment.
         since_ms: when it began.
+        recorded: services of which records have reached the index; what is made of records is waited for there alone.
     """
     services = list(installation.facts.services)
     engine = installation.engine
@@ -66,14 +68,14 @@ async def checks(
     mesh = installation.mesh
     async with analytics(mesh, directory) as sums, incidents(mesh, directory) as desk:
         (calls, dashboard, watched, problem), (raised, detecting) = await asyncio.gather(
-            _counted(sums, callers, services, node, since_ms), _incidents(desk, node, since_ms)
+            _counted(sums, callers, recorded, node, since_ms),
+            _incidents(desk, node, since_ms, PATIENCE_S if recorded else 0.0),
         )
         alerts, rules, alert_problems = await _alerts(sums, node, raised)
         reviewed = await _reviewed(client, engine, callers, services, since_ms)
         await _resolve(desk, raised, run)
     found = Reactions(
         asked=node is not None,
-        witnesses=len(installation.facts.policy.witnesses),
         calls=calls,
         analytics_problem=problem,
         dashboard=dashboard,
@@ -113,12 +115,12 @@ async def _counted(
     node: ProbeNode | None,
     since_ms: int,
 ) -> tuple[Mapping[str, int] | None, Sequence[str] | None, Watched | None, str]:
-    """Wait until analytics count calls of ours to every service; also read the dashboard."""
+    """Wait until analytics count calls of ours to these services; also read the dashboard."""
     request = analytics_pb2.AnalyticsRequest(since_ms=since_ms - _MINUTE_MS, by="edge", limit=_MOST)
     calls: dict[str, int] = {}
     watched: Watched | None = None
     try:
-        for _ in range(int(PATIENCE_S / POLL_S)):
+        for _ in range(int(PATIENCE_S / POLL_S) if services else 1):
             groups = [one for one in (await client.query(request)).groups if one.caller in callers]
             calls = {}
             for one in groups:
@@ -155,14 +157,14 @@ def _watched(groups: Sequence[analytics_pb2.AnalyticsGroup], caller: str) -> Wat
 
 
 async def _incidents(
-    client: IncidentsClient, node: ProbeNode | None, since_ms: int
+    client: IncidentsClient, node: ProbeNode | None, since_ms: int, patience_s: float
 ) -> tuple[list[Raised], str]:
     """Wait for the incidents about our callers; return them, and why detection does not work."""
     request = incidents_pb2.ListIncidentsRequest(limit=100, since_ms=since_ms)
     found: list[Raised] = []
     try:
         answer = await client.page(request)
-        for _ in range(int(PATIENCE_S / POLL_S) if node is not None else 0):
+        for _ in range(max(1, int(patience_s / POLL_S)) if node is not None else 0):
             found = [
                 await _raised(client, one)
                 for one in answer.incidents

@@ -63,29 +63,31 @@ async def recorded(
     serving: Sequence[str],
     since_ms: int,
     *,
-    permits: bool,
+    shown: Sequence[Shown],
+    patience_s: float = ARRIVAL_S,
 ) -> tuple[list[Check], list[Traced]]:
     """Wait until the service's own sidecar's records of calls have reached the index; judge what they say.
 
-    `permits`: some came with a permit that was accepted, so such a record is waited for, too.
+    `shown`: the permits that were accepted, so a record of one of those is waited for, too.
     """
+    ours = {one.sha256: one.claims.execution_id for one in shown}
     tried = "called the reserved method and looked for its record in the central index"
     found: list[Traced] = []
     problem = ""
-    for _ in range(int(ARRIVAL_S / POLL_S)):
+    for _ in range(max(1, int(patience_s / POLL_S))):
         try:
             found = [one for one in await traces(client, caller, service, since_ms) if one.node in serving]
             problem = ""
         except MeshError as error:
             problem = f"the index does not answer: {error.detail[:200]}"
-        if found and (not permits or any(one.intent.permit_sha256 for one in found)):
+        if found and (not ours or any(one.intent.permit_sha256 in ours for one in found)):
             break
         await asyncio.sleep(POLL_S)
     names = ("probe-recorded", "outcome-recorded", "caller-attributed")
     if problem:
         return [_probed(name, service, Outcome.UNKNOWN, tried, problem) for name in names], []
     if not found:
-        why = f"no record of its sidecar reached the index within {ARRIVAL_S:.0f} s"
+        why = f"no record of its sidecar reached the index within {patience_s:.0f} s"
         return [_probed(name, service, Outcome.FAILED, tried, why) for name in names], []
     newest = found[0]
     where = {
@@ -97,7 +99,7 @@ async def recorded(
     return [
         _probed("probe-recorded", service, Outcome.HELD, tried, "it is there", where),
         _complete(service, newest, where),
-        _attributed(service, found),
+        _attributed(service, found, ours),
     ], found
 
 
@@ -116,10 +118,17 @@ def _complete(service: str, traced: Traced, where: Mapping[str, str]) -> Check:
     return _probed("outcome-recorded", service, outcome, tried, answered, {**where, **said})
 
 
-def _attributed(service: str, found: Sequence[Traced]) -> Check:
-    """A record must name the caller as its certificate proved it, and the permit that it came with."""
+def _attributed(service: str, found: Sequence[Traced], ours: Mapping[bytes, bytes]) -> Check:
+    """A record must name the caller as its certificate proved it, and the permit that it came with.
+
+    `ours`: digest of a permit that we showed -> its execution; a digest that nobody showed attributes nothing.
+    """
     name, tried = "caller-attributed", "read from the records who called, and by which permit"
-    with_permit = [one.intent for one in found if one.intent.permit_sha256 and one.intent.authn == "mtls"]
+    with_permit = [
+        one.intent
+        for one in found
+        if one.intent.authn == "mtls" and ours.get(one.intent.permit_sha256) == one.intent.execution_id
+    ]
     if with_permit:
         one = with_permit[0]
         evidence = {

@@ -5,24 +5,27 @@ proposal that was refused and withdrawn, a node that was forgotten), and what de
 """
 
 import asyncio
+import contextlib
 import importlib.metadata
 import secrets
 import tempfile
-import time
+import threading
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Final
 
+from control_plane.assess.answers import LOCAL_ONLY
 from control_plane.assess.catalogue import load_catalogue
 from control_plane.assess.edge import decisions, outage, policies, reactive, records
-from control_plane.assess.edge.attempts import Attempts, safe_identity
+from control_plane.assess.edge.attempts import Attempts, past, safe_identity
 from control_plane.assess.edge.calls import Identity
 from control_plane.assess.edge.collect import Installation, collect
 from control_plane.assess.edge.permits import Mint, Shown
-from control_plane.assess.edge.probe_node import NAME_PREFIX, ProbeNode, Started, services_of
+from control_plane.assess.edge.probe_node import NAME_PREFIX, ProbeNode, Started, listeners_of, services_of
+from control_plane.assess.edge.shared import Shared, Stopped, counters
 from control_plane.assess.edge.trust import credential
-from control_plane.assess.model import Assessment, Basis, Check, Outcome, grade
+from control_plane.assess.model import Assessment, Check, at, grade
 from control_plane.assess.observations import CRYPTOGRAPHIC, observe
 from control_plane.edge import operator_client
 from control_plane.edge.mesh_file import MeshFile
@@ -34,6 +37,11 @@ from trust.errors import InputError, MeshError, Reason, StateError
 FULL: Final = "full"
 SAFE: Final = "safe"
 AT_ONCE: Final = 8  # services that are tried at the same time
+_BRIEFLY_S: Final = 2.0  # for records of a node that says it writes none
+_SKEW_MS: Final = 5_000
+_ABANDONED_MS: Final = (
+    10 * 60_000
+)  # longer than any run: of a probe node that nobody has heard of for so long
 _PROBE_NODE: Final = "no probe node in a safe assessment; run egm assess --probe full"
 
 Say = Callable[[str], None]
@@ -68,6 +76,8 @@ class Assessor:
         self._clock = SystemClock()
         self._checks: list[Check] = []
         self._notes: list[str] = []
+        self._recorded: set[str] = set()  # services of which a record has reached the index
+        self._stop = threading.Event()
 
     async def run(self) -> Assessment:
         """Return the assessment.
@@ -83,14 +93,13 @@ class Assessor:
             installation = await collect(self._mesh, self._directory, client, self._only)
             self._check_services(installation)
             self._checks += observe(installation.facts)
-            policy = asyncio.create_task(self._policy(installation, client))
+            policy = await stack.enter_async_context(Stopped(self._policy(installation, client), self._stop))
+            await self._sweep(client)
             node = await self._probe_node(stack, installation)
-            try:
-                if node is not None:
-                    await reactive.disturb(node, self.run_id)
-                await self._services(installation, client, node, started_ms)
-            finally:
-                self._checks += await policy
+            if node is not None:
+                await reactive.disturb(node, self.run_id)
+            await self._services(installation, client, node, started_ms)
+            self._checks += await policy
             if node is not None:
                 self._say("letting the lease of the probe node run out")
                 await self._guarded("outage", self._outage(installation, node))
@@ -106,8 +115,10 @@ class Assessor:
                     callers=callers,
                     run=self.run_id,
                     since_ms=started_ms,
+                    recorded=sorted(self._recorded),
                 ),
             )
+        self._remarks(installation)
         return self._assessment(installation, started_ms)
 
     def _check_services(self, installation: Installation) -> None:
@@ -130,10 +141,13 @@ class Assessor:
                 "not behind the mesh is graded with --target HOST:PORT",
             )
 
-    async def _guarded(self, what: str, work: Awaitable[Sequence[Check]]) -> None:
+    async def _guarded(
+        self, what: str, work: Awaitable[Sequence[Check]], into: list[Check] | None = None
+    ) -> None:
         """Keep the checks; what could not be tried stays unknown, and why is a note of the report."""
+        kept = self._checks if into is None else into
         try:
-            self._checks += await work
+            kept += await work
         except MeshError as error:
             self._notes.append(f"{what}: {error.reason}: {error.detail[:300]}")
         except (OSError, ValueError) as error:
@@ -150,7 +164,9 @@ class Assessor:
         root = await asyncio.to_thread(Path(self._mesh.root).read_bytes)
         source = policies.source_of(self._mesh, self._directory)
         try:
-            found += await asyncio.to_thread(policies.client_checks, root, source, time.sleep)
+            found += await asyncio.to_thread(
+                policies.client_checks, root, source, policies.patient(self._stop)
+            )
         except MeshError as error:
             self._notes.append(f"policy client: {error.reason}: {error.detail[:200]}")
         finally:
@@ -194,57 +210,76 @@ class Assessor:
     async def _services(
         self, installation: Installation, client: OperatorClient, node: ProbeNode | None, since_ms: int
     ) -> None:
-        addresses = services_of(self._mesh, list(installation.facts.services))
+        listeners = listeners_of(self._mesh, list(installation.facts.services))
         turns = asyncio.Semaphore(AT_ONCE)
         mint = None if node is None else await self._mint(installation, node)
-
-        async def one(service: str, address: str) -> None:
-            async with turns:
-                self._say(f"trying the sidecar of {service}")
-                await self._service(installation, client, node, mint, service, address, since_ms)
-
-        await asyncio.gather(*(one(service, address) for service, address in sorted(addresses.items())))
-
-    async def _service(  # noqa: PLR0917 (what it is about)
-        self,
-        installation: Installation,
-        client: OperatorClient,
-        node: ProbeNode | None,
-        mint: Mint | None,
-        service: str,
-        address: str,
-        since_ms: int,
-    ) -> None:
         identity, caller = await self._stranger(node)
         calm = identity if node is None else await asyncio.to_thread(node.identity, node.calm)
-        attempts = Attempts(installation, service, address, run=self.run_id, identity=identity, calm=calm)
-        serving = installation.facts.services[service].serving
-        before = await self._counted(serving)
-        await self._guarded(f"identities at {service}", attempts.identities())
-        await self._guarded(f"direct calls to {service}", self._one(attempts.bypass()))
-        await self._guarded(f"decisions about {service}", self._decisions(installation, service))
+        shared = Shared(installation, client, node, mint, identity, calm, caller, since_ms)
+
+        async def one(service: str, member: str, address: str) -> None:
+            async with turns:
+                self._say(f"trying the sidecar of {service} on {member}")
+                found = await self._listener(shared, service, member, address)
+                several = len(listeners[service]) > 1
+                self._checks += [at(member, check) for check in found] if several else found
+
+        async def whole(service: str) -> None:
+            await self._guarded(
+                f"direct calls to {service}", self._one(past(installation, service, self.run_id))
+            )
+            await self._guarded(f"decisions about {service}", self._decisions(installation, service))
+            serving = installation.facts.services[service].serving
+            ledgers = asyncio.to_thread(records.ledgers, installation, service, serving)
+            await self._guarded(f"ledgers of {service}", ledgers)
+
+        # ledgers are read last: by then they hold records of ours
+        every = [(service, *one) for service, nodes in sorted(listeners.items()) for one in nodes.items()]
+        await asyncio.gather(*(one(*listener) for listener in every))
+        await asyncio.gather(*(whole(service) for service in sorted(listeners)))
+
+    async def _listener(self, shared: Shared, service: str, member: str, address: str) -> list[Check]:
+        """Try one sidecar of a service: what one replica does says nothing of the others."""
+        installation, node = shared.installation, shared.node
+        attempts = Attempts(
+            installation, service, address, run=self.run_id, identity=shared.identity, calm=shared.calm
+        )
+        found: list[Check] = []
+        before = await self._counted(member)
+        where = f"{service} on {member}"
+        await self._guarded(f"identities at {where}", attempts.identities(), found)
         shown: list[Shown] = []
-        endorsements: Path | None = None
         if node is not None:
             try:
-                if mint is None:
+                if shared.mint is None:
                     raise StateError(Reason.PERMIT_UNVERIFIABLE, "the probe node cannot mint permits")
-                endorsements = mint.endorsements
-                checks, shown = await attempts.permits(mint)
-                self._checks += checks
+                checks, shown = await attempts.permits(shared.mint)
+                found += checks
             except (MeshError, OSError) as error:
-                self._notes.append(f"permits at {service}: {error}"[:300])
-        self._checks.append(counters(service, before, await self._counted(serving)))
-        found, _ = await records.recorded(client, caller, service, serving, since_ms, permits=bool(shown))
-        self._checks += found
+                self._notes.append(f"permits at {where}: {error}"[:300])
+        found.append(counters(service, before, await self._counted(member)))
+        untrusted = (installation.facts.nodes[member].levels or {}).get(service) == 0  # it writes nothing
+        checks, traced = await records.recorded(
+            shared.client,
+            shared.caller,
+            service,
+            (member,),
+            shared.since_ms,
+            shown=shown,
+            patience_s=_BRIEFLY_S if untrusted else records.ARRIVAL_S,
+        )
+        found += checks
+        if traced:
+            self._recorded.add(service)
         if node is not None:
-            await self._guarded(f"lineage of {service}", self._one(records.lineage(client, service, shown)))
+            lineage = records.lineage(shared.client, service, shown)
+            await self._guarded(f"lineage of {where}", self._one(lineage), found)
+            endorsements = None if shared.mint is None else shared.mint.endorsements
             proof = records.evidence(
-                installation, self._directory, service, serving, shown, endorsements=endorsements
+                installation, self._directory, service, (member,), shown, endorsements=endorsements
             )
-            await self._guarded(f"evidence of {service}", self._one(proof))
-        ledgers = asyncio.to_thread(records.ledgers, installation, service, serving)
-        await self._guarded(f"ledgers of {service}", ledgers)
+            await self._guarded(f"evidence of {where}", self._one(proof), found)
+        return found
 
     async def _stranger(self, node: ProbeNode | None) -> tuple[Identity, str]:
         if node is not None:
@@ -280,16 +315,41 @@ class Assessor:
         every, strange = await decisions.decisions(installation, self._directory, service, stranger)
         return decisions.judged(installation, service, every, strange)
 
-    async def _counted(self, serving: Sequence[str]) -> int | None:
-        """Return how many decisions the serving nodes have counted; None when one does not answer."""
-        total = 0
-        for name in serving:
-            try:
-                async with operator_client.node(self._mesh, self._directory, name) as client:
-                    total += sum((await client.status()).decisions.values())
-            except MeshError:
-                return None
-        return total
+    async def _counted(self, member: str) -> int | None:
+        """Return how many decisions a node has counted; None when it does not answer."""
+        try:
+            async with operator_client.node(self._mesh, self._directory, member) as client:
+                return sum((await client.status()).decisions.values())
+        except MeshError:
+            return None
+
+    async def _sweep(self, client: OperatorClient) -> None:
+        """Forget probe nodes of assessments that were killed: they are no members, and nobody else removes them."""
+        if self._probe != FULL:
+            return
+        with contextlib.suppress(MeshError):  # the probe node of this run does not depend on it
+            now_ms = (await client.status()).now_ms
+            for one in await client.nodes():
+                if one.node.startswith(NAME_PREFIX) and now_ms - one.last_seen_ms > _ABANDONED_MS:
+                    await client.forget_node(one.node)
+
+    def _remarks(self, installation: Installation) -> None:
+        """Note what a reader of the grade must know, whatever the grade is."""
+        facts = installation.facts
+        for check in self._checks:
+            if check.id == "bypass-closed" and check.answered.startswith(LOCAL_ONLY):
+                self._notes.append(
+                    f"{check.subject}: {check.answered}; whoever runs a process there executes without governance. Use "
+                    "a Unix socket, or the interceptor's hand-over, where that matters"
+                )
+        if abs(facts.skew_ms) > _SKEW_MS:
+            self._notes.append(
+                f"the control plane's clock is {facts.skew_ms / 1000:+.0f} s off this machine's: permits of the probe "
+                "node may be refused for their time, and what is called fresh here may not be; set the clocks"
+            )
+        for name, node in sorted(facts.nodes.items()):
+            if node.unreachable and name not in self._mesh.nodes:
+                self._notes.append(f"{name}: {node.unreachable}; add it there, or 'egm node forget {name}'")
 
     def _assessment(self, installation: Installation, started_ms: int) -> Assessment:
         facts, catalogue = installation.facts, load_catalogue()
@@ -308,17 +368,6 @@ class Assessor:
             services=grades,
             notes=tuple(self._notes),
         )
-
-
-def counters(service: str, before: int | None, after: int | None) -> Check:
-    """Judge the counters of decisions around our calls."""
-    name, tried = "counters-moving", "read the node's counters of decisions before and after its own calls"
-    if before is None or after is None:
-        return Check(name, service, Outcome.UNKNOWN, Basis.PROBED, tried, "a node does not show its counters")
-    evidence = {"before": str(before), "after": str(after)}
-    if after > before:
-        return Check(name, service, Outcome.HELD, Basis.PROBED, tried, "they counted the calls", evidence)
-    return Check(name, service, Outcome.FAILED, Basis.PROBED, tried, "they did not move", evidence)
 
 
 __all__ = ["CRYPTOGRAPHIC", "FULL", "SAFE", "Assessor", "counters"]

@@ -479,12 +479,17 @@ Global___CreateJoinTokenResponse: _TypeAlias = CreateJoinTokenResponse  # noqa: 
 class ListNodesRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    CREDENTIALS_FIELD_NUMBER: _builtins.int
+    credentials: _builtins.bool
+    """return status.credential too, for whoever verifies it again; else it is left out"""
     def __init__(
         self,
+        *,
+        credentials: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credentials", b"credentials"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

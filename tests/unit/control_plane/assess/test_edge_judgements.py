@@ -232,7 +232,7 @@ def test_history_only_grows_and_finds_runs_by_their_beginning(tmp_path: Path) ->
     path = keep(tmp_path, first)
     keep(tmp_path, second)
 
-    assert list(history(tmp_path)) == [first, second]
+    assert history(tmp_path) == ([first, second], [])
     assert path.stat().st_mode & 0o222 == 0
     with pytest.raises(FileExistsError):
         keep(tmp_path, first)
@@ -242,5 +242,40 @@ def test_history_only_grows_and_finds_runs_by_their_beginning(tmp_path: Path) ->
         with pytest.raises(InputError):
             named(tmp_path, name)
     (tmp_path / "assessments" / "1-bad.json").write_text("{}")
-    with pytest.raises(InputError, match=r"1-bad\.json"):
-        history(tmp_path)
+    (tmp_path / "assessments" / "2-bad.json").mkdir()
+    found, damaged = history(tmp_path)
+
+    assert found == [first, second], "one damaged file must not hide the others"
+    assert ["1-bad.json" in damaged[0], "2-bad.json" in damaged[1]] == [True, True]
+
+
+def _record(**changes: Any) -> Any:
+    intent = SimpleNamespace(
+        **{
+            "permit_sha256": b"p" * 32,
+            "authn": "mtls",
+            "execution_id": b"e" * 16,
+            "caller": "spiffe://mesh.local/workload/egm-probe-1",
+            **changes,
+        }
+    )
+    return SimpleNamespace(intent=intent)
+
+
+@pytest.mark.parametrize(
+    ("changes", "outcome"),
+    [
+        ({}, Outcome.HELD),
+        ({"permit_sha256": b"x" * 32}, Outcome.FAILED),
+        ({"execution_id": b"x" * 16}, Outcome.FAILED),
+        ({"authn": "jwt"}, Outcome.FAILED),
+    ],
+    ids=["ours", "a-permit-nobody-showed", "another-execution", "no-certificate"],
+)
+def test_only_a_record_of_the_permit_that_was_shown_attributes_the_call(
+    changes: dict[str, Any], outcome: Outcome
+) -> None:
+    """An index that makes up a digest has attributed nothing."""
+    check = records._attributed("shop", [_record(**changes)], {b"p" * 32: b"e" * 16})
+
+    assert check.outcome is outcome

@@ -51,8 +51,36 @@ def test_the_schema_itself_is_valid_and_refuses_what_is_no_report() -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"{}", b"[]", b"null", b'{"format": 2}', b"\xff", b"[" * 100_000, b'{"format": 1, "run": 5}'],
-    ids=["empty", "no-members", "list", "null", "later-format", "no-text", "deep", "wrong-type"],
+    [
+        b"",
+        b"{}",
+        b"[]",
+        b"null",
+        b'{"format": 2}',
+        b"\xff",
+        b"[" * 100_000,
+        b'{"format": 1, "run": 5}',
+        dump(CATALOGUE, assessment()).replace(b'"started_ms": 1795000000000', b'"started_ms": 1e999'),
+        dump(CATALOGUE, assessment()).replace(
+            b'"started_ms": 1795000000000', b'"started_ms": 9795000000000000'
+        ),
+        dump(CATALOGUE, assessment()).replace(b'"run": "0123', b'"run": "\\ud800'),
+        dump(CATALOGUE, assessment(shop=WEAK)).replace(b'      "level": 3', b'      "level": 5'),
+    ],
+    ids=[
+        "empty",
+        "no-members",
+        "list",
+        "null",
+        "later-format",
+        "no-text",
+        "deep",
+        "wrong-type",
+        "infinite",
+        "no-time",
+        "half-a-character",
+        "level-that-its-results-deny",
+    ],
 )
 def test_a_file_that_is_no_report_is_refused_with_a_reason(data: bytes) -> None:
     """Comparing with a damaged file must not look like a comparison."""
@@ -184,6 +212,37 @@ def test_a_comparison_names_what_got_worse_and_better() -> None:
     assert all(one.better is False for one in worse.changes)
     assert not better.worse and all(one.better for one in better.changes)
     assert not compare(before, before).changes
+
+
+def test_a_comparison_with_a_report_of_another_version_says_so() -> None:
+    """A characteristic that came or went changes what a level means."""
+    before = assessment()
+    fewer = replace(before.services[0], results=before.services[0].results[:-1])
+    after = replace(before, version="0.2.0", services=(fewer,), started_ms=before.started_ms - 1)
+    notes = compare(before, after).notes
+
+    assert ["0.2.0" in notes[0], "EGMM-L5-08" in notes[1], "before the first" in notes[2]] == [True] * 3
+
+
+def test_nothing_invisible_or_steering_gets_into_a_report() -> None:
+    """A detail that turns text around, or clears the terminal of who prints the file."""
+    evil = "a\x1b[2Jb\u202ec"
+    found = assessment(
+        shop=replace(GOOD, stranger=replace(LET_IN, replied=False, detail=evil)), notes=(evil,)
+    )
+
+    for text in (to_html(CATALOGUE, found), to_markdown(CATALOGUE, found)):
+        assert "\x1b" not in text and "\u202e" not in text
+        assert "x1b" in text and "u202e" in text
+
+
+def test_what_must_be_known_is_said_right_below_the_grade() -> None:
+    """A service that its own machine reaches past the sidecar: nobody reads the end of a report."""
+    found = assessment(notes=("only processes of its own machine reach it",))
+
+    page, text = to_html(CATALOGUE, found), to_markdown(CATALOGUE, found)
+    assert page.index("only processes") < page.index("<h2>Services</h2>")
+    assert text.index("only processes") < text.index("Every characteristic")
 
 
 def test_a_comparison_says_when_two_reports_cannot_fairly_be_compared() -> None:
