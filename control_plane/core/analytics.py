@@ -246,7 +246,9 @@ def once(inbound: Totals | None, outbound: Totals | None) -> Totals:
     merged.would_deny |= outbound.would_deny  # both sides decide under the same policy: the larger of the two
     # Calls that ended at the caller's side alone, by status: those that the callee's side did not see end so.
     merged.ended += _first(outbound.ended - inbound.ended, beyond)
-    if not inbound.latency:
+    # A few records of the callee's side (it began to record just now, or somebody made them up) must not stand for the
+    # durations of all the others.
+    if 2 * inbound.latency.total() < outbound.latency.total():
         merged.latency, merged.duration_us = outbound.latency, outbound.duration_us
         merged.request_bytes, merged.response_bytes = outbound.request_bytes, outbound.response_bytes
     return merged

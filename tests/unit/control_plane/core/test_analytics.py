@@ -251,3 +251,15 @@ def test_a_key_stands_for_itself_and_others_for_a_node() -> None:
     assert one.digest != Key("a", Side.INBOUND, "xy", "z", "m").digest
     assert one.other() == Key("a", Side.INBOUND, OTHER, OTHER, OTHER)
     assert limits.MAX_ANALYTICS_KEYS_PER_NODE > 1_000
+
+
+def test_a_few_records_of_one_side_do_not_stand_for_the_durations_of_all_calls() -> None:
+    """One made-up record of a callee's side would otherwise hide that a thousand calls were slow."""
+    slow, made_up = Totals(calls=1_000), Totals(calls=1)
+    slow.latency[latency_step(2_000_000)] = 1_000
+    slow.ended["INTERNAL"] = 1_000
+    made_up.latency[latency_step(10)] = 1
+    made_up.ended["OK"] = 1
+    merged = once(made_up, slow)
+    assert (merged.calls, merged.errors) == (1_000, 999)
+    assert merged.quantile_ms(0.95) > 1_000
