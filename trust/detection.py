@@ -160,8 +160,8 @@ class _Strict(BaseModel):
 class ResponseRule(_Strict):
     """Do this when an incident of that rule, or of that severity or above, is opened or goes on.
 
-    `on` is a rule id ("EGM-T002") or "severity high". Only what the evidence of `min_nodes` nodes shows is acted on:
-    one node that lies can make up records.
+    `on` is a rule id ("EGM-T002") or "severity high". Only what the records of `min_nodes` nodes show, each
+    without the others, is acted on: one node that lies can make up records.
     """
 
     on: str

@@ -27,6 +27,11 @@ def detection_problems(mesh: MeshSettings, document: Document | None = None) -> 
     ]
 
 
+def _never_of_two(rule: str) -> bool:
+    """Behaviour is learned from the records of all nodes together; T001 and T007 are about one of them."""
+    return rule.startswith("EGM-B") or rule in {"EGM-T001", "EGM-T007"}
+
+
 def _problems(mesh: MeshSettings) -> Iterator[tuple[Where, str, str, Severity]]:
     """Yield where it is, what is wrong, what to do, how bad. A missing key is a warning: `egm up` puts one in."""
     settings = mesh.detection
@@ -46,6 +51,9 @@ def _problems(mesh: MeshSettings) -> Iterator[tuple[Where, str, str, Severity]]:
         if group and len(mesh.approver_groups.get(group, {})) < int(count):
             what = f"approver group {group!r} has not {count} approvers, so no call could ever be approved"
             yield (*where, "approval"), what, "name them under approver_groups", Severity.ERROR
+        if rule.min_nodes > 1 and _never_of_two(rule.on):
+            what = f"no two nodes ever show {rule.on} each, so with min_nodes: {rule.min_nodes} this never happens"
+            yield (*where, "min_nodes"), what, "remove min_nodes", Severity.WARNING
         if rule.on in settings.off:
             what = f"{rule.on} is off, so this never happens"
             yield (*where, "on"), what, "remove one of the two", Severity.ERROR

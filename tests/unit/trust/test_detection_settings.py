@@ -103,6 +103,11 @@ def test_actions_and_names_are_read_from_yaml_text() -> None:
         ({"off": ["EGM-T002"], "responses": [{"on": "EGM-T002", "do": ["alert"]}]}, True, "is off"),
         ({"respond": True, "responses": [{"on": "EGM-T002", "do": ["alert"]}]}, False, ""),
         ({}, False, ""),
+        (
+            {"responses": [{"on": "EGM-B003", "do": ["alert"], "min_nodes": 2}]},
+            True,
+            "no two nodes ever show EGM-B003 each",
+        ),
     ],
 )
 def test_lint_says_what_can_never_happen(values: dict[str, Any], key: bool, found: str) -> None:
