@@ -188,8 +188,13 @@ class _Process:
 
 
 @pytest.mark.timeout(180)
+@pytest.mark.parametrize(
+    "delays_ms",
+    [(4, 25, 500), pytest.param((0, 4, 12, 25, 60, 500), marks=pytest.mark.lab)],
+    ids=["some-moments", "all-moments"],
+)  # each moment starts a control plane
 async def test_kill_9_during_publication_leaves_the_repository_consistent(
-    domain: Domain, tmp_path: Path
+    domain: Domain, tmp_path: Path, delays_ms: tuple[int, ...]
 ) -> None:
     """Whenever the process dies, the next start serves the old or the new policy, whole, and a node accepts it."""
     process = _Process(domain)
@@ -197,7 +202,7 @@ async def test_kill_9_during_publication_leaves_the_repository_consistent(
     files = repository(domain, "cp-1")
     previous = None
     published = 0
-    for number, delay_ms in enumerate((0, 4, 12, 25, 60, 500), start=1):
+    for number, delay_ms in enumerate(delays_ms, start=1):
         plane = await process.start()
         async with plane.operator() as operator:
             versions = (await operator.status()).role_versions
