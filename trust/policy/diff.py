@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from trust import limits
-from trust.bundle import DESCRIPTORS, REFERENCE_VALUES, SCHEMA, Bundle
+from trust.bundle import DESCRIPTORS, SCHEMA, Bundle
 from trust.policy.casetests import DEFAULT_TIME, NODE, engine_of, parse_time, read_cases
 from trust.policy.cedar_text import Statement, parse_files
 from trust.policy.descriptors import MethodTable, fields_on_the_wire
@@ -168,9 +168,11 @@ def _change(shown: Statement, before: Statement | None, after: Statement | None)
 
 
 def _setting_changes(old: Bundle | None, new: Bundle) -> Iterator[SettingChange]:
-    """Yield what differs in mesh.json and in the members of roles and groups."""
+    """Yield what differs in mesh.json, in the reference values, and in the members of roles and groups."""
     before = {} if old is None else {**_flat(_mesh_json(old)), **_members(old), **_methods_shown(old)}
     after = {**_flat(_mesh_json(new)), **_members(new), **_methods_shown(new)}
+    before |= {} if old is None else _flat(_accepted(old))
+    after |= _flat(_accepted(new))
     before |= {} if old is None else _unread(old)
     after |= _unread(new)
     if old is not None and old.descriptors is not None:  # of a first bundle they would be hundreds of lines
@@ -183,6 +185,11 @@ def _setting_changes(old: Bundle | None, new: Bundle) -> Iterator[SettingChange]
 
 def _mesh_json(bundle: Bundle) -> dict[str, Any]:
     return {} if bundle.mesh is None else bundle.mesh.model_dump(mode="json", exclude_none=True)
+
+
+def _accepted(bundle: Bundle) -> dict[str, Any]:
+    values = bundle.reference_values
+    return {} if values is None else {"reference_values": values.model_dump(mode="json", exclude={"format"})}
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -216,7 +223,7 @@ def _methods_shown(bundle: Bundle) -> dict[str, str]:
 
 def _unread(bundle: Bundle) -> dict[str, str]:
     """Return the digest of each file of which not everything is shown otherwise, so that no change goes unseen."""
-    files = [name for name in (DESCRIPTORS, REFERENCE_VALUES) if name in bundle.manifest.files]
+    files = [name for name in (DESCRIPTORS,) if name in bundle.manifest.files]
     records = parse_bundle(bundle, "").records.values()
     declared = {record["uid"]["id"] for record in records if record["uid"]["type"] == ACTION}
     if declared != {match["action"] for match in _DECLARATION.finditer(bundle.schema) if match["action"]}:

@@ -92,9 +92,7 @@ def lint_source(parsed: source.Source, *, base: Bundle | None = None) -> list[Pr
     problems = _lint(parsed.policies, parsed.tests, world)
     problems += _own_services(parsed, base)
     if settings.namespace is None:
-        found = doubts(
-            settings.attestation, parsed.mesh().levels(), references=parsed.reference_values is not None
-        )
+        found = doubts(settings.attestation, parsed.mesh().levels(), references=parsed.reference_values)
         where = parsed.document
         problems += [
             replace(where.problem(("attestation",), what, hint), severity=Severity.WARNING)
@@ -136,9 +134,7 @@ def _lint_bundle(bundle: Bundle, base: Bundle | None) -> list[Problem]:
     )
     problems += _lint(bundle.policies, bundle.tests, world)
     if bundle.mesh is not None:
-        found = doubts(
-            bundle.mesh.attestation, bundle.mesh.levels(), references=bundle.reference_values is not None
-        )
+        found = doubts(bundle.mesh.attestation, bundle.mesh.levels(), references=bundle.reference_values)
         found += [(what, hint) for _, what, hint in _settings_doubts(bundle.mesh)]
         problems += [Problem(MESH, 0, what, hint, Severity.WARNING) for what, hint in found]
         problems += detection_problems(bundle.mesh)

@@ -181,7 +181,7 @@ def test_level_5_without_witnesses_is_a_warning() -> None:
     problems = lint(folder("level: 5\n"))
     assert any("level 5 without attestation" in p.message for p in problems)
     assert not any("attestation" in p.message for p in lint(folder("level: 4\n")))
-    assert doubts(None, {4}, references=False) == []
+    assert doubts(None, {4}, references=None) == []
 
 
 def test_reference_values_become_part_of_the_bundle() -> None:

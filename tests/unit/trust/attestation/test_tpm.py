@@ -1,5 +1,6 @@
 """A quote counts for the statement that it was made for, by the pinned key, over the accepted registers."""
 
+import base64
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,11 +19,13 @@ from tests.support.attestation import (
     credential_of,
     holders,
     roster_of,
+    settings_of,
     view_of,
 )
 from tests.support.fake_tpm import FakeTpm, attest_of
 from trust import limits
 from trust.attestation.accepted import check_accepted
+from trust.attestation.advice import doubts
 from trust.attestation.credential import open_credential
 from trust.attestation.measurement import ReferenceValues, parse_reference_values
 from trust.attestation.statement import Statement, parse_statement, quoted_digest, write_statement
@@ -184,6 +187,19 @@ def test_largest_quote_fits_into_a_statement(node: AttestedNode) -> None:
     assert len(evidence.envelope) <= limits.MAX_EVIDENCE_STATEMENT_BYTES
 
 
+def test_lint_doubts_pinned_tpms_that_prove_less_than_they_seem_to(tpm: FakeTpm) -> None:
+    """One key for two nodes, registers that anybody resets, and quotes that nobody asks for."""
+    roster = settings_of(holders("x", "y", "z"))
+    assert doubts(roster, {5}, references=accepts(("a", tpm), ("b", FakeTpm()))) == []
+    (shared,) = doubts(roster, {5}, references=accepts(("b", tpm), ("a", tpm), ("c", FakeTpm())))
+    assert "nodes a, b share an attestation key" in shared[0]
+    (weak,) = doubts(roster, {5}, references=accepts(("a", tpm), pcrs=(16, 23)))
+    assert "any program can reset" in weak[0]
+    file = accepts(("a", tpm)).model_dump_json().encode()
+    assert any("no witnesses" in what for what, _ in doubts(None, {4}, references=file))
+    assert doubts(roster, {5}, references=b"{") == []
+
+
 def _tpm(change: Callable[[dict[str, Any]], Any]) -> Callable[[dict[str, Any]], Any]:
     return lambda value: change(value["predicate"]["tpm"])
 
@@ -221,8 +237,6 @@ def test_quote_in_any_other_spelling_is_refused(
 
 
 def der(key: Any) -> str:
-    import base64
-
     return base64.b64encode(
         key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     ).decode()

@@ -7,6 +7,7 @@ import pytest
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 
 from tests.support.engines import descriptors, workload
+from tests.support.fake_tpm import FakeTpm
 from tests.support.folders import POLICIES, SETTINGS, folder, namespace_folder
 from trust import limits
 from trust.bundle import Bundle, read_bundle
@@ -190,3 +191,22 @@ def test_a_schema_that_is_shown_in_part_only_is_shown_as_a_changed_file() -> Non
     odd = plain.schema + '\naction\n  "hidden"\n;\n'
     changed = replace(plain, schema=odd)
     assert any(s.name == "file schema.cedarschema" for s in diff(plain, changed).settings)
+
+
+def test_every_accepted_build_and_tpm_is_shown_by_its_value() -> None:
+    """Who signs reference values must see whose machine and which boot they pin."""
+    build_a = {"version": "1", "sha256": "0a" * 32}
+    key = FakeTpm().reference(0).keys[0]
+
+    def with_values(**more: object) -> Bundle:
+        values = json.dumps({"distributions": [build_a], **more}).encode()
+        return read_bundle(build({**folder(), "reference_values.json": values}), role="targets")
+
+    first = {s.name: s.after for s in diff(bundle(), with_values()).settings}
+    assert json.loads(first["reference_values.distributions"]) == [build_a]
+    pinned = {"a": {"keys": [key], "pcrs": {"7": ["07" * 32]}}}
+    assert {(s.name, s.before, s.after) for s in diff(with_values(), with_values(tpm=pinned)).settings} == {
+        ("reference_values.tpm", "{}", ""),
+        ("reference_values.tpm.a.keys", "", json.dumps([key])),
+        ("reference_values.tpm.a.pcrs.7", "", json.dumps(["07" * 32])),
+    }
