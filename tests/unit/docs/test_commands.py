@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import typer
 
+from control_plane.assess.catalogue import load_catalogue
 from control_plane.cli.main import commands, load
 
 ROOT = Path(__file__).parents[3]
@@ -42,7 +43,14 @@ def find(command: str) -> tuple[Any, list[str]]:
     return found, rest
 
 
-CASES = sorted(set(written()))
+def advised() -> Iterator[tuple[str, str]]:
+    """Every command of the roadmaps of an assessment."""
+    for one in load_catalogue().characteristics:
+        for command in () if one.remedy is None else one.remedy.commands:
+            yield one.id, command
+
+
+CASES = sorted({*written(), *advised()})
 
 
 @pytest.mark.parametrize(("page", "command"), CASES)
