@@ -1,6 +1,5 @@
 """The pytest plugin as somebody uses it who tests a service of their own."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -133,7 +132,6 @@ def test_nothing_survives_an_interrupted_run(tmp_path: Path, number: signal.Sign
             cwd=tmp_path,
             stdout=output,
             stderr=output,
-            env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
         )
     deadline = time.monotonic() + 200
     while not (tmp_path / "up").exists():
