@@ -16,7 +16,7 @@ from sidecar.edge import measurer
 from sidecar.edge.tpm import ToolsTpm
 from tests.integration.sidecar.test_level_five import settled
 from tests.support.attested_mesh import Attested, attested, standing
-from tests.support.cli import egm
+from tests.support.cli import Outcome, egm
 from tests.support.eventually import eventually
 from tests.support.sidecar_mesh import Mesh
 from tests.support.sidecars import RunningSidecar
@@ -59,6 +59,14 @@ class Machine(Attested):
         values: dict[str, Any] = json.loads(done.stdout)
         return values
 
+    def checked(self, folder: Path, key: str) -> Outcome:
+        """Return what `egm sidecar check` says on node a with this key."""
+        path = folder / "checked.yaml"
+        path.write_text(
+            yaml.safe_dump(self.config("a") | {"tpm": {"device": self.tpm.device, "ak_handle": key}})
+        )
+        return egm("sidecar", "check", "-c", str(path))
+
     async def sign(self, values: dict[str, Any]) -> None:
         """Publish a policy with these reference values."""
         await self.publish(files={"reference_values.json": json.dumps(values).encode()})
@@ -93,6 +101,9 @@ async def test_node_is_vouched_for_by_quotes_of_its_own_tpm_over_what_was_signed
     distribution = bytes.fromhex(values["distributions"][0]["sha256"])
     monkeypatch.setattr(measurer, "installed_digest", lambda _packages: distribution)
     assert set(values["tpm"]["a"]["pcrs"]) == {"0", str(PCR)}
+    assert world.checked(tmp_path, ECDSA_KEY).code == 0
+    wrong = world.checked(tmp_path, "0x81010099")
+    assert (wrong.code, "key 0x81010099" in wrong.stderr) == (2, True)
     await world.sign(values)
     async with world.running("b", "c") as others:
         b = others["b"]
@@ -151,7 +162,7 @@ def test_key_that_would_sign_made_up_quotes_is_not_proposed(tpm: SoftTpm) -> Non
 
 
 def test_handle_without_a_key_and_tpm_that_is_gone_are_named(tpm: SoftTpm, tmp_path: Path) -> None:
-    """`egm sidecar measure` and `check` say what is wrong, and exit with 2 or 1."""
+    """So that a person knows which of the two settings to change."""
     for device, handle in ((tpm.device, "0x81010099"), (f"swtpm:path={tmp_path}/gone", ECDSA_KEY)):
         with pytest.raises(StateError) as error:
             ToolsTpm(Tpm(device=device, ak_handle=handle)).key()
