@@ -52,6 +52,10 @@ dd code{font:.8rem ui-monospace,Menlo,Consolas,monospace;color:var(--dim)}
 section.service{border:1px solid var(--line);border-radius:.75rem;padding:.25rem 1.25rem 1rem;margin:1.5rem 0}
 section.service h2{margin:1rem 0 .5rem}section.service td{padding:.35rem .6rem}
 section.service td.mark{width:10.5rem}section.service td:last-child{width:6rem}
+@media (max-width:34rem){main{padding:1rem .75rem 3rem}.hero{gap:.75rem;padding:1rem}.grade{min-width:2.5rem}
+th,td{padding:.35rem .2rem;font-size:.8rem}th{font-size:.7rem}td:first-child{overflow-wrap:anywhere}
+.mark{white-space:normal}section.service{padding:.25rem .6rem 1rem}section.service td{padding:.35rem .2rem}
+section.service td.mark{width:5.8rem}section.service td:last-child{width:5rem;font-size:.7rem}}
 @media print{body{font-size:11pt}main{max-width:none;padding:0}section.service{break-inside:auto;border:0;padding:0}
 tr,li{break-inside:avoid}.hero{border:1px solid #999}.noprint{display:none}}
 """

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import datetime
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -55,6 +55,7 @@ class Attempts:
             calm: one of somebody who does nothing else that could be noticed, and so answered by a quarantine.
         """
         self._installation, self.service, self._address, self._run = installation, service, address, run
+        self.alive = False  # whether a sidecar has answered a genuine caller there
         self._identity, self._calm, self._dns = identity, calm, installation.server_dns(service)
 
     async def ping(
@@ -68,13 +69,19 @@ class Attempts:
 
     async def identities(self) -> list[Check]:
         """Try to be let in without a certificate, in plaintext, and with one of another CA."""
-        control = await call(self._address, ping(self._run), identity=self._calm, server_dns=self._dns)
-        anchors = Identity(self._calm.anchors)
-        bare = await call(self._address, ping(self._run), identity=anchors, server_dns=self._dns)
-        plain = await call(self._address, ping(self._run), identity=None)
-        impostor = await call(
-            self._address, ping(self._run), identity=impostor_of(self._calm), server_dns=self._dns
+        server = self._dns
+
+        def tried(identity: Identity | None) -> Awaitable[Answer]:
+            dns = "" if identity is None else server
+            return call(self._address, ping(self._run), identity=identity, server_dns=dns)
+
+        control, bare, plain, impostor = await asyncio.gather(
+            tried(self._calm),
+            tried(Identity(self._calm.anchors)),
+            tried(None),
+            tried(impostor_of(self._calm)),
         )
+        self.alive = control.alive
         return [
             answers.stranger(self.service, control),
             answers.unidentified(

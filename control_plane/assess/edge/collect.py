@@ -1,7 +1,6 @@
 """Gathers the facts that `control_plane.assess.observations` judges: the signed policy, the nodes, who serves what."""
 
 import asyncio
-import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -11,6 +10,8 @@ from typing import Final
 import cedarpy
 from cedarpy import pst
 from cryptography.exceptions import UnsupportedAlgorithm
+from securesystemslib.signer import Key
+from tuf.api.metadata import Role
 
 from control_plane.assess.edge.probe_node import NAME_PREFIX
 from control_plane.assess.observations import Facts, NodeFacts, PolicyFacts, ServiceFacts
@@ -44,6 +45,7 @@ class Installation:
     facts: Facts
     in_force: InForce | None
     engine: Engine | None
+    refused: str = ""  # why the control plane could not be asked
 
     def audience(self, service: str) -> str:
         """Return the SPIFFE ID of the workload that serves a service."""
@@ -81,10 +83,13 @@ async def collect(
     problem, in_force, engine = "the control plane does not answer", None, None
     records: dict[str, operator_pb2.NodeRecord] = {}
     published: int | None = None
-    with contextlib.suppress(MeshError):  # the caller learns it from `published_version`
+    refused = ""
+    try:  # the caller learns a failure from `published_version`
         status = await client.status()
         records = {one.node: one for one in await client.nodes(credentials=True)}
         now_ms, published = status.now_ms, status.role_versions.get(BASE_ROLE, 0)
+    except MeshError as error:
+        refused = f"{error.reason}: {error.detail}"
     skew_ms = now_ms - own_ms
     if published is not None:
         problem, in_force, engine = await _published(mesh, directory, client)
@@ -102,7 +107,7 @@ async def collect(
     policy = _policy(in_force, engine, policies, problem)
     services = {name: _service(reach, engine, policies, name) for name in _names(mesh, engine, only)}
     facts = Facts(now_ms, policy, nodes, services, published, skew_ms)
-    return Installation(mesh, facts, in_force, engine)
+    return Installation(mesh, facts, in_force, engine, refused)
 
 
 _UNLISTED: Final = "it is registered at the control plane, but mesh.json does not say where it is"
@@ -227,20 +232,37 @@ def _policy(
 ) -> PolicyFacts:
     if in_force is None or in_force.policy is None or engine is None:
         return PolicyFacts(problem=problem or "the published policy cannot be read")
-    role = in_force.root.signed.roles[BASE_ROLE]
-    keys = {in_force.root.signed.keys[key].keyval["public"] for key in role.keyids}
+    threshold, approvers = weakest_quorum(in_force)
     settings, roster = engine.mesh.attestation, engine.mesh.roster()
     return PolicyFacts(
         problem,
         version=in_force.policy.base.version,
         digest=in_force.policy.digest,
-        threshold=role.threshold,
-        approvers=len(keys),
+        threshold=threshold,
+        approvers=approvers,
         duties=_duties(policies),
         witnesses=() if roster is None else tuple(sorted(roster.witnesses)),
         quorum=0 if roster is None else roster.needed,
         split_quorum=settings is not None and settings.allow_split_quorum is not None,
     )
+
+
+def weakest_quorum(in_force: InForce) -> tuple[int, int]:
+    """Return the smallest threshold of any role that signs policy, and the distinct keys of that role.
+
+    A namespace whose services one person alone decides about is as much of a way in as a base that one person signs.
+    """
+    root = in_force.root.signed
+    found = [_quorum(root.roles[BASE_ROLE], root.keys)]
+    base = in_force.roles.get(BASE_ROLE)
+    if base is not None and base.signed.delegations is not None:
+        delegations = base.signed.delegations
+        found += [_quorum(role, delegations.keys) for role in (delegations.roles or {}).values()]
+    return min(found)
+
+
+def _quorum(role: Role, keys: Mapping[str, Key]) -> tuple[int, int]:
+    return role.threshold, len({keys[key].keyval["public"] for key in role.keyids if key in keys})
 
 
 def said(engine: Engine) -> list[Said]:

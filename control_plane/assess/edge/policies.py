@@ -29,6 +29,8 @@ from trust.x509 import control_plane_dns
 
 TITLE: Final = "Assessment: a change without signatures, to be refused and withdrawn"
 LEASE_WAIT_S: Final = 45.0
+CONFLICTS: Final = 8
+CONFLICT_PAUSE_S: Final = 1.0
 _POLL_S: Final = 0.5
 Change = Callable[[str, bytes], bytes]
 
@@ -180,28 +182,47 @@ def _rollback(root: bytes, source: FileSource, wait: Callable[[float], None]) ->
         return _check(name, Outcome.UNKNOWN, tried, "the older state was not looked at", **versions)
 
 
-async def unsigned(installation: Installation, release: Release, client: OperatorClient) -> Check:
-    """Propose the policy in force anew, without a signature; try to publish it; withdraw it."""
+async def unsigned(
+    installation: Installation, release: Release, client: OperatorClient, pause_s: float = CONFLICT_PAUSE_S
+) -> Check:
+    """Propose the policy in force anew, without a signature; try to publish it; withdraw it.
+
+    Another assessment at the same time makes the same proposal, and withdraws it under our hands: then try again.
+    """
+    for _ in range(CONFLICTS):
+        check, again = await _unsigned(installation, release, client)
+        if not again:
+            break
+        await asyncio.sleep(pause_s)
+    return check
+
+
+async def _unsigned(
+    installation: Installation, release: Release, client: OperatorClient
+) -> tuple[Check, bool]:
+    """Return what came of it, and whether somebody else's proposal was in the way."""
     name, tried = "unsigned-refused", "proposed a policy change, and tried to publish it without a signature"
     policy = None if installation.in_force is None else installation.in_force.policy
     if policy is None:
-        return _check(name, Outcome.UNKNOWN, tried, "there is no policy to change")
+        return _check(name, Outcome.UNKNOWN, tried, "there is no policy to change"), False
     proposal_id = ""
     try:
         proposal = await release.propose(policy.base.data, role=BASE_ROLE, title=TITLE)
         proposal_id = proposal.id
         if proposal.signatures:
-            return _check(name, Outcome.FAILED, tried, f"{tried}: signatures appeared by themselves")
+            return _check(name, Outcome.FAILED, tried, f"{tried}: signatures appeared by themselves"), False
         await client.publish(proposal_id)
     except MeshError as error:
         if error.reason is Reason.QUORUM_NOT_MET:
-            answered = f"refused: {error.reason}"
-            return _check(name, Outcome.HELD, tried, answered, proposal=proposal_id, reason=error.reason)
-        return _check(name, Outcome.UNKNOWN, tried, f"{error.reason}: {error.detail[:200]}")
+            answered, found = f"refused: {error.reason}", {"proposal": proposal_id, "reason": error.reason}
+            return _check(name, Outcome.HELD, tried, answered, **found), False
+        why = f"{error.reason}: {error.detail[:200]}"
+        return _check(name, Outcome.UNKNOWN, tried, why), error.reason is Reason.CONFLICT
     finally:
         if proposal_id:
             await asyncio.shield(_withdraw(client, proposal_id))
-    return _check(name, Outcome.FAILED, tried, f"{tried}: it was published", proposal=proposal_id)
+    why = f"{tried}: it was published"
+    return _check(name, Outcome.FAILED, tried, why, proposal=proposal_id), False
 
 
 def patient(stop: threading.Event) -> Callable[[float], None]:

@@ -1,7 +1,7 @@
 """Asks the control plane what it made of the assessor's own calls: analytics, dashboard, incidents, alerts, review."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Final
 
@@ -65,11 +65,11 @@ async def checks(
     services = list(installation.facts.services)
     engine = installation.engine
     detection = None if engine is None else engine.mesh.detection
-    mesh = installation.mesh
+    mesh, off = installation.mesh, () if detection is None else detection.off
     async with analytics(mesh, directory) as sums, incidents(mesh, directory) as desk:
         (calls, dashboard, watched, problem), (raised, detecting) = await asyncio.gather(
             _counted(sums, callers, recorded, node, since_ms),
-            _incidents(desk, node, since_ms, PATIENCE_S if recorded else 0.0),
+            _incidents(desk, node, since_ms, _expected(recorded, off)),
         )
         alerts, rules, alert_problems = await _alerts(sums, node, raised)
         reviewed = await _reviewed(client, engine, callers, services, since_ms)
@@ -82,7 +82,7 @@ async def checks(
         watched=watched,
         incidents=raised,
         detection_problem=detecting,
-        rules_off=() if detection is None else detection.off,
+        rules_off=off,
         respond=detection is not None and detection.respond,
         responses=() if detection is None else [f"{r.on}: {', '.join(r.do)}" for r in detection.responses],
         alerts=alerts,
@@ -156,22 +156,29 @@ def _watched(groups: Sequence[analytics_pb2.AnalyticsGroup], caller: str) -> Wat
     )
 
 
+def _expected(recorded: Sequence[str], off: Sequence[str]) -> Set[str]:
+    """Return the kinds of incidents that are worth waiting for: detectors see records, unless policy has said no."""
+    if not recorded:
+        return frozenset()
+    return {kind for kind in (BEHAVIOURAL, THREAT) if not any(rule.startswith(kind) for rule in off)}
+
+
 async def _incidents(
-    client: IncidentsClient, node: ProbeNode | None, since_ms: int, patience_s: float
+    client: IncidentsClient, node: ProbeNode | None, since_ms: int, expected: Set[str]
 ) -> tuple[list[Raised], str]:
     """Wait for the incidents about our callers; return them, and why detection does not work."""
     request = incidents_pb2.ListIncidentsRequest(limit=100, since_ms=since_ms)
     found: list[Raised] = []
     try:
         answer = await client.page(request)
-        for _ in range(max(1, int(patience_s / POLL_S)) if node is not None else 0):
+        for _ in range((int(PATIENCE_S / POLL_S) if expected else 1) if node is not None else 0):
             found = [
                 await _raised(client, one)
                 for one in answer.incidents
                 if node is not None and _ours(one, node)
             ]
             rules = {one.rule[: len(THREAT)] for one in found}
-            if {BEHAVIOURAL, THREAT} <= rules or answer.problem:
+            if expected <= rules or answer.problem:
                 break
             await asyncio.sleep(POLL_S)
             answer = await client.page(request)

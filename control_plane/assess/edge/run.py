@@ -37,7 +37,7 @@ from trust.errors import InputError, MeshError, Reason, StateError
 FULL: Final = "full"
 SAFE: Final = "safe"
 AT_ONCE: Final = 8  # services that are tried at the same time
-_BRIEFLY_S: Final = 2.0  # for records of a node that says it writes none
+_BRIEFLY_S: Final = 2.0  # for records of a node that says it writes none, or did not answer
 _SKEW_MS: Final = 5_000
 _ABANDONED_MS: Final = (
     10 * 60_000
@@ -125,8 +125,8 @@ class Assessor:
         if installation.facts.published_version is None:
             raise StateError(
                 Reason.SOURCE_UNAVAILABLE,
-                f"the control plane at {self._mesh.control_plane} does not answer: without it no level above 0 can be "
-                "measured; start it, see 'egm doctor'",
+                f"the control plane at {self._mesh.control_plane} cannot be asked ({installation.refused}): without it "
+                "no level above 0 can be measured; see 'egm doctor'",
             )
         if not installation.facts.services:
             raise InputError(
@@ -266,7 +266,7 @@ class Assessor:
             (member,),
             shared.since_ms,
             shown=shown,
-            patience_s=_BRIEFLY_S if untrusted else records.ARRIVAL_S,
+            patience_s=records.ARRIVAL_S if attempts.alive and not untrusted else _BRIEFLY_S,
         )
         found += checks
         if traced:
@@ -336,7 +336,7 @@ class Assessor:
     def _remarks(self, installation: Installation) -> None:
         """Note what a reader of the grade must know, whatever the grade is."""
         facts = installation.facts
-        for check in self._checks:
+        for check in sorted(self._checks, key=lambda one: one.subject):
             if check.id == "bypass-closed" and check.answered.startswith(LOCAL_ONLY):
                 self._notes.append(
                     f"{check.subject}: {check.answered}; whoever runs a process there executes without governance. Use "

@@ -3,6 +3,7 @@
 One mesh of three nodes for the whole file; each test mends what it broke.
 """
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,9 +14,12 @@ import pytest
 import pytest_asyncio
 import yaml
 
+from control_plane.assess.answers import LOCAL_ONLY
+from control_plane.assess.edge.probe_node import NAME_PREFIX
 from control_plane.assess.edge.run import FULL, SAFE, Assessor
 from control_plane.assess.model import Assessment, Basis, Outcome, Verdict
 from control_plane.edge import operator_client
+from control_plane.edge.mesh_file import MeshFile, NodeEntry
 from control_plane.lab.harness import LabMesh
 from control_plane.lab.plan import LabPlan, Node, Service
 from control_plane.lab.processes import Process
@@ -33,15 +37,18 @@ class World:
 
     mesh: LabMesh
     calls: list[str] = field(default_factory=list)
+    shop: str = ""  # where the service itself listens
 
-    async def assess(self, probe: str = FULL, only: str | None = None) -> Assessment:
-        """Assess the mesh; its links must let the probe node through."""
+    async def assess(
+        self, probe: str = FULL, only: str | None = None, file: MeshFile | None = None
+    ) -> Assessment:
+        """Assess the mesh, or what another address book says of it; its links must let the probe node through."""
         mesh = self.mesh
 
         def started(name: str, process: Process) -> None:
             mesh.fleet.processes[name] = process
 
-        file = mesh.fleet.running.mesh
+        file = mesh.fleet.running.mesh if file is None else file
         return await Assessor(file, mesh.directory, probe=probe, only=only, started=started).run()
 
 
@@ -61,6 +68,15 @@ class Counting(grpc.GenericRpcHandler):  # type: ignore[type-arg]
         return grpc.unary_unary_rpc_method_handler(answer)
 
 
+def _with_responses(files: dict[str, bytes]) -> dict[str, bytes]:
+    settings = yaml.safe_load(files["bundle.yaml"])
+    settings["detection"] = {
+        "respond": True,
+        "responses": [{"on": "EGM-T003", "do": ["throttle"], "rate": "60/m", "ttl_s": 600}],
+    }
+    return {**files, "bundle.yaml": yaml.safe_dump(settings).encode()}
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
     calls: list[str] = []
@@ -76,7 +92,9 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
         grace_s=LEASE_S,
     )
     async with LabMesh(plan, tmp_path_factory.mktemp("assess")) as mesh:
-        yield World(mesh, calls)
+        version = await mesh.publish(_with_responses)
+        await mesh.wait_until({"policy_version_at_least": version, "lease": "FRESH", "state": "READY"})
+        yield World(mesh, calls, f"127.0.0.1:{port}")
     await server.stop(0)
 
 
@@ -96,7 +114,10 @@ async def test_a_mesh_at_level_five_is_measured_five_by_probe_and_observation(wo
     found = await world.assess()
 
     whys = [(r.id, r.why) for one in found.services for r in one.results if r.why]
-    assert (found.level, whys, found.notes) == (5, [], ())
+    assert (found.level, whys) == (5, [])
+    # what does not count against it is said all the same: the services listen in plaintext on the loopback
+    assert [note.partition(":")[0] for note in found.notes] == ["pay", "shop"]
+    assert all(LOCAL_ONLY in note for note in found.notes)
     bases = {check.basis for one in found.services for r in one.results for check in r.checks}
     assert bases == {Basis.PROBED, Basis.OBSERVED}
     # past its sidecar the service is dialled on purpose, by the reserved method alone
@@ -179,11 +200,10 @@ async def test_a_ledger_that_was_changed_on_disk_is_noticed(world: World) -> Non
     [
         (3, {3}, {"EGMM-L4-06"}),
         pytest.param(4, {4}, {"EGMM-L5-01"}, marks=pytest.mark.lab),
-        pytest.param(
-            1, {0, 1}, {"EGMM-L2-06", "EGMM-L3-02", "EGMM-L4-01"}, marks=pytest.mark.lab
-        ),  # each is a whole assessment, and policy put in force twice
+        pytest.param(1, {0, 1}, {"EGMM-L2-06", "EGMM-L3-02", "EGMM-L4-01"}, marks=pytest.mark.lab),
     ],
-)
+    ids=["level-3", "level-4", "level-1"],
+)  # each is a whole assessment, and policy put in force twice
 async def test_each_signed_level_is_measured_at_most_as_what_it_is(
     world: World, level: int, graded: set[int], missed: set[str]
 ) -> None:
@@ -212,6 +232,80 @@ async def test_each_signed_level_is_measured_at_most_as_what_it_is(
     assert found.level in graded
     told = verdicts(found)
     assert {name for name in missed if told[name] is Verdict.NOT_MET} == missed
+
+
+async def test_a_second_replica_without_a_sidecar_lowers_the_service(world: World) -> None:
+    """One replica is governed; the other answers anybody, and calls are balanced over both."""
+    file = world.mesh.fleet.running.mesh
+    ghost = NodeEntry(admin="127.0.0.1:1", inbound={"shop": world.shop})
+    found = await world.assess(SAFE, "shop", file.model_copy(update={"nodes": {**file.nodes, "z": ghost}}))
+    result = found.services[0].result("EGMM-L4-02")
+
+    assert outcomes(found)["unauthenticated-refused"] is Outcome.FAILED
+    assert result.verdict is Verdict.NOT_MET and "z: " in result.why
+    assert verdicts(found)["EGMM-L4-07"] is not Verdict.MET, "nobody knows where the second one listens"
+
+
+async def test_a_node_that_the_address_book_leaves_out_is_missed(world: World) -> None:
+    """Whoever writes mesh.json could leave out the node that does not enforce."""
+    file = world.mesh.fleet.running.mesh
+    rest = {name: entry for name, entry in file.nodes.items() if name != "c"}
+    found = await world.assess(SAFE, "shop", file.model_copy(update={"nodes": rest}))
+
+    assert verdicts(found)["EGMM-L3-04"] is Verdict.NOT_ESTABLISHED
+    assert any(note.startswith("c: it is registered") for note in found.notes)
+
+
+async def test_policy_that_permits_everything_and_responds_to_nothing_is_no_level_five(world: World) -> None:
+    """Signed level 5, every permit is checked, every node is attested; and everybody may do everything."""
+    kept: dict[str, bytes] = {}
+
+    def opened(files: dict[str, bytes]) -> dict[str, bytes]:
+        kept.update(files)
+        settings = yaml.safe_load(files["bundle.yaml"])
+        settings["detection"] |= {"respond": False, "off": ["EGM-T005"]}
+        return {
+            **files,
+            "bundle.yaml": yaml.safe_dump(settings).encode(),
+            "policies/members.cedar": b'@id("everything")\npermit (principal, action, resource);\n',
+        }
+
+    version = await world.mesh.publish(opened)
+    await world.mesh.wait_until({"policy_version_at_least": version, "lease": "FRESH", "state": "READY"})
+    try:
+        found = await world.assess(only="shop")
+    finally:
+        version = await world.mesh.publish(lambda _: kept)
+        await world.mesh.wait_until({"policy_version_at_least": version, "lease": "FRESH", "state": "READY"})
+
+    assert found.level <= 1
+    for denied in ("EGMM-L2-03", "EGMM-L2-06", "EGMM-L3-02", "EGMM-L3-06", "EGMM-L4-01"):
+        assert verdicts(found)[denied] is Verdict.NOT_MET, denied
+    assert verdicts(found)["EGMM-L5-01"] is Verdict.MET, "permits are checked all the same"
+
+
+async def test_an_assessment_that_is_interrupted_leaves_no_member(world: World) -> None:
+    """Ctrl-C while the probe node is being used: its process ends, and the control plane forgets it."""
+    started: list[Process] = []
+
+    def known(name: str, process: Process) -> None:
+        world.mesh.fleet.processes[name] = process
+        started.append(process)
+
+    assessor = Assessor(world.mesh.fleet.running.mesh, world.mesh.directory, only="shop", started=known)
+    task = asyncio.create_task(assessor.run())
+    async with operator_client.operator(world.mesh.fleet.running.mesh, world.mesh.directory) as client:
+        for _ in range(300):
+            if any(one.node.startswith(NAME_PREFIX) for one in await client.nodes()):
+                break
+            await asyncio.sleep(0.1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        left = {one.node for one in await client.nodes()}
+
+    assert left == {"a", "b", "c"}
+    assert started and started[0].pid is None
 
 
 @pytest.mark.lab

@@ -10,16 +10,18 @@ import grpc
 import grpc.aio
 import pytest
 
-from control_plane.assess.edge.attempts import Attempts, outside_addresses
-from control_plane.assess.edge.calls import Identity
+from control_plane.assess import answers
+from control_plane.assess.edge.attempts import _dialled, outside_addresses, past
 from control_plane.assess.edge.collect import Installation
 from control_plane.assess.edge.from_outside import look
 from control_plane.assess.model import Outcome, Verdict
+from control_plane.edge.mesh_file import NodeEntry
 from control_plane.lab import sample
 from control_plane.lab.ports import free_port
 from egm.v1 import probe_pb2
 from tests.support.cli import Outcome as Printed
 from tests.support.cli import egm as run_egm
+from tests.support.webhook import _self_signed
 from trust.edge.grpc_errors import status_of
 from trust.errors import MeshError, Reason
 
@@ -99,18 +101,45 @@ async def test_a_service_that_other_machines_reach_past_its_sidecar_is_found(
     config = tmp_path / "sidecar.yaml"
     upstream = {"service": "shop", "upstream": {"address": f"127.0.0.1:{port}"}}
     config.write_text(json.dumps({"inbound": [upstream]}))
-    mesh = SimpleNamespace(nodes={"a": SimpleNamespace(config=str(config))}, trust_domain="mesh.local")
-    installation = Installation(cast("Any", mesh), cast("Any", None), None, None)
-    attempts = Attempts(
-        installation, "shop", "127.0.0.1:1", run="r", identity=Identity(b""), calm=Identity(b"")
+    mesh = SimpleNamespace(
+        nodes={"a": NodeEntry(admin="127.0.0.1:1", inbound={"shop": "127.0.0.1:1"}, config=str(config))},
+        trust_domain="mesh.local",
     )
+    installation = Installation(cast("Any", mesh), cast("Any", None), None, None)
     try:
-        check = await attempts.bypass()
+        check = await past(installation, "shop", "r")
     finally:
         await server.stop(0)
 
     assert check.outcome is (Outcome.HELD if local else Outcome.FAILED)
     assert f"127.0.0.1:{port}" in check.evidence
+
+
+@pytest.mark.parametrize("speaks", ["nothing", "tls"])
+async def test_a_service_that_does_not_answer_in_plaintext_is_not_taken_for_closed(speaks: str) -> None:
+    """It listens, and other machines reach it; a plaintext call fails all the same."""
+    if speaks == "nothing":
+        server = await asyncio.start_server(lambda _r, w: w.close(), "127.0.0.1", 0)
+        address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        stop: Any = server.close
+    else:
+        chain, key = _self_signed()
+        secure = grpc.aio.server()
+        secure.add_generic_rpc_handlers((Answering("lies"),))
+        port = secure.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([(key, chain)]))
+        await secure.start()
+        address = f"127.0.0.1:{port}"
+        stop = None
+    try:
+        answer = await _dialled(address, "r")
+    finally:
+        if stop is None:
+            await secure.stop(0)
+        else:
+            stop()
+    check = answers.bypass("shop", [answers.Bypass(address, False, answer)])
+
+    assert check.outcome is (Outcome.UNKNOWN if speaks == "nothing" else Outcome.FAILED)
 
 
 async def test_an_address_where_nobody_is_gives_no_grade() -> None:
@@ -140,3 +169,7 @@ async def test_the_command_grades_a_target_writes_reports_and_stops_a_pipeline(t
     assert (await egm("assess", "compare", str(files[1]), str(files[1]))).code == 0
     assert (await egm("assess", "compare", str(files[1]), str(files[3]))).code == 2
     assert (await egm("assess", "history", "--mesh", str(tmp_path))).code == 0
+    (tmp_path / "assessments").mkdir()
+    (tmp_path / "assessments" / "1-bad.json").write_text("{}")
+    damaged = await egm("assess", "history", "--mesh", str(tmp_path), "--json")
+    assert damaged.code == 3 and "1-bad.json" in damaged.data["damaged"][0]

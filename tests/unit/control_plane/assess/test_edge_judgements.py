@@ -11,7 +11,7 @@ import pytest
 from tuf.api.metadata import Root, Targets
 
 from control_plane.assess.edge import policies, records
-from control_plane.assess.edge.collect import Installation
+from control_plane.assess.edge.collect import Installation, weakest_quorum
 from control_plane.assess.edge.history import history, keep, named
 from control_plane.assess.edge.trust import judge_credential
 from control_plane.assess.model import Outcome
@@ -120,6 +120,25 @@ def test_one_signature_less_than_the_quorum_does_not_count(
     assert policies.short_quorum(_in_force(world)).outcome is Outcome.FAILED
 
 
+def test_the_weakest_namespace_counts_as_the_quorum_of_the_mesh(world: World) -> None:
+    """A delegation that one person signs alone is a way around the others."""
+
+    def role(threshold: int) -> Any:
+        return SimpleNamespace(threshold=threshold, keyids=["k1", "k2"])
+
+    keys = {name: SimpleNamespace(keyval={"public": name}) for name in ("k1", "k2")}
+    delegations = SimpleNamespace(keys=keys, roles={"payments": role(1), "shop": role(2)})
+    root = SimpleNamespace(signed=SimpleNamespace(roles={"targets": role(2)}, keys=keys))
+
+    def in_force(found: Any) -> InForce:
+        base = SimpleNamespace(signed=SimpleNamespace(delegations=found))
+        return cast("InForce", SimpleNamespace(root=root, roles={"targets": base}))
+
+    assert weakest_quorum(in_force(None)) == (2, 2)
+    assert weakest_quorum(in_force(delegations)) == (1, 2)
+    assert weakest_quorum(_in_force(world))[0] == 2
+
+
 class Operators:
     """A control plane as far as proposals go."""
 
@@ -149,6 +168,25 @@ async def test_a_control_plane_that_publishes_unsigned_policy_is_noticed(
 
     assert check.outcome is outcome
     assert operators.withdrawn == ["p1"]
+
+
+async def test_an_assessment_at_the_same_time_does_not_take_the_proposal_away() -> None:
+    """Both propose the same, and each withdraws it when it is done."""
+
+    class Busy(Operators):
+        conflicts = 2
+
+        async def publish(self, proposal: str) -> None:
+            self.conflicts -= 1
+            if self.conflicts >= 0:
+                raise StateError(Reason.CONFLICT, "the proposal is withdrawn")
+            await super().publish(proposal)
+
+    operators = cast("Any", Busy(publishes=False))
+    policy = SimpleNamespace(base=SimpleNamespace(data=b""))
+    installation = cast("Installation", SimpleNamespace(in_force=SimpleNamespace(policy=policy)))
+
+    assert (await policies.unsigned(installation, operators, operators, 0.0)).outcome is Outcome.HELD
 
 
 def _files(directory: Path) -> dict[Path, bytes]:
