@@ -174,7 +174,12 @@ async def climbing(
 async def respond(mesh: Mesh, kind: Kind, value: str, sequence: int) -> None:
     """Hand a directive in at the control plane, as incident response does."""
     data = FIRST.revoke(
-        kind, value, now_ms=SystemClock().now_ms(), sequence=sequence, trust_domain=TRUST_DOMAIN
+        kind,
+        value,
+        now_ms=SystemClock().now_ms(),
+        ttl_s=2 * (TTL_S + GRACE_S),  # or it ends with the lease
+        sequence=sequence,
+        trust_domain=TRUST_DOMAIN,
     )
     shown = mesh.domain.credentials("operator", "olga")
     async with shown.channel(mesh.cp.listen, control_plane_dns(TRUST_DOMAIN)) as channel:
@@ -227,10 +232,13 @@ async def test_one_service_behaves_at_each_level_as_the_ladder_says(mesh: Mesh, 
 async def lease_over(callers: Callers, clock: Ahead) -> None:
     """Let the lease and its grace pass: level 3 goes on, on record, and a person is told; levels 4 and 5 refuse."""
     clock.ahead_ms += (TTL_S + GRACE_S + 1) * 1000
-    node, before = callers.a, written(callers.a)
+    node = callers.a
+    texts = node.sidecar.view.alarms.texts
+    await eventually(lambda: any("grace are over" in text for text in texts()), "the node to seal itself")
+    before = written(node)
     assert [await callers.through(name) for name in ("alice", *HIGHER)] == [OK, STALE, STALE]
     assert written(node) > before
-    assert any("GOVERNANCE_UNAVAILABLE" in text for text in node.sidecar.view.alarms.texts())
+    assert any("GOVERNANCE_UNAVAILABLE" in text for text in texts())
     assert await callers.through("bob") == OK  # no policy is in force that could forbid it
     assert await callers.through("erin") == OK  # nor a limit of one
     assert await callers.through("carol") is GONE  # what incident response took stays taken
