@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from trust import limits
-from trust.attestation.measurement import Measurement
+from trust.attestation.measurement import Measurement, ReferenceValues
 from trust.attestation.roster import Roster
 from trust.attestation.statement import Enforced, Statement
 from trust.backoff import Backoff
@@ -40,14 +40,22 @@ class Schedule:
         self._failures = 0
         self._due_ms = 0
         self._roster = ""
+        self._references: ReferenceValues | None = None
 
-    def wake_at_ms(self, roster: Roster | None, *, monotonic_ms: int) -> int:
-        """Return when to look again; at once when the roster has changed."""
+    def wake_at_ms(
+        self, roster: Roster | None, *, monotonic_ms: int, references: ReferenceValues | None = None
+    ) -> int:
+        """Return when to look again; at once when the roster has changed, or what it accepts of nodes.
+
+        A policy that pins a node's TPM ends the credential that has no quote: the next one is asked for at once.
+        """
         if roster is None:
             self._roster = ""
             return monotonic_ms + _IDLE_MS
-        if roster.digest != self._roster:
+        same = references is self._references or references == self._references
+        if roster.digest != self._roster or not same:
             self._roster, self._due_ms, self._failures = roster.digest, monotonic_ms, 0
+        self._references = references
         return self._due_ms
 
     def succeeded(self, roster: Roster, *, monotonic_ms: int, jitter: float) -> None:

@@ -94,7 +94,9 @@ class Attestation:
             held, roster = parts.state.in_force, parts.trust.roster
             if held is not None:
                 self._bundles.seen(held.policy, monotonic_ms=clock.monotonic_ms())
-            due_ms = self._schedule.wake_at_ms(roster, monotonic_ms=clock.monotonic_ms())
+            due_ms = self._schedule.wake_at_ms(
+                roster, monotonic_ms=clock.monotonic_ms(), references=accepted_builds(held)
+            )
             if roster is not None and held is not None and clock.monotonic_ms() >= due_ms:
                 await self._attempt(roster, held)
             self._notice()

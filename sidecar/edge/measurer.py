@@ -1,7 +1,7 @@
 """Measures this node from software: the installed files of the distribution, and the effective configuration.
 
-A claim, not a proof: the code that is measured does the measuring (docs/trust.md). Hardware can be a second
-implementation of `trust.attestation.measurement.Measurer`.
+A claim, not a proof: the code that is measured does the measuring (docs/trust.md). A TPM is asked
+by `sidecar.edge.tpm`.
 """
 
 import hashlib

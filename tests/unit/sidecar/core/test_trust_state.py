@@ -31,6 +31,7 @@ from tests.support.attestation import (
     settings_of,
 )
 from tests.support.emergency import FIRST, rules
+from tests.support.fake_tpm import FakeTpm
 from trust.attestation.credential import credential_sha256
 from trust.attestation.measurement import AcceptedDistribution, ReferenceValues
 from trust.attestation.statement import parse_statement, write_statement
@@ -476,6 +477,14 @@ def test_a_round_is_due_at_once_then_at_a_third_of_the_life() -> None:
     assert MONO + TTL // 6 < schedule.wake_at_ms(ROSTER, monotonic_ms=MONO) < MONO + TTL // 4
     other = roster_of(holders("a", "b", "c"))
     assert schedule.wake_at_ms(other, monotonic_ms=MONO + 1) == MONO + 1
+    schedule.succeeded(other, monotonic_ms=MONO + 1, jitter=0.0)
+    pinned = ReferenceValues(
+        distributions=(AcceptedDistribution(version="1", sha256="00" * 32),),
+        tpm={"a": FakeTpm().reference(0)},
+    )
+    assert schedule.wake_at_ms(other, monotonic_ms=MONO + 2, references=pinned) == MONO + 2
+    schedule.succeeded(other, monotonic_ms=MONO + 2, jitter=0.0)
+    assert schedule.wake_at_ms(other, monotonic_ms=MONO + 3, references=pinned.model_copy()) > MONO + 3
     assert schedule.wake_at_ms(None, monotonic_ms=MONO) > MONO
 
 
