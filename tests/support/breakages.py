@@ -3,9 +3,9 @@
 Every breakage is an answer or a fact as a broken installation would give it; the assessor's own rules must turn it into
 the verdict. The table names the characteristics that each must deny.
 
-On a real mesh (tests/integration/assess) broken are: a dead node, a damaged ledger, a signed level below 5 (which denies
+Broken on a real mesh (tests/integration/assess): a dead node, a damaged ledger, a signed level below 5 (which denies
 what the level lacks), policy that permits everything, detection rules and responses switched off, a replica without a
-sidecar, a node that mesh.json hides, a service open to the network. Here alone are what a real mesh cannot be brought to
+sidecar, a node that mesh.json hides, a service open to the network. Here alone is what a real mesh cannot be made to do
 without another program in a member's place (a sidecar that takes forged, replayed, stolen or expired permits, a client
 or verifier that believes anything: tests/unit/control_plane/assess/test_edge_judgements.py puts one in its place), and
 what costs a restart of the control plane (no index, no responder key, no dashboard).
