@@ -39,7 +39,7 @@ from trust.attestation.statement import NONCE_BYTES, Evidence, Statement, quoted
 from trust.attestation.witness import Submission
 from trust.checkpoint import parse_checkpoint
 from trust.edge.files import write_atomic
-from trust.edge.grpc_errors import error_from_rpc
+from trust.edge.grpc_errors import error_from_rpc, readable
 from trust.edge.ledger import Reader
 from trust.errors import EvidenceError, MeshError, Reason, StateError
 from trust.note import read_unverified
@@ -272,6 +272,6 @@ async def _finished(tasks: Sequence[asyncio.Task[bytes | None]], timeout_s: floa
 async def _answered(call: Awaitable[_T]) -> _T:
     """Return the answer of a peer; what it refuses with becomes our error."""
     try:
-        return await call
+        return readable(await call)
     except grpc.aio.AioRpcError as error:
         raise error_from_rpc(error) from None

@@ -18,7 +18,7 @@ from sidecar.edge.upstream import targets
 from trust import limits
 from trust.attestation.credential import Credential, credential_sha256
 from trust.edge.gossip import PEERS, Check
-from trust.edge.grpc_errors import abort, error_from_rpc
+from trust.edge.grpc_errors import abort, error_from_rpc, readable
 from trust.edge.tls import Channels, channel_credentials, channel_options
 from trust.errors import CapacityError, EvidenceError, MeshError, Reason, StateError
 from trust.identity import IdentitySource
@@ -144,11 +144,12 @@ async def _from(channel: grpc.aio.Channel, sha256: bytes) -> bytes:
     try:
         if sha256:
             blob = gossip_pb2.GetBlobRequest(sha256=sha256)
-            data = (await gossip_pb2_grpc.GossipStub(channel).GetBlob(blob, timeout=timeout_s)).data
+            found = await gossip_pb2_grpc.GossipStub(channel).GetBlob(blob, timeout=timeout_s)
+            data = readable(found).data
         else:
             newest = pb.GetCredentialRequest()
             answer = await rpc.CredentialsStub(channel).GetCredential(newest, timeout=timeout_s)
-            data = answer.credential
+            data = readable(answer).credential
     except grpc.aio.AioRpcError as error:
         raise error_from_rpc(error) from None
     if len(data) > limits.MAX_CREDENTIAL_BYTES or (sha256 and credential_sha256(data) != sha256):

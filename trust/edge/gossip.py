@@ -17,7 +17,7 @@ from egm.v1 import gossip_pb2_grpc as rpc
 from trust import gossip, limits
 from trust.denials import Spread
 from trust.edge.denial_keeper import DenialKeeper, shown
-from trust.edge.grpc_errors import abort
+from trust.edge.grpc_errors import abort, readable
 from trust.errors import CapacityError, EvidenceError, MeshError, Reason
 from trust.gossip import Head, Inventory, Told
 from trust.spiffe import SpiffeId
@@ -183,11 +183,11 @@ class Member:
             if news
             else gossip.opening(self.inventory(), heads=self._heads(), credentials=self._credentials())
         )
-        answered = await stub.Exchange(self.message(first), timeout=limits.GOSSIP_TIMEOUT_S)
+        answered = readable(await stub.Exchange(self.message(first), timeout=limits.GOSSIP_TIMEOUT_S))
         told = self.receive(answered, peer)
         second = gossip.follow_up(told, self.inventory())
         if second is not None:
-            answered = await stub.Exchange(self.message(second), timeout=limits.GOSSIP_TIMEOUT_S)
+            answered = readable(await stub.Exchange(self.message(second), timeout=limits.GOSSIP_TIMEOUT_S))
             self.receive(answered, peer)
 
     async def watch(self) -> AsyncIterator[Told]:

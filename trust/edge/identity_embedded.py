@@ -13,7 +13,7 @@ import grpc.aio
 from egm.v1 import join_pb2, join_pb2_grpc
 from trust import limits
 from trust.backoff import RENEW
-from trust.edge.grpc_errors import error_from_rpc
+from trust.edge.grpc_errors import error_from_rpc, readable
 from trust.edge.identity_directory import DirectoryIdentity
 from trust.edge.leaf_keys import key_to_pem, make_csr, new_key
 from trust.edge.subscribers import Subscribers
@@ -220,8 +220,8 @@ class EmbeddedIdentity:
             async with grpc.aio.secure_channel(address, credentials, options) as channel:
                 stub = join_pb2_grpc.JoinStub(channel)
                 try:
-                    reply: join_pb2.IssuedCertificates = await getattr(stub, method)(
-                        request, timeout=limits.IDENTITY_RPC_TIMEOUT_S
+                    reply: join_pb2.IssuedCertificates = readable(
+                        await getattr(stub, method)(request, timeout=limits.IDENTITY_RPC_TIMEOUT_S)
                     )
                 except grpc.aio.AioRpcError as error:
                     last = error_from_rpc(error)

@@ -1,6 +1,7 @@
 """A control plane that answers with bytes that are no message must not end the sidecars that ask it."""
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -8,12 +9,16 @@ import grpc.aio
 import pytest
 
 from egm.v1 import approvals_pb2 as pb
-from egm.v1 import operator_pb2
+from egm.v1 import attestation_pb2, attestation_pb2_grpc, gossip_pb2_grpc, operator_pb2
+from sidecar.edge import attestation_round, credentials
 from sidecar.edge.approval_desk import RemoteDesk
 from sidecar.edge.reports import Reporter
 from sidecar.edge.shadow import ShadowRunner
 from tests.support.sidecar_core import Core
+from trust.edge.denial_keeper import DenialKeeper
+from trust.edge.gossip import Member
 from trust.errors import Reason, StateError
+from trust.misbehaviour import Anchors
 from trust.spiffe import SpiffeId
 
 NODE = SpiffeId.parse("spiffe://mesh.local/node/n1")
@@ -84,3 +89,30 @@ async def test_an_unreadable_answer_to_a_report_is_a_report_that_was_not_deliver
     reporter = Reporter(channels, ["cp:1"], node=NODE, status=operator_pb2.NodeStatus, period_s=60)
     assert not await reporter.report()
     assert "nobody can read" in str(reporter.last_error)
+
+
+async def test_an_unreadable_credential_or_nonce_is_no_answer(channels: Any) -> None:
+    """A peer of the mesh can do no more with nonsense than with silence."""
+    for sha256 in (b"", bytes(32)):
+        with pytest.raises(StateError) as caught:
+            await credentials._from(channels.channel, sha256)
+        assert caught.value.reason is Reason.SOURCE_UNAVAILABLE
+    stub = attestation_pb2_grpc.WitnessStub(channels.channel)
+    with pytest.raises(StateError) as caught:
+        await attestation_round._answered(stub.Challenge(attestation_pb2.ChallengeRequest()))
+    assert caught.value.reason is Reason.SOURCE_UNAVAILABLE
+
+
+async def test_an_unreadable_gossip_message_is_no_answer(channels: Any, tmp_path: Path) -> None:
+    """The rounds go on with the next peer."""
+    keeper = DenialKeeper(
+        tmp_path / "denials.json",
+        "mesh.local",
+        now_ms=lambda: 0,
+        monotonic_ms=lambda: 0,
+        anchors=lambda: Anchors("mesh.local", b"", None, b""),
+    )
+    member = Member(NODE, "boot", keeper, timestamp=lambda: (0, b""))
+    with pytest.raises(StateError) as caught:
+        await member.exchange(gossip_pb2_grpc.GossipStub(channels.channel), NODE, ())
+    assert caught.value.reason is Reason.SOURCE_UNAVAILABLE
