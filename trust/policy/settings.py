@@ -172,6 +172,7 @@ class BundleSettings(_Strict):
     metadata_keys: list[MetadataKey] = Field(default_factory=list)
     auditors: Auditors = Field(default_factory=dict)
     detection: DetectionSettings | None = None
+    alerts: AlertRules | None = None
     emergency_keys: dict[Name, PublicKey] = Field(default_factory=dict)
     approver_groups: ApproverGroups = Field(default_factory=dict)
     revocation_max_ttl_s: int = Field(default=24 * 3600, ge=60, le=limits.MAX_REVOCATION_TTL_S)
@@ -184,7 +185,6 @@ class BundleSettings(_Strict):
         if self.attestation is not None:
             check_key_names(self.attestation, self.trust_domain)
         return self
-    alerts: AlertRules | None = None
 
     @model_validator(mode="after")
     def _is_printable(self) -> "BundleSettings":

@@ -90,8 +90,8 @@ class Source:
             metadata_keys=tuple(sorted(set(settings.metadata_keys))),
             auditors=dict(sorted(settings.auditors.items())),
             detection=settings.detection,
-            emergency_keys=dict(sorted(settings.emergency_keys.items())),
             alerts=settings.alerts,
+            emergency_keys=dict(sorted(settings.emergency_keys.items())),
             approver_groups={
                 group: dict(sorted(members.items()))
                 for group, members in sorted(settings.approver_groups.items())
