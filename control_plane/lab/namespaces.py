@@ -7,10 +7,12 @@ what TCP sends again arrives after the heal. Delays, losses and resets: use link
 
 import asyncio
 import contextlib
+import itertools
 import os
 import secrets
 import shutil
 import socket
+import string
 import subprocess
 import threading
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,6 +26,8 @@ _NOBODY: Final = "02:00:00:00:00:01"  # locally administered; no member has it
 _CLONE_NEWNET: Final = 0x40000000
 _INSIDE: Final = "eth0"
 _TIMEOUT_S: Final = 20.0
+_LETTERS: Final = string.ascii_lowercase
+_made: Final = itertools.count()  # meshes of this process: each has a letter of its own
 _NAMED: Final = Path("/var/run/netns")
 
 
@@ -42,7 +46,7 @@ class Namespaces:
                 "network: namespaces needs root and the command ip (Debian: iproute2); use network: links",
             )
         self._prefix = f"egm{os.getpid()}"
-        self._bridge = f"{self._prefix}{secrets.choice('abcdefghijklmnopqrstuvwxyz')}"
+        self._bridge = f"{self._prefix}{_LETTERS[next(_made) % len(_LETTERS)]}"
         self._subnet = f"10.{128 + secrets.randbelow(128)}.{secrets.randbelow(256)}"
         self._names = {name: f"{self._bridge}-{number}" for number, name in enumerate(members)}
         self._hosts = {name: f"{self._subnet}.{number + 2}" for number, name in enumerate(self._names)}
@@ -185,7 +189,7 @@ def _remove_abandoned() -> None:
         return
     for name in (entry.name for entry in _NAMED.iterdir()):
         lab, _, number = name.partition("-")
-        pid = lab.removeprefix("egm").rstrip("abcdefghijklmnopqrstuvwxyz")
+        pid = lab.removeprefix("egm").rstrip(_LETTERS)
         if lab.startswith("egm") and pid.isdigit() and number.isdigit() and not Path("/proc", pid).exists():
             _forget(f"netns delete {name}")
             _forget(f"link delete {lab}")

@@ -224,7 +224,7 @@ def test_bundle_signed_by_another_role_is_refused() -> None:
 def test_text_that_is_not_utf8_and_bad_mesh_settings_are_refused() -> None:
     """Both are named in the error."""
     assert "policies/main.cedar" in refused(archive_of({**BASE_FILES, "policies/main.cedar": b"\xff"})).detail
-    for mesh in (b"{}", b'{"trust_domain": "UPPER"}', b'{"trust_domain": "a", "level": 2}', b"\xff"):
+    for mesh in (b"{}", b'{"trust_domain": "UPPER"}', b'{"trust_domain": "a", "level": 6}', b"\xff"):
         error = refused(archive_of({**BASE_FILES, "mesh.json": mesh}))
         assert error.reason == Reason.BUNDLE_MALFORMED
         assert "mesh.json" in error.detail
