@@ -122,7 +122,8 @@ def completed(mesh: DevelopmentMesh, archive: bytes) -> bytes:
     archive = with_emergency_keys(archive, keys)
     if mesh.detection is not None:
         archive = with_detection(archive, mesh.detection)
-    return with_witnesses(archive, mesh.roster())
+    # without a node nobody can vouch: the roster follows with the first service
+    return with_witnesses(archive, mesh.roster()) if mesh.plan.nodes() else archive
 
 
 async def in_force(mesh: DevelopmentMesh) -> InForce:

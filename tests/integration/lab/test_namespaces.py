@@ -13,7 +13,7 @@ from control_plane.lab.plan import NAMESPACES, LabPlan, Node, Service
 from trust.errors import InputError
 
 GET = "egm.sample.v1.Accounts/GetBalance"
-pytestmark = [pytest.mark.xdist_group("namespaces"), pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(280)]
 
 
 def require() -> None:
