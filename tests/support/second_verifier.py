@@ -8,6 +8,7 @@ calls open is refused here, too.
 import hashlib
 import itertools
 import json
+import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -39,6 +40,8 @@ MEMBERS = {
     "links",
 }
 Records = dict[tuple[str, int], dict[str, Any]]
+
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")  # fromhex takes capitals and spaces too
 
 
 @dataclass(frozen=True)
@@ -199,6 +202,7 @@ def _contents(contents: list[dict[str, Any]], records: Records) -> None:
     for c in contents:
         need(c.keys() == {"execution", "node", "side", "intent", "outcome"}, "members of contents")
         need(type(c["intent"]) is int and type(c["outcome"]) in {int, type(None)}, "indexes of contents")
+        need(_UUID.fullmatch(c["execution"]) is not None, "the spelling of an execution")
         whose = (bytes.fromhex(c["execution"].replace("-", "")), _side(c["side"]))
         intent = records[c["node"], c["intent"]]
         need((intent["kind"], intent["id"], intent["side"]) == ("intent", *whose), "intent of contents")

@@ -254,6 +254,9 @@ def test_bytes_cut_repeated_or_spelled_otherwise_are_refused(made: Made) -> None
     variants += [made.data + b"\n", b" " + made.data, made.data * 2, made.data.replace(b'":', b'": ', 1)]
     first = made.data.index(b'"contents"')
     variants.append(made.data[:first] + b'"anchors":[],' + made.data[first:])  # a member twice
+    shown = id_text(made.executions[0])
+    variants += [made.data.replace(shown.encode(), shown.upper().encode())]  # the same id, written otherwise
+    assert shown != shown.upper()
     for data in variants:
         assert verdict(made, data)[0] is Verdict.CONTRADICTED
         assert not second(made, data)
