@@ -1,15 +1,19 @@
 """Verifies the trust credential of a probe node offline, as any relying party does, and a changed one."""
 
+import asyncio
 from pathlib import Path
+from typing import Final
 
 from control_plane.assess.edge.collect import Installation
 from control_plane.assess.edge.permits import CREDENTIAL_FILE
-from control_plane.assess.edge.probe_node import ProbeNode
+from control_plane.assess.edge.probe_node import POLL_S, ProbeNode
 from control_plane.assess.model import MESH, Basis, Check, Outcome
 from trust.attestation.credential import check_live, credential_sha256, open_credential
 from trust.attestation.roster import Roster
 from trust.edge.clock import SystemClock
 from trust.errors import MeshError
+
+ON_DISK_S: Final = 10.0
 
 
 async def credential(installation: Installation, node: ProbeNode) -> list[Check]:
@@ -20,7 +24,12 @@ async def credential(installation: Installation, node: ProbeNode) -> list[Check]
         return [
             Check(name, MESH, Outcome.FAILED, Basis.PROBED, tried, "the signed policy names no witnesses")
         ]
-    return [judge_credential(_read(node.data_dir / CREDENTIAL_FILE), roster, SystemClock().now_ms())]
+    data, deadline = b"", asyncio.get_running_loop().time() + ON_DISK_S
+    while not data and asyncio.get_running_loop().time() < deadline:
+        data = _read(node.data_dir / CREDENTIAL_FILE)
+        if not data:  # a node counts as attested a moment before its credential is on disk
+            await asyncio.sleep(POLL_S)
+    return [judge_credential(data, roster, SystemClock().now_ms())]
 
 
 def judge_credential(data: bytes, roster: Roster, now_ms: int) -> Check:

@@ -25,6 +25,12 @@ server.start()
 print("my service runs", flush=True)
 server.wait_for_termination()
 """
+# pytest as a terminal starts it: whatever runs in the background was started with SIGINT ignored, and hands that on
+HEARING = """
+import runpy, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+runpy.run_module("pytest", run_name="__main__", alter_sys=True)
+"""
 CONFTEST = """
 import sys
 from pathlib import Path
@@ -128,7 +134,7 @@ def test_nothing_survives_an_interrupted_run(tmp_path: Path, number: signal.Sign
     base = tmp_path / "base"
     with (tmp_path / "output").open("wb") as output:
         run = subprocess.Popen(
-            [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--basetemp={base}", "test_mine.py"],
+            [sys.executable, "-c", HEARING, "-p", "no:cacheprovider", f"--basetemp={base}", "test_mine.py"],
             cwd=tmp_path,
             stdout=output,
             stderr=output,
