@@ -46,10 +46,10 @@ class ApprovalClient:
     def __init__(self, stub: "rpc.ApprovalDeskAsyncStub", groups: Groups, bundles: Sequence[Bundle]) -> None:
         self._stub, self.groups, self._bundles = stub, groups, tuple(bundles)
 
-    async def tickets(self, state: int, limit: int) -> Sequence[pb.TicketEntry]:
+    async def tickets(self, state: "pb.TicketState.ValueType", limit: int) -> Sequence[pb.TicketEntry]:
         """List tickets, newest first."""
         async with answered():
-            request = pb.ListTicketsRequest(state=state, limit=limit)  # type: ignore[arg-type]  # an enum's number
+            request = pb.ListTicketsRequest(state=state, limit=limit)
             return (await self._stub.List(request, timeout=CALL_TIMEOUT_S)).tickets
 
     async def ticket(self, prefix: str) -> Shown:

@@ -52,7 +52,7 @@ class World:
         return await Assessor(file, mesh.directory, probe=probe, only=only, started=started).run()
 
 
-class Counting(grpc.GenericRpcHandler):  # type: ignore[type-arg]
+class Counting(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # not generic at run time
     """Answers every method, and notes it."""
 
     def __init__(self, calls: list[str]) -> None:

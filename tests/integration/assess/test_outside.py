@@ -26,7 +26,7 @@ from trust.edge.grpc_errors import status_of
 from trust.errors import MeshError, Reason
 
 
-class Answering(grpc.GenericRpcHandler):  # type: ignore[type-arg]
+class Answering(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # not generic at run time
     """Answers every method in one way."""
 
     def __init__(self, how: str) -> None:

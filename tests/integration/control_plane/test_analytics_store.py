@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from control_plane.core.alerts import Alert, State
 from control_plane.core.analytics import (
@@ -41,8 +42,8 @@ def batch(*records: Intent | Outcome, at: int = 0, node: str = "a", ledger: str 
 async def take(database: Database, *batches: Batch, now_ms: int = NOW_MS) -> None:
     """Take batches, each in a transaction of its own, as the servicer does."""
 
-    async def count(connection: object, one: Batch, held: int) -> None:
-        await analytics.count(connection, one, held, now_ms=now_ms)  # type: ignore[arg-type]
+    async def count(connection: AsyncConnection, one: Batch, held: int) -> None:
+        await analytics.count(connection, one, held, now_ms=now_ms)
 
     for one in batches:
         async with database.write() as connection:
