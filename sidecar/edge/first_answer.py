@@ -47,9 +47,9 @@ class Place:
     def ask(self, path: str, race: "_Race") -> None:
         """Ask for a file in a thread of its own; the answer goes to `race`."""
         thread = threading.Thread(target=self._ask, args=(path, race), name=f"fetch {self.name}", daemon=True)
-        with self._lock:
+        with self._lock:  # until it runs: `join` must not meet a thread that cannot be joined yet
+            thread.start()
             self._asking.add(thread)
-        thread.start()
 
     def given_up(self) -> None:
         """Note that nobody waits any more; one that has answered at the last moment is not silent."""

@@ -194,3 +194,28 @@ def test_what_the_authority_says_is_what_a_person_reads(
 def test_empty_file_is_a_file() -> None:
     """No chunk at all is an answer, and verification judges it."""
     assert ask(authority(Answers(b""))) == b""
+
+
+def test_source_closed_while_a_question_is_put_ends_without_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing can wait for a thread that was noted and is not running yet."""
+    place, errors, closers = Place("peer", Answers(b"file")), [], []
+    start = threading.Thread.start
+
+    def close() -> None:
+        try:
+            place.join()
+        except RuntimeError as error:
+            errors.append(error)
+
+    def start_late(thread: threading.Thread) -> None:
+        """Let somebody close the source first."""
+        if thread.name.startswith("fetch"):
+            closers.append(threading.Thread(target=close))
+            start(closers[0])
+            closers[0].join(0.05)  # ends at once where the question is noted already, else waits for it
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_late)
+    assert ask(place) == b"file"
+    closers[0].join()
+    assert errors == []
