@@ -135,13 +135,13 @@ def read_order(data: bytes) -> tuple[Order, Signature]:
 
 
 def verify_order(data: bytes, keys: Mapping[str, Key], *, trust_domain: str, now_s: int) -> Order:
-    """Return the order that one of the role's approvers signed, and that has not ended.
+    """Return the order that one of the role's approvers signed, if its time is now.
 
     Args:
         data: as it travels.
         keys: key id -> key, of all who may sign the role of `read_order(data)`.
         trust_domain: ours.
-        now_s: trusted time, Unix seconds.
+        now_s: trusted time, Unix seconds; MAX_CLOCK_SKEW_MS early is forgiven.
 
     Raises:
         EvidenceError: SHADOW_ORDER_INVALID, NOT_AUTHORIZED (nobody's key), SIGNATURE_INVALID.
@@ -151,6 +151,9 @@ def verify_order(data: bytes, keys: Mapping[str, Key], *, trust_domain: str, now
         raise _invalid(f"it is for trust domain {order.trust_domain}, not {trust_domain}")
     if now_s >= order.until_s:
         raise _invalid("it has ended; an approver may sign another")
+    # without this the bound on its length would bound nothing: it counts from now until its end
+    if order.issued_s * 1000 > now_s * 1000 + limits.MAX_CLOCK_SKEW_MS:
+        raise _invalid("it begins in the future; compare the clock of the approver's machine")
     key = keys.get(signature.keyid)
     if key is None:
         detail = f"key {signature.keyid[:12]!r} is not that of an approver of {order.role}"

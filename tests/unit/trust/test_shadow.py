@@ -52,6 +52,15 @@ def test_an_order_of_another_mesh_or_one_that_is_over_is_refused() -> None:
     assert reason_of(sign_order(over, APPROVER)) is Reason.SHADOW_ORDER_INVALID
 
 
+def test_an_order_that_begins_in_the_future_is_refused() -> None:
+    """Else one approver could have every node decide twice for years: the bound is on its length alone."""
+    year_s = 365 * 24 * 3600
+    later = replace(ORDER, issued_s=ORDER.issued_s + year_s, until_s=ORDER.until_s + year_s)
+    assert reason_of(sign_order(later, APPROVER)) is Reason.SHADOW_ORDER_INVALID
+    ahead_s = NOW_S + limits.MAX_CLOCK_SKEW_MS // 1000  # the clock of an approver's machine
+    assert verified(sign_order(replace(ORDER, issued_s=ahead_s), APPROVER)).issued_s == ahead_s
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
