@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Final
@@ -122,7 +122,7 @@ class PolicyCache:
 
 
 class VersionFloor:
-    """The highest version ever accepted of each role, in one file."""
+    """The highest version ever accepted of each role, and the newest root ever seen, in one file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -153,32 +153,58 @@ class VersionFloor:
                     Reason.POLICY_ROLLBACK, f"{role} is version {found}; {lowest} was already accepted"
                 )
 
+    def check_root(self, root: Root) -> None:
+        """Refuse what is vouched for by an older root than one that was seen here, even if nothing under that was kept.
+
+        Only for what comes from outside: what is on disk may be resumed within the lease that it had.
+
+        Raises:
+            StateError: POLICY_ROLLBACK; also when the floor file is damaged.
+        """
+        known = self._read()["known_root"]
+        if root.version < known:
+            raise StateError(
+                Reason.POLICY_ROLLBACK,
+                f"signed under root version {root.version}; version {known} is known here, and may have replaced keys",
+            )
+
+    def learned(self, root: Root) -> None:
+        """Record a verified root, durably, although nothing under it could be kept: the keys it replaced are over."""
+        floor = self._read()
+        if root.version > floor["known_root"]:
+            self._write({**floor, "known_root": root.version})
+
     def record(self, verified: VerifiedMetadata) -> None:
         """Record what was accepted, durably; roles that are gone keep their floor."""
         floor = self._read()
         new = {
             "versions": floor["versions"] | verified.versions,
             "online": {role: _fingerprint(verified.root, role) for role in ONLINE_ROLES},
+            "known_root": max(floor["known_root"], verified.root.version),
         }
         if new != floor:
-            text = json.dumps({"format": _FORMAT, **new}, indent=2, sort_keys=True)
-            write_atomic(self._path, text.encode() + b"\n")
+            self._write(new)
+
+    def _write(self, floor: Mapping[str, Any]) -> None:
+        text = json.dumps({"format": _FORMAT, **floor}, indent=2, sort_keys=True)
+        write_atomic(self._path, text.encode() + b"\n")
 
     def _read(self) -> dict[str, Any]:
         try:
             floor = json.loads(self._path.read_bytes())
             versions, online = dict(floor["versions"]), dict(floor["online"])
-            if not all(type(version) is int for version in versions.values()):
+            known_root = floor.get("known_root", 0)  # files of earlier releases do not have it
+            if not all(type(version) is int for version in (*versions.values(), known_root)):
                 raise ValueError("a version is not an integer")
         except FileNotFoundError:
-            return {"versions": {}, "online": {}}
+            return {"versions": {}, "online": {}, "known_root": 0}
         except _MALFORMED:
             raise StateError(
                 Reason.POLICY_ROLLBACK,
                 f"the version floor {self._path.name} is damaged, so a rollback cannot be excluded; restore it, "
                 "or delete it if you are sure that nobody feeds this node an old policy",
             ) from None
-        return {"versions": versions, "online": online}
+        return {"versions": versions, "online": online, "known_root": known_root}
 
 
 def _fingerprint(root: Root, role: str) -> str:

@@ -183,11 +183,16 @@ class PolicyClient:
             scratch = Path(name)
             if current is not None:
                 _seed(scratch, current)
-            with _mapped_errors():
-                self._update(scratch, fetcher)
-            stored = self._collect(scratch)
-            verified, policy = self._verify(stored)
-        self._check_fresh(policy)
+            try:
+                with _mapped_errors():
+                    self._update(scratch, fetcher)
+                stored = self._collect(scratch)
+                verified, policy = self._verify(stored)
+                self._floor.check_root(verified.root)
+                self._check_fresh(policy)
+            except MeshError:
+                self._learn_root(scratch)
+                raise
         if stored != current:
             self._cache.write(stored)
         self._floor.record(verified)
@@ -242,6 +247,23 @@ class PolicyClient:
             snapshot=snapshot,
             roles={BASE_ROLE: targets, **{name: (scratch / f"{name}.json").read_bytes() for name in names}},
         )
+
+    def _learn_root(self, scratch: Path) -> None:
+        """Remember the newest root that a failed refresh came by: keys that it replaced must not go on counting here.
+
+        Otherwise whoever has stolen them needs only to see to it that what comes under the new root is refused.
+        """
+        history, roots = scratch / "root_history", list[bytes]()
+        with contextlib.suppress(FileNotFoundError):
+            for version in range(
+                self._trusted_version + 1, self._trusted_version + 1 + limits.MAX_ROOT_ROTATIONS
+            ):
+                roots.append((history / f"{version}.root.json").read_bytes())
+        try:
+            newest = verify_roots(self._trusted_root, roots, now_ms=self._clock.now_ms())
+            self._floor.learned(newest)
+        except MeshError as error:
+            logger.warning("new root not taken note of: %s", error)
 
     def _verify(self, stored: Stored) -> tuple[VerifiedMetadata, VerifiedPolicy]:
         now_ms = self._clock.now_ms()

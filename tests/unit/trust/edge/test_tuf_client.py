@@ -1,5 +1,6 @@
 """The policy client against hostile sources, on real metadata: what it accepts, keeps, and never goes back on."""
 
+import copy
 import fcntl
 import hashlib
 import json
@@ -320,6 +321,29 @@ def test_stolen_timestamp_key_that_ran_ahead_is_forgotten_after_rotation(
     world.online = type(world.online)(world.online.snapshot, new)
     world.publish({"root": root.to_bytes()})
     assert client.refresh(world.source()).versions["timestamp"] == 2
+
+
+def test_keys_that_a_new_root_replaced_extend_no_lease_though_what_came_with_it_was_refused(
+    world: World, client: PolicyClient, tmp_path: Path
+) -> None:
+    """A stolen quorum ran ahead: the rotation against it brings an older version, and must count all the same."""
+    thief = copy.deepcopy(world)  # the approvers' and the online keys of the first root
+    for number in (2, 3, 4):
+        thief.release(b"bundle of the thief %d" % number)
+    held = client.refresh(thief.source())
+    new, old = signer("timestamp"), world.online.timestamp.public_key.keyid
+    root = world.rotate(role="timestamp", add=[new.public_key], remove=[old])
+    world.online = type(world.online)(world.online.snapshot, new)
+    world.publish({"root": root.to_bytes()})
+    refuses(Reason.POLICY_ROLLBACK, lambda: client.refresh(world.source()))
+    thief.renew()
+    refuses(Reason.POLICY_ROLLBACK, lambda: client.refresh(thief.source()))
+    again = PolicyClient(tmp_path / "policy", world.root)
+    assert again.load() == held, "what is in force may be resumed, within its lease"
+    refuses(Reason.POLICY_ROLLBACK, lambda: again.refresh(thief.source()))
+    for number in (2, 3, 4, 5):
+        world.release(b"bundle %d" % number)
+    assert again.refresh(world.source()).base.version == 5
 
 
 def test_expired_lease_is_refused_online_and_still_loads_offline(
