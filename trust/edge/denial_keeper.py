@@ -73,6 +73,7 @@ class DenialKeeper:
         self._listeners: list[Callable[[Spread], None]] = []
         self._beside, self._taking = beside, False
         self._lock = threading.Lock()  # one write at a time
+        self._handing = threading.Lock()  # around `_later` alone, never while the disk is waited for
         self._later: bytes | None = None  # what a thread is about to write
         self._refused: dict[
             bytes, int
@@ -219,25 +220,32 @@ class DenialKeeper:
             self._write_beside(data)
             return
         with self._lock:
-            self._later = None
+            self._take_up()
             error = self._write(data)
         self._written(error)
 
     def _write_beside(self, data: bytes) -> None:
         """Have a thread write; of several contents only the newest is written."""
-        waiting, self._later = self._later is not None, data
+        with self._handing:
+            waiting, self._later = self._later is not None, data
         if waiting:
             return
         loop = asyncio.get_running_loop()
 
         def work() -> None:
             with self._lock:
-                newest, self._later = self._later, None
+                newest = self._take_up()
                 error = None if newest is None else self._write(newest)
             with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
                 loop.call_soon_threadsafe(self._written, error)
 
         loop.run_in_executor(None, work)
+
+    def _take_up(self) -> bytes | None:
+        """Return what waits to be written, and let nothing wait."""
+        with self._handing:
+            newest, self._later = self._later, None
+        return newest
 
     def _write(self, data: bytes) -> OSError | None:
         try:

@@ -120,6 +120,43 @@ async def test_an_older_content_never_replaces_a_newer_one(
     assert kept.written() == 3
 
 
+async def test_what_comes_while_the_thread_takes_up_the_last_is_written_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread may take what waits just as the loop finds that something waits: then nobody else would write."""
+    jobs: list[Any] = []
+    monkeypatch.setattr(
+        asyncio.get_running_loop(),
+        "run_in_executor",
+        lambda _pool, work: jobs.append(threading.Thread(target=work)),
+    )
+
+    class Interleaved(DenialKeeper):
+        """Lets the thread run between the loop's look at what waits and what it does then."""
+
+        _held: bytes | None = None
+
+        @property
+        def _later(self) -> bytes | None:
+            found = self._held
+            if found is not None and threading.current_thread() is threading.main_thread():
+                jobs[0].start()
+                jobs[0].join(0.2)  # a thread that must wait for the loop is waited for in vain
+            return found
+
+        @_later.setter
+        def _later(self, data: bytes | None) -> None:
+            self._held = data
+
+    monkeypatch.setitem(globals(), "DenialKeeper", Interleaved)
+    kept = Kept(tmp_path / "denials.json")
+    kept.keeper.take([directive(0)], [])
+    kept.keeper.take([directive(1)], [])
+    for job in jobs:
+        job.join()
+    assert (len(jobs), kept.written()) == (1, 2)
+
+
 async def test_a_disk_that_fails_beside_is_an_alarm_and_the_denial_counts(tmp_path: Path) -> None:
     """In effect without a record is safer than not in effect."""
     kept = Kept(tmp_path / "folder" / "denials.json")
