@@ -213,7 +213,11 @@ class EmbeddedIdentity:
         method: str,
         request: join_pb2.EnrolRequest | join_pb2.RenewRequest,
     ) -> join_pb2.IssuedCertificates:
-        """Ask the addresses in order; a refusal is final, an unreachable one is not."""
+        """Ask the addresses in order; a refusal is final, an address without a readable answer is not.
+
+        Raises:
+            MeshError: the refusal; StateError SOURCE_UNAVAILABLE of the last one, when none answered.
+        """
         last: MeshError = StateError(Reason.SOURCE_UNAVAILABLE, "no control plane address is configured")
         for address in addresses:
             options = channel_options(control_plane_dns(self._trust_domain))
@@ -225,11 +229,13 @@ class EmbeddedIdentity:
                     )
                 except grpc.aio.AioRpcError as error:
                     last = error_from_rpc(error)
-                    if last.reason is not Reason.SOURCE_UNAVAILABLE:
-                        raise last from None
-                    last = StateError(last.reason, f"{method} at {address}: {last.detail}")
+                except StateError as error:  # it answered what nobody can read
+                    last = error
                 else:
                     return reply
+            if last.reason is not Reason.SOURCE_UNAVAILABLE:
+                raise last
+            last = StateError(last.reason, f"{method} at {address}: {last.detail}")
         raise last
 
     def _adopt(self, issued: join_pb2.IssuedCertificates, keys: dict[SpiffeId, bytes]) -> None:
