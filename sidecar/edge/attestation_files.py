@@ -5,6 +5,7 @@ DIR/attestation-counter.json   the counter and the time of this node's last stat
 DIR/credential.json            this node's newest trust credential
 """
 
+import threading
 from pathlib import Path
 from typing import Final
 
@@ -20,11 +21,16 @@ CREDENTIAL_FILE: Final = "credential.json"
 
 
 class WitnessStore:
-    """A folder with one file per node. Reads and writes block for milliseconds: call them in a thread."""
+    """A folder with one file per node. Reads and writes block for milliseconds: call them in a thread, or in several.
+
+    A node that cancels its question leaves a thread behind that still writes. Were the next one to compare meanwhile,
+    both would replace the same memory, and the witness would remember another history than the one it signed.
+    """
 
     def __init__(self, directory: Path) -> None:
         """Use `directory`; it is made when it is first needed."""
         self._directory = directory
+        self._swapping = threading.Lock()
 
     def read(self, node: str) -> Memory:
         """Return what was seen of `node` (a checked name); an empty memory when it was never seen.
@@ -46,6 +52,10 @@ class WitnessStore:
             StateError: CONFLICT, if another memory is there; WITNESS_UNAVAILABLE, if the disk fails.
             CapacityError: LIMIT_EXCEEDED, for one node more than MAX_WITNESSED_NODES.
         """
+        with self._swapping:
+            self._swap(node, before, after)
+
+    def _swap(self, node: str, before: Memory, after: Memory) -> None:
         path = self._path(node)
         if self.read(node) != before:
             raise StateError(

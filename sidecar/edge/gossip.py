@@ -16,7 +16,7 @@ from sidecar.core.gossip import Requests, Rounds, Talk
 from trust.backoff import RECONNECT
 from trust.denials import Spread
 from trust.edge.gossip import Member
-from trust.edge.grpc_errors import readable
+from trust.edge.grpc_errors import closed_is_a_failure, readable
 from trust.edge.tls import Channels
 from trust.errors import MeshError
 from trust.gossip import Told
@@ -229,7 +229,8 @@ class Gossiper:
         channel = self._channels.get(address, client=self._member.me, server_dns=dns)
         stub = gossip_pb2_grpc.GossipStub(channel)
         who = SpiffeId(self._trust_domain, "control-plane")
-        async for message in stub.Watch(gossip_pb2.WatchGossipRequest()):
-            self.watching = address
-            with self.from_everybody_s_source():
-                self._member.receive(readable(message), who)
+        with closed_is_a_failure():
+            async for message in stub.Watch(gossip_pb2.WatchGossipRequest()):
+                self.watching = address
+                with self.from_everybody_s_source():
+                    self._member.receive(readable(message), who)

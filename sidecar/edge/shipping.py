@@ -128,7 +128,9 @@ class Shipper:
         tasks = [asyncio.create_task(self._receive(call)), sender, asyncio.create_task(self._watch())]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            if sender.done() and isinstance(sender.exception(), grpc.RpcError | asyncio.InvalidStateError):
+            # A channel that is closed ends a write with CancelledError: `exception` would raise that here.
+            ended = sender.done() and not sender.cancelled()
+            if ended and isinstance(sender.exception(), grpc.RpcError | asyncio.InvalidStateError):
                 # A write on a broken stream fails without the reason; the reader gets it.
                 await asyncio.wait(tasks[:1], timeout=POSITION_TIMEOUT_S)
         finally:

@@ -4,9 +4,11 @@ The status carries `google.rpc.Status` with an ErrorInfo (reason, domain "egm").
 reaches a peer; any other exception becomes INTERNAL with fixed text.
 """
 
+import asyncio
+import contextlib
 import inspect
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, Final, NoReturn, TypeVar, cast
 
@@ -192,6 +194,25 @@ def readable(answer: T | None) -> T:
     if answer is None:
         raise StateError(Reason.SOURCE_UNAVAILABLE, "the peer answered what nobody can read")
     return answer
+
+
+@contextlib.contextmanager
+def closed_is_a_failure() -> Iterator[None]:
+    """Make the end of a call whose channel was closed under it, as a rotation does in time, a failure like any other.
+
+    grpc.aio raises CancelledError then, as if the task had been cancelled. The loop that reads the stream would end,
+    and where it is one of a TaskGroup nobody would notice.
+
+    Raises:
+        StateError: SOURCE_UNAVAILABLE.
+    """
+    try:
+        yield
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise StateError(Reason.SOURCE_UNAVAILABLE, "the connection was closed on this side") from None
 
 
 def _error_info(call: grpc.Call) -> error_details_pb2.ErrorInfo | None:

@@ -1,13 +1,16 @@
 """What attestation keeps on disk: compared before it is replaced, durable before it is used, damaged means no."""
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from sidecar.edge import attestation_files
 from sidecar.edge.attestation_files import Counter, WitnessStore
 from trust import limits
 from trust.attestation.memory import Memory
+from trust.edge.files import write_atomic
 from trust.errors import MeshError, Reason
 
 
@@ -82,3 +85,37 @@ def test_a_counter_that_cannot_be_written_is_not_used(tmp_path: Path) -> None:
     with pytest.raises(MeshError) as error:
         counter.next(1)
     assert error.value.reason is Reason.WITNESS_UNAVAILABLE
+
+
+def test_two_threads_that_swap_one_memory_do_not_both_succeed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node that cancels one statement and sends another must not have the first put over the one that was signed."""
+    store = WitnessStore(tmp_path)
+    first, second = (replace(Memory(), revision=1, size=size, root=bytes(32), counter=1) for size in (5, 6))
+    at_disk, other_ended = threading.Event(), threading.Event()
+
+    def slow(path: Path, data: bytes, *, mode: int) -> None:
+        if not at_disk.is_set():
+            at_disk.set()
+            other_ended.wait(0.2)  # where the other is kept waiting, as it should be, this ends by itself
+        write_atomic(path, data, mode=mode)
+
+    monkeypatch.setattr(attestation_files, "write_atomic", slow)
+    ends: list[str] = []
+
+    def swap(after: Memory) -> None:
+        try:
+            store.swap("a", Memory(), after)
+            ends.append("swapped")
+        except MeshError as error:
+            ends.append(error.reason)
+
+    abandoned = threading.Thread(target=swap, args=(first,))
+    abandoned.start()
+    at_disk.wait()
+    swap(second)
+    other_ended.set()
+    abandoned.join()
+    assert sorted(ends) == [Reason.CONFLICT, "swapped"]
+    assert store.read("a") == first
