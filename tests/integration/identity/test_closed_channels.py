@@ -33,6 +33,10 @@ class Plane(gossip_pb2_grpc.GossipServicer):
         """Say nothing."""
         return gossip_pb2.GossipMessage(sender=str(PLANE), boot_id="b", sequence=request.sequence)
 
+    async def GetBlob(self, request: gossip_pb2.GetBlobRequest, context: Any) -> gossip_pb2.Blob:
+        """Have none."""
+        return gossip_pb2.Blob()
+
     async def Watch(
         self, request: gossip_pb2.WatchGossipRequest, context: Any
     ) -> AsyncIterator[gossip_pb2.GossipMessage]:
