@@ -14,7 +14,9 @@ from trust.merkle import HASH_BYTES, MAX_SIZE, HashReader, fold_edge, leaf_hash
 TILE_WIDTH: Final = 256  # hashes in a full tile
 TILE_HEIGHT: Final = 8  # levels of the tree in one tile
 MAX_TILE_LEVEL: Final = 63 // TILE_HEIGHT
-MAX_ENTRY_BYTES: Final = 2**16 - 1
+MAX_TILE_BYTES: Final = TILE_WIDTH * (
+    2 + HASH_BYTES
+)  # an entry bundle of digests; tiles of hashes are smaller
 CACHED_TILES: Final = 64  # by one reader; an expanded tile takes about 40 kB
 ENTRIES: Final = -1  # the "level" of entry bundles
 

@@ -1,6 +1,7 @@
 """Files that are either wholly the old content or wholly the new, also after a crash."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import stat
@@ -33,6 +34,21 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
+
+
+def read_at_most(path: Path, max_bytes: int) -> bytes:
+    """Return the content of a file that somebody else may have made: one that is larger is not read to its end.
+
+    Raises:
+        OSError: it cannot be read; EFBIG, if it has more than `max_bytes` bytes.
+    """
+    with path.open("rb") as file:
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise OSError(
+            errno.EFBIG, f"larger than {max_bytes} bytes, which is the most that is read", str(path)
+        )
+    return data
 
 
 def sync_directory(path: Path) -> None:

@@ -23,7 +23,7 @@ from trust.edge.ledger.archived import note_archived
 from trust.edge.ledger.place import Folder, Place
 from trust.edge.ledger.reader import Reader
 from trust.edge.ledger.segments import DamageError
-from trust.errors import Reason, StateError
+from trust.errors import EvidenceError, Reason, StateError
 from trust.tiles import ENTRIES, TILE_HEIGHT, TILE_WIDTH, Tile, TileBuilder
 
 _KEPT_SEGMENTS: Final = 2  # opening reads them
@@ -153,6 +153,8 @@ class _Move:
             raise _damaged(f"{where}: {damage}") from None
         except FileNotFoundError as error:
             raise _damaged(f"{self._place.url}: {error.filename} is missing") from None
+        except EvidenceError as error:
+            raise _damaged(error.detail) from None
         if builder.size != limits.LEDGER_SEGMENT_RECORDS:
             raise _damaged(f"{where} has {builder.size} records")
 

@@ -5,12 +5,16 @@
 A segment is written down when it was checked at its destination, before anything of it is removed here.
 """
 
+import re
 from pathlib import Path
+from typing import Final
 
 from trust.edge.files import write_atomic
 from trust.edge.ledger import layout
 from trust.edge.ledger.place import Place, open_place
 from trust.errors import Reason, StateError
+
+_INDEX: Final = re.compile(r"[0-9]{1,19}\Z")  # no number is read that no ledger has
 
 
 def read_archived(directory: Path) -> dict[int, str]:
@@ -29,12 +33,7 @@ def read_archived(directory: Path) -> dict[int, str]:
     found: dict[int, str] = {}
     for number, line in enumerate(lines, 1):
         first, _, url = line.partition(" ")
-        if (
-            not first.isascii()
-            or not first.isdecimal()
-            or not url
-            or layout.segment_of(int(first)) != int(first)
-        ):
+        if not _INDEX.match(first) or not url or layout.segment_of(int(first)) != int(first):
             raise StateError(
                 Reason.LEDGER_CONTRADICTED,
                 f"{path}, line {number}: not the first record of a segment and a URL",

@@ -16,6 +16,7 @@ from obstore.exceptions import BaseError, PermissionDeniedError, Unauthenticated
 from obstore.store import S3Store
 
 from trust import limits
+from trust.edge.ledger.place import check_tile_size
 from trust.errors import InputError, Reason, StateError
 
 _ENDPOINTS: Final = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
@@ -58,7 +59,9 @@ class Bucket:
     def read(self, name: str) -> bytes:
         """See `trust.edge.ledger.place.Place`."""
         with self._answers():
-            return bytes(self._store.get(name).bytes())
+            found = self._store.get(name)
+            check_tile_size(f"{self.url}/{name}", found.meta["size"])  # before the content is fetched
+            return bytes(found.bytes())
 
     def open(self, name: str) -> BinaryIO:
         """See `trust.edge.ledger.place.Place`. Reads ranges of `ARCHIVE_RANGE_BYTES`."""

@@ -13,7 +13,8 @@ from urllib.parse import unquote, urlsplit
 
 from trust.edge.files import sync_directory, write_atomic
 from trust.edge.ledger import layout
-from trust.errors import InputError, Reason
+from trust.errors import EvidenceError, InputError, Reason
+from trust.tiles import MAX_TILE_BYTES
 
 _S3: Final = "s3"
 
@@ -36,7 +37,11 @@ class Place(Protocol):
         """Return the length of a file in bytes; FileNotFoundError if there is none."""
 
     def read(self, name: str) -> bytes:
-        """Return a file; FileNotFoundError if there is none."""
+        """Return a tile or entry bundle; FileNotFoundError if there is none.
+
+        Raises:
+            EvidenceError: PROOF_INVALID, for a file that is larger than any of them (`MAX_TILE_BYTES`).
+        """
 
     def open(self, name: str) -> BinaryIO:
         """Return a file to read and seek in; FileNotFoundError if there is none."""
@@ -68,7 +73,10 @@ class Folder:
 
     def read(self, name: str) -> bytes:
         """See `Place`."""
-        return (self.directory / name).read_bytes()
+        with (self.directory / name).open("rb") as file:
+            data = file.read(MAX_TILE_BYTES + 1)
+        check_tile_size(str(self.directory / name), len(data))
+        return data
 
     def open(self, name: str) -> BinaryIO:
         """See `Place`."""
@@ -92,6 +100,18 @@ class Folder:
         for path in (self.directory / prefix).rglob("*"):
             if not path.is_dir() and not path.name.startswith("."):
                 yield path.relative_to(self.directory).as_posix()
+
+
+def check_tile_size(where: str, size: int) -> None:
+    """Refuse a file of more than `MAX_TILE_BYTES` bytes: no ledger has written it, and it is not read to its end.
+
+    Raises:
+        EvidenceError: PROOF_INVALID, naming `where` it is.
+    """
+    if size > MAX_TILE_BYTES:
+        raise EvidenceError(
+            Reason.PROOF_INVALID, f"{where} is larger than {MAX_TILE_BYTES} bytes, so it is no tile"
+        )
 
 
 def open_place(where: str | Path) -> Place:

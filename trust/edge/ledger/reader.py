@@ -48,7 +48,8 @@ class Reader:
             EvidenceError: PROOF_INVALID, if it is malformed.
         """
         try:
-            self.checkpoint_note = (self.directory / layout.CHECKPOINT).read_bytes()
+            with (self.directory / layout.CHECKPOINT).open("rb") as file:
+                self.checkpoint_note = file.read(limits.MAX_NOTE_BYTES + 1)  # one more is refused below
         except (FileNotFoundError, NotADirectoryError):
             raise InputError(
                 Reason.NOT_FOUND, f"{self.directory} has no ledger: there is no file 'checkpoint' in it"

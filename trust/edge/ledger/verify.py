@@ -93,7 +93,6 @@ class _Walk:
     def __init__(self, reader: Reader, found: Verification) -> None:
         self._reader, self._places, self._found = reader, reader.places, found
         self._builder = TileBuilder.empty()
-        self._signed_partial: dict[Tile, bytes] = {}
 
     def run(self) -> None:
         self._at_size()
@@ -200,6 +199,9 @@ class _Walk:
             data = place.read(tile.path)
         except FileNotFoundError:
             return  # removed meanwhile: its full tile is there
+        except EvidenceError as error:
+            self._add(tile.path, error.detail)
+            return
         later = self._grown(tile)
         if later is None:
             self._add(tile.path, "it covers records that are not here")
