@@ -21,13 +21,11 @@ from cryptography.hazmat.primitives.serialization import (
 
 from trust.auditor import AuditorKey, parse_auditor_key
 from trust.edge.files import check_private, write_atomic
-from trust.edge.keyfiles import MIN_PASSPHRASE_BYTES, PASSPHRASE_VARIABLE, PassphraseSource, public_path_of
+from trust.edge.keyfiles import PASSPHRASE_VARIABLE, PassphraseSource, free_public_path, read_key_file
 from trust.errors import EvidenceError, InputError, Reason
 from trust.keys import NAME_FIELD
-from trust.spiffe import check_name
 
 _USE: Final = "enc"
-_MAX_FILE_BYTES: Final = 64 * 1024
 
 
 def create_auditor_key(path: Path, name: str, passphrase: bytes) -> AuditorKey:
@@ -36,23 +34,12 @@ def create_auditor_key(path: Path, name: str, passphrase: bytes) -> AuditorKey:
     Args:
         path: ends in ".pem"; neither file may exist yet.
         name: of the auditor, an RFC 1123 label.
-        passphrase: at least `MIN_PASSPHRASE_BYTES`; there is no unencrypted form.
+        passphrase: at least `trust.edge.keyfiles.MIN_PASSPHRASE_BYTES`; there is no unencrypted form.
 
     Raises:
         InputError: CONFLICT, if a file exists; INPUT_INVALID for a bad name, path or short passphrase.
     """
-    try:
-        check_name(name)
-    except EvidenceError as error:
-        raise InputError(Reason.INPUT_INVALID, error.detail) from None
-    public_path = public_path_of(path)
-    for existing in (path, public_path):
-        if existing.exists():
-            raise InputError(Reason.CONFLICT, f"{existing} exists; choose another name or directory")
-    if len(passphrase) < MIN_PASSPHRASE_BYTES:
-        raise InputError(
-            Reason.INPUT_INVALID, f"the passphrase is too short: use at least {MIN_PASSPHRASE_BYTES} bytes"
-        )
+    public_path = free_public_path(path, name, passphrase)
     private = X25519PrivateKey.generate()
     key = AuditorKey(name, private.public_key().public_bytes_raw())
     pem = private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(passphrase))
@@ -68,7 +55,7 @@ def is_auditor_public(path: Path) -> bool:
     Raises:
         InputError: KEY_UNREADABLE, if it cannot be read.
     """
-    record = _object(_read(path))
+    record = _object(read_key_file(path))
     return record.get("kty") == "OKP" and record.get("use") == _USE
 
 
@@ -79,7 +66,7 @@ def load_auditor_public(path: Path) -> AuditorKey:
         InputError: KEY_UNREADABLE, if it is missing or no such file.
         EvidenceError: KEY_UNSAFE, if payloads must not be sealed to it, or its id is not that of the key.
     """
-    record = _object(_read(path))
+    record = _object(read_key_file(path))
     name, text = record.get(NAME_FIELD), record.get("x")
     if record.get("crv") != "X25519" or not isinstance(name, str) or not isinstance(text, str):
         raise InputError(
@@ -103,7 +90,7 @@ def load_auditor_private(path: Path, passphrase: PassphraseSource) -> X25519Priv
             key that reads nothing.
     """
     check_private(path)
-    data = _read(path)
+    data = read_key_file(path)
     secret = passphrase() if b"ENCRYPTED" in data else None
     try:
         private = load_pem_private_key(data, secret)
@@ -128,14 +115,3 @@ def _object(data: bytes) -> dict[str, object]:
     except (ValueError, RecursionError):
         return {}
     return record if isinstance(record, dict) else {}
-
-
-def _read(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise InputError(Reason.KEY_UNREADABLE, f"{path}: {error.strerror or error}") from None
-    if len(data) > _MAX_FILE_BYTES:
-        raise InputError(Reason.KEY_UNREADABLE, f"{path} is too large to be a key file")
-    return data

@@ -45,9 +45,7 @@ def read_at_most(path: Path, max_bytes: int) -> bytes:
     with path.open("rb") as file:
         data = file.read(max_bytes + 1)
     if len(data) > max_bytes:
-        raise OSError(
-            errno.EFBIG, f"larger than {max_bytes} bytes, which is the most that is read", str(path)
-        )
+        raise OSError(errno.EFBIG, f"too large, more than {max_bytes} bytes", str(path))
     return data
 
 

@@ -29,7 +29,7 @@ from securesystemslib.exceptions import FormatError
 from securesystemslib.formats import encode_canonical
 from securesystemslib.signer import SIGNER_FOR_URI_SCHEME, CryptoSigner, Key, Signer, SSlibKey
 
-from trust.edge.files import check_private, write_atomic
+from trust.edge.files import check_private, read_at_most, write_atomic
 from trust.errors import EvidenceError, InputError, Reason
 from trust.keys import NAME_FIELD, check_public_key
 from trust.spiffe import check_name
@@ -57,6 +57,28 @@ def create_key(path: Path, name: str, passphrase: bytes | None) -> Key:
     Raises:
         InputError: CONFLICT, if a file exists; INPUT_INVALID for a bad name, path or short passphrase.
     """
+    public_path = free_public_path(path, name, passphrase)
+    private = Ed25519PrivateKey.generate()
+    encryption = NoEncryption() if passphrase is None else BestAvailableEncryption(passphrase)
+    public = SSlibKey.from_crypto(private.public_key())
+    public.unrecognized_fields[NAME_FIELD] = name
+    pem = private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption)
+    write_atomic(path, pem, mode=0o600)
+    write_public(public_path, public)
+    return public
+
+
+def free_public_path(path: Path, name: str, passphrase: bytes | None) -> Path:
+    """Return where the public half goes, if a key pair of this name may be made at `path`.
+
+    Args:
+        path: of the private key; ends in ".pem".
+        name: of the holder, an RFC 1123 label.
+        passphrase: for the private key; None leaves it unencrypted.
+
+    Raises:
+        InputError: CONFLICT, if a file exists; INPUT_INVALID for a bad name, path or short passphrase.
+    """
     try:
         check_name(name)
     except EvidenceError as error:
@@ -69,14 +91,7 @@ def create_key(path: Path, name: str, passphrase: bytes | None) -> Key:
         raise InputError(
             Reason.INPUT_INVALID, f"the passphrase is too short: use at least {MIN_PASSPHRASE_BYTES} bytes"
         )
-    private = Ed25519PrivateKey.generate()
-    encryption = NoEncryption() if passphrase is None else BestAvailableEncryption(passphrase)
-    public = SSlibKey.from_crypto(private.public_key())
-    public.unrecognized_fields[NAME_FIELD] = name
-    pem = private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption)
-    write_atomic(path, pem, mode=0o600)
-    write_public(public_path, public)
-    return public
+    return public_path
 
 
 def public_path_of(path: Path) -> Path:
@@ -103,7 +118,7 @@ def load_public(path: Path) -> Key:
         InputError: KEY_UNREADABLE, if it is missing or not a public key file.
         EvidenceError: KEY_UNSAFE, if the key must not be used.
     """
-    data = _read(path)
+    data = read_key_file(path)
     if b"PRIVATE KEY" in data:
         raise InputError(
             Reason.KEY_UNREADABLE, f"{path} is a private key; give the public half: {path.stem}.pub.json"
@@ -208,13 +223,13 @@ def passphrase_from_environment() -> bytes | None:
 def read_passphrase(path: Path) -> bytes:
     """Read a passphrase file (mode 0600), without the line end. Raises InputError KEY_UNREADABLE."""
     check_private(path)
-    return _read(path).rstrip(b"\r\n")
+    return read_key_file(path).rstrip(b"\r\n")
 
 
 def _load_private(
     path: Path, passphrase: PassphraseSource | None
 ) -> Ed25519PrivateKey | EllipticCurvePrivateKey | RSAPrivateKey:
-    data = _read(path)
+    data = read_key_file(path)
     encrypted = b"ENCRYPTED" in data
     secret: bytes | None = None
     if encrypted:
@@ -255,12 +270,13 @@ def _load_uri(ref: str, passphrase: PassphraseSource | None, public: Key | None)
         raise InputError(Reason.KEY_UNREADABLE, f"{uri}: {error}") from None
 
 
-def _read(path: Path) -> bytes:
+def read_key_file(path: Path) -> bytes:
+    """Return the content of a key or passphrase file.
+
+    Raises:
+        InputError: KEY_UNREADABLE, if it cannot be read or is too large to be one.
+    """
     try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_FILE_BYTES + 1)
+        return read_at_most(path, _MAX_FILE_BYTES)
     except OSError as error:
         raise InputError(Reason.KEY_UNREADABLE, f"{path}: {error.strerror or error}") from None
-    if len(data) > _MAX_FILE_BYTES:
-        raise InputError(Reason.KEY_UNREADABLE, f"{path} is too large to be a key file")
-    return data
