@@ -6,6 +6,7 @@ Nothing that arrives here is trusted; the TUF client verifies it, so it does not
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 import grpc
@@ -17,7 +18,7 @@ from egm.v1 import distribution_pb2_grpc as rpc
 from sidecar.edge.first_answer import Place, first_answer
 from trust import limits
 from trust.authoring import parse_metadata
-from trust.chain import Stored, sha256_of_target
+from trust.chain import sha256_of_target
 from trust.edge.file_source import FetchLimits, GrpcFileSource
 from trust.edge.gossip import PEERS, Check
 from trust.edge.grpc_errors import abort
@@ -41,39 +42,43 @@ class PeerFiles:
     def __init__(self, client: PolicyClient, root: bytes) -> None:
         """Serve what `client` holds, and `root`, the trust anchor."""
         self._client, self._root = client, root
-        self._of = -1  # timestamp version that the index was made for
-        self._files: dict[str, bytes] = {}
-        self._archives: dict[str, str] = {}
+        self._index = _Index(-1)
 
     def read(self, path: str) -> bytes | None:
-        """Return one file; None when it is not here. Blocking."""
-        version = self._client.newest[0]
-        if version != self._of:
-            self._index()
-            self._of = version
-        if path in self._archives:
-            return self._client.archive(self._archives[path])
-        return self._files.get(path)
+        """Return one file; None when it is not here. Blocking; several threads may ask at once."""
+        version, index = self._client.newest[0], self._index
+        if version != index.of:
+            index = self._index = self._made(version)
+        if path in index.archives:
+            return self._client.archive(index.archives[path])
+        return index.files.get(path)
 
-    def _index(self) -> None:
-        stored = self._client.stored()
-        self._files, self._archives = {}, {}
+    def _made(self, version: int) -> "_Index":
+        """Return a whole index: nobody may look into one that is being made."""
+        stored, index = self._client.stored(), _Index(version)
         if stored is None:
-            return
+            return index
         for root in (self._root, *stored.roots):
             version = parse_metadata(root, Root).signed.version
-            self._files[metadata_path("root", version)] = root
-        self._files[TIMESTAMP_PATH] = stored.timestamp
+            index.files[metadata_path("root", version)] = root
+        index.files[TIMESTAMP_PATH] = stored.timestamp
         snapshot = parse_metadata(stored.snapshot, Snapshot).signed
-        self._files[metadata_path("snapshot", snapshot.version)] = stored.snapshot
-        self._add_roles(stored)
-
-    def _add_roles(self, stored: Stored) -> None:
+        index.files[metadata_path("snapshot", snapshot.version)] = stored.snapshot
         for role, data in stored.roles.items():
             targets = parse_metadata(data, Targets).signed
-            self._files[metadata_path(role, targets.version)] = data
+            index.files[metadata_path(role, targets.version)] = data
             sha256 = sha256_of_target(role, targets)
-            self._archives[target_file_path(role, sha256)] = sha256
+            index.archives[target_file_path(role, sha256)] = sha256
+        return index
+
+
+@dataclass(frozen=True, slots=True)
+class _Index:
+    """What a node has, by repository path; metadata itself, archives by their SHA-256 (hex)."""
+
+    of: int  # timestamp version that it was made for
+    files: dict[str, bytes] = field(default_factory=dict)
+    archives: dict[str, str] = field(default_factory=dict)
 
 
 class PeerDistribution(rpc.DistributionServicer):

@@ -17,7 +17,7 @@ from typing import Final
 
 from trust import limits
 from trust.denials import Changed, Denial, Denials, Effect, Persist, Proven, Rules, Spread
-from trust.edge.files import write_atomic
+from trust.edge.files import read_at_most, write_atomic
 from trust.errors import EvidenceError, InputError, MeshError, Reason
 from trust.gossip import Inventory
 from trust.mesh import MeshSettings
@@ -75,6 +75,7 @@ class DenialKeeper:
         self._lock = threading.Lock()  # one write at a time
         self._handing = threading.Lock()  # around `_later` alone, never while the disk is waited for
         self._later: bytes | None = None  # what a thread is about to write
+        self._writes = self._told = 0  # how many there were, and the last whose outcome is known here
         self._refused: dict[
             bytes, int
         ] = {}  # digests of what did not verify: until when it is not looked at again
@@ -221,8 +222,8 @@ class DenialKeeper:
             return
         with self._lock:
             self._take_up()
-            error = self._write(data)
-        self._written(error)
+            number, error = self._write(data)
+        self._written(number, error)
 
     def _write_beside(self, data: bytes) -> None:
         """Have a thread write; of several contents only the newest is written."""
@@ -235,9 +236,11 @@ class DenialKeeper:
         def work() -> None:
             with self._lock:
                 newest = self._take_up()
-                error = None if newest is None else self._write(newest)
+                if newest is None:
+                    return  # the loop has written something newer
+                number, error = self._write(newest)
             with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
-                loop.call_soon_threadsafe(self._written, error)
+                loop.call_soon_threadsafe(self._written, number, error)
 
         loop.run_in_executor(None, work)
 
@@ -247,14 +250,19 @@ class DenialKeeper:
             newest, self._later = self._later, None
         return newest
 
-    def _write(self, data: bytes) -> OSError | None:
+    def _write(self, data: bytes) -> tuple[int, OSError | None]:
+        """Write, one at a time; return which write this was, and why it failed."""
+        self._writes += 1
         try:
             write_atomic(self._path, data, mode=0o600)
         except OSError as error:
-            return error
-        return None
+            return self._writes, error
+        return self._writes, None
 
-    def _written(self, error: OSError | None) -> None:
+    def _written(self, number: int, error: OSError | None) -> None:
+        if number < self._told:
+            return  # a later write has been told of: its alarm stands
+        self._told = number
         if error is None:
             self._clear("denials")
             return
@@ -264,15 +272,14 @@ class DenialKeeper:
 
     def _restore(self) -> None:
         try:
-            with self._path.open("rb") as file:
-                data = file.read(limits.MAX_DENIALS_BYTES + 1)
+            data = read_at_most(self._path, limits.MAX_DENIALS_BYTES)
         except FileNotFoundError:
             return
         except OSError as error:
             raise InputError(Reason.CONFIG_INVALID, f"{self._path}: {error.strerror or error}") from None
         try:
             record = json.loads(data)
-            if record["format"] != _FORMAT or len(data) > limits.MAX_DENIALS_BYTES:
+            if record["format"] != _FORMAT:
                 raise ValueError("another format")
             self.denials.restore([text.encode() for text in record["directives"]])
             for one in record["proofs"]:

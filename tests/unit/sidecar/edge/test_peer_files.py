@@ -1,7 +1,11 @@
 """Policy files from peers: asked when the control plane is away, and nobody is believed who merely lacks a file."""
 
+import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Self, cast
 
 import pytest
 
@@ -9,6 +13,7 @@ from sidecar.edge.first_answer import Place
 from sidecar.edge.peer_files import AnySource, PeerFiles
 from tests.support.pki import Authority, StaticIdentity
 from tests.support.tuf_world import DictSource, World
+from trust.chain import Stored
 from trust.edge.tuf_client import PolicyClient
 from trust.errors import Reason, StateError
 from trust.spiffe import SpiffeId
@@ -97,3 +102,79 @@ def test_node_serves_exactly_what_another_needs_to_verify_the_same_policy(tmp_pa
     assert files.read("../identity/node.key") is None
     assert mine.base[0] == theirs.base[0] == 1
     assert mine.base == theirs.base
+
+
+class Turns:
+    """What two readers wait for: the first is nearly done when the second begins, and ends before it goes on."""
+
+    def __init__(self, stored: Stored) -> None:
+        self._stored, self._readers = stored, 0
+        self.first_is_late, self.second_began, self.first_ended = (threading.Event() for _ in range(3))
+
+    def stored(self) -> Stored:
+        """Return what is kept, to one more reader."""
+        self._readers += 1
+        if self._readers == 1:
+            return replace(self._stored, roles=LateRoles(self))
+        return replace(self._stored, roots=EarlyRoots(self))
+
+
+class LateRoles(dict[str, bytes]):
+    """No roles; the reader comes to them last."""
+
+    def __init__(self, turns: Turns) -> None:
+        super().__init__()
+        self._turns = turns
+
+    def items(self) -> Any:
+        """Wait until the other reader has begun."""
+        self._turns.first_is_late.set()
+        self._turns.second_began.wait(10)
+        return super().items()
+
+
+class EarlyRoots(tuple[bytes, ...]):
+    """No further roots; the reader begins with them."""
+
+    __slots__ = ()
+    turns: Turns
+
+    def __new__(cls, turns: Turns) -> Self:
+        """Make an empty one."""
+        cls.turns = turns
+        return super().__new__(cls)
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Wait until the other reader has ended."""
+        self.turns.second_began.set()
+        self.turns.first_ended.wait(10)
+        return super().__iter__()
+
+
+def test_two_peers_that_ask_at_once_for_a_new_policy_both_get_it(tmp_path: Path) -> None:
+    """A file that is there and is said to be missing would end a peer's walk over root versions too early."""
+    world = World()
+    world.release(b"not read here")
+    mine = PolicyClient(tmp_path / "mine", world.root)
+    mine.refresh(world.source())
+    kept = mine.stored()
+    assert kept is not None
+    turns = Turns(kept)
+    client = SimpleNamespace(newest=mine.newest, stored=turns.stored)
+    served = PeerFiles(cast(Any, client), world.root)
+    got: list[bytes | None] = []
+
+    def first() -> None:
+        got.append(served.read("metadata/1.root.json"))
+        turns.first_ended.set()
+
+    def second() -> None:
+        turns.first_is_late.wait(10)
+        served.read("metadata/1.root.json")
+
+    threads = [threading.Thread(target=one) for one in (first, second)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert got == [world.root]

@@ -208,3 +208,48 @@ def test_without_a_loop_everything_is_written_at_once(tmp_path: Path) -> None:
     kept = Kept(tmp_path / "denials.json", beside=False)
     kept.keeper.take([directive(0)], [])
     assert kept.written() == 1
+
+
+async def test_a_write_that_is_told_of_late_does_not_hide_that_a_later_one_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a peer brought was written; what a person handed in after it was not, and the alarm says so."""
+    kept = Kept(tmp_path / "denials.json")
+    written, full = threading.Event(), [False]
+
+    def disk(path: Path, data: bytes, *, mode: int) -> None:
+        if full[0]:
+            raise OSError(28, "No space left on device")
+        write_atomic(path, data, mode=mode)
+        written.set()
+
+    monkeypatch.setattr("trust.edge.denial_keeper.write_atomic", disk)
+    kept.keeper.take([directive(0)], [])
+    written.wait()  # in this thread: the loop does not hear of it yet
+    with kept.keeper._lock:
+        full[0] = True
+    kept.keeper.revoke(directive(1))
+    await asyncio.get_running_loop().run_in_executor(None, threading.Event().is_set)
+    await asyncio.sleep(0)
+    assert "cannot be written" in kept.alarms["denials"]
+
+
+async def test_a_thread_that_finds_nothing_to_write_says_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loop was quicker, and failed: that nothing is left to write does not mean that all is written."""
+    kept = Kept(tmp_path / "denials.json")
+
+    def disk(path: Path, data: bytes, *, mode: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("trust.edge.denial_keeper.write_atomic", disk)
+    loop = asyncio.get_running_loop()
+    later: list[Any] = []
+    monkeypatch.setattr(loop, "run_in_executor", lambda _pool, work: later.append(work))
+    kept.keeper.take([directive(0)], [])
+    kept.keeper.revoke(directive(1))
+    for work in later:
+        work()
+    await asyncio.sleep(0)
+    assert "cannot be written" in kept.alarms["denials"]
