@@ -20,6 +20,7 @@ from control_plane.edge.evidence_export import (
     repository_in,
 )
 from control_plane.edge.evidence_remote import control_plane_of
+from control_plane.edge.given_file import read_given
 from control_plane.edge.mesh_file import FILE_NAME, MeshFile
 from trust import limits
 from trust.chain import verify_roots
@@ -108,7 +109,7 @@ def export(
         repository=None if repository is None else repository_in(repository),
     )
     wanted = [parse_id(text) for text in executions]
-    ca_pem = None if ca is None else ca.read_bytes()
+    ca_pem = None if ca is None else read_given(ca, limits.MAX_CERTIFICATE_CHAIN_BYTES)
     data, evidence, notes = run(_collect(wanted, ledgers, ca_pem, sources, mesh))
     write_atomic(output, data, mode=0o600)
     notes += [
@@ -228,7 +229,7 @@ def _usable(path: Path, check: Callable[[bytes], object]) -> bytes:
     Raises:
         InputError: INPUT_INVALID, naming it.
     """
-    data = path.read_bytes()
+    data = read_given(path, limits.MAX_METADATA_BYTES)
     try:
         check(data)
     except MeshError as error:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 
+from control_plane.edge.given_file import read_given
+from trust import limits
 from trust.edge.keyfiles import load_public
 from trust.errors import EvidenceError, InputError, Reason
 from trust.node_key import ed25519_spki_sha256
@@ -17,7 +19,7 @@ def fingerprint(file: Path) -> str:
     Raises:
         InputError: KEY_UNREADABLE.
     """
-    data = file.read_bytes()
+    data = read_given(file, limits.MAX_CERTIFICATE_CHAIN_BYTES)
     try:
         if b"-----BEGIN CERTIFICATE-----" in data:
             return public_key_sha256(data).hex()

@@ -15,6 +15,8 @@ from control_plane.edge.domain import (
     describe_root,
     open_domain,
 )
+from control_plane.edge.given_file import read_given
+from trust import limits
 from trust.authoring import Holders
 from trust.edge.keyfiles import load_public
 from trust.errors import InputError, Reason
@@ -85,7 +87,7 @@ def init(
             approvers=Holders([load_public(path) for path in approver_key], threshold),
         )
     for path in signed or ():
-        ceremony.merge(path.read_bytes())
+        ceremony.merge(read_given(path, limits.MAX_METADATA_BYTES))
     if ceremony.quorum.met:
         _report(ceremony.finish(), as_json=as_json)
         return

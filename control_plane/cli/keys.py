@@ -13,6 +13,8 @@ from tuf.api.metadata import Metadata, Root
 from control_plane.cli.context import JsonFlag
 from control_plane.cli.output import console, emit, table
 from control_plane.edge.domain import describe_root, open_domain
+from control_plane.edge.given_file import read_given
+from trust import limits
 from trust.auditor import AuditorKey
 from trust.authoring import digest_of, find_key, next_root, parse_metadata, sign
 from trust.edge.auditor_keys import create_auditor_key, is_auditor_public, load_auditor_public
@@ -157,7 +159,7 @@ def sign_root(
     """Sign root metadata with your key. Shows first who may sign what under it, then who has not signed yet."""
     if not key and not check_only:
         raise InputError(Reason.INPUT_INVALID, "give --key NAME.pem to sign, or --check to look only")
-    metadata = parse_metadata(_read(root), Root)
+    metadata = _root_at(root)
     before = _previous(metadata, domain, previous)
     if before is not None:
         check(lint_rotation(before, metadata.signed))
@@ -203,7 +205,7 @@ def rotate(
     if output.exists():
         raise InputError(Reason.CONFLICT, f"{output} exists; choose another name")
     opened = open_domain(domain)
-    current = opened.root() if previous is None else parse_metadata(_read(previous), Root)
+    current = opened.root() if previous is None else _root_at(previous)
     metadata = next_root(
         current,
         now_ms=SystemClock().now_ms(),
@@ -227,7 +229,7 @@ def adopt_root(
     as_json: JsonFlag = False,
 ) -> None:
     """Make a published root the trust anchor of the domain directory; both quorums are checked."""
-    metadata = open_domain(domain).adopt_root(_read(root))
+    metadata = open_domain(domain).adopt_root(read_given(root, limits.MAX_METADATA_BYTES))
     version = metadata.signed.version
     emit(describe_root(metadata.signed), as_json=as_json, text=f"trust anchor is now root version {version}")
 
@@ -255,7 +257,7 @@ def _previous(metadata: Metadata[Root], domain: Path | None, previous: Path | No
     if metadata.signed.version == 1:
         return None
     if previous is not None:
-        before = parse_metadata(_read(previous), Root).signed
+        before = _root_at(previous).signed
     elif domain is not None:
         before = open_domain(domain).root().signed
     else:
@@ -325,8 +327,5 @@ def _ask(prompt: str, *, confirm: bool) -> bytes:
     return str(answer).encode()
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(Reason.NOT_FOUND, f"{path}: {error.strerror or error}") from None
+def _root_at(path: Path) -> Metadata[Root]:
+    return parse_metadata(read_given(path, limits.MAX_METADATA_BYTES), Root)

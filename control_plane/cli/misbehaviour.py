@@ -7,6 +7,8 @@ import typer
 from tuf.api.metadata import Root
 
 from control_plane.cli.output import Exit, console, emit
+from control_plane.edge.given_file import read_given
+from trust import limits
 from trust.authoring import parse_metadata
 from trust.bundle import read_bundle
 from trust.errors import EvidenceError, InputError, Reason
@@ -39,7 +41,7 @@ def verify_file(data: bytes, *, root: bytes, ca: bytes | None, bundle: Path | No
         )
     roster = None
     if bundle is not None:
-        mesh = read_bundle(bundle.read_bytes(), role=BASE_ROLE).mesh
+        mesh = read_bundle(read_given(bundle, limits.MAX_BUNDLE_ARCHIVE_BYTES), role=BASE_ROLE).mesh
         roster = None if mesh is None else mesh.roster()
     try:
         found = verify_proof(data, Anchors(domain, ca or b"", roster, root))

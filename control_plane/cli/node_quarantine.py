@@ -12,6 +12,8 @@ from control_plane.cli.output import Exit, emit
 from control_plane.cli.revoke import KeyOption, ReasonOption, TtlOption, revoke_node
 from control_plane.core import amend
 from control_plane.edge.emergency_client import EmergencyClient
+from control_plane.edge.given_file import read_given
+from trust import limits
 from trust.edge.files import write_atomic
 from trust.errors import InputError, Reason
 from trust.misbehaviour import proof_id, read_proof
@@ -55,7 +57,7 @@ def accuse(
     as_json: JsonFlag = False,
 ) -> None:
     """Hand a misbehaviour proof in: whom it convicts is quarantined everywhere. It proves itself; anybody may."""
-    data = file.read_bytes()
+    data = read_given(file, limits.MAX_PROOF_BYTES)
     book, directory = open_mesh(mesh)
     answers = run(EmergencyClient(book, directory).accuse(data))
     taken = [one for one in answers if one.error is None]

@@ -14,9 +14,11 @@ from control_plane.cli.policy_replay import REVIEW_SINCE, impact, report_json, s
 from control_plane.cli.policy_source import show_diff
 from control_plane.core.replay import ReplayReport
 from control_plane.edge import operator_client
+from control_plane.edge.given_file import read_given
 from control_plane.edge.operator_client import OperatorClient
 from control_plane.edge.release import Release, Reviewed, build_folder, proposal_to_dict
 from egm.v1 import operator_pb2
+from trust import limits
 from trust.authoring import Holders
 from trust.edge.keyfiles import load_public, load_signer
 from trust.errors import MeshError
@@ -280,7 +282,7 @@ def propose_root(
     """Propose a new root version (key rotation). Needs the old and the new root quorum."""
 
     async def action(release: Release, _client: OperatorClient) -> operator_pb2.Proposal:
-        return await release.propose_root(file.read_bytes(), title=title)
+        return await release.propose_root(read_given(file, limits.MAX_METADATA_BYTES), title=title)
 
     _show(_with_release(mesh, action), as_json=as_json)
 

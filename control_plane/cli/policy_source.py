@@ -12,8 +12,10 @@ from typing import Annotated
 import typer
 
 from control_plane.cli.output import Exit, JsonOption, console, emit, table
+from control_plane.edge.given_file import read_given
 from control_plane.edge.reflection import fetch_descriptors
 from control_plane.edge.source_folder import bundle_at, read_folder, write_folder
+from trust import limits
 from trust.edge.files import write_atomic
 from trust.errors import InputError, Reason
 from trust.policy import diff as differ
@@ -48,7 +50,7 @@ def new(
     files = scaffold(
         service=service,
         caller=caller,
-        descriptors=None if descriptors is None else _read(descriptors),
+        descriptors=None if descriptors is None else _descriptors_at(descriptors),
         trust_domain=trust_domain,
     )
     refuse(lint_bundle(files))
@@ -89,8 +91,8 @@ def schema(
         text = "" if parsed is None else parsed.schema
         found = None if parsed is None else parsed.descriptors
     else:
-        found = _fetch(reflect, ca) if reflect is not None else _read(descriptors or Path())
-        text = _schema_of(found)
+        found = _fetch(reflect, ca) if reflect is not None else _descriptors_at(descriptors or Path())
+        text = generate_schema(found)
     methods = list(MethodTable.parse(found).methods())
     written = found if reflect is not None else text.encode()
     if output is not None and written is not None:
@@ -237,15 +239,10 @@ def _show_results(results: list[CaseResult]) -> None:
 
 
 def _fetch(target: str, ca: Path | None) -> bytes:
-    return fetch_descriptors(target, ca_pem=None if ca is None else _read(ca))
+    return fetch_descriptors(
+        target, ca_pem=None if ca is None else read_given(ca, limits.MAX_CERTIFICATE_CHAIN_BYTES)
+    )
 
 
-def _schema_of(descriptors: bytes) -> str:
-    return generate_schema(descriptors)
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(Reason.INPUT_INVALID, f"{path} cannot be read: {error.strerror}") from None
+def _descriptors_at(path: Path) -> bytes:
+    return read_given(path, limits.MAX_BUNDLE_ENTRY_BYTES)

@@ -14,6 +14,7 @@ from control_plane.cli.output import Exit, console, emit, table
 from control_plane.cli.when import left, seconds
 from control_plane.core import amend
 from control_plane.edge.emergency_client import Answer, EmergencyClient
+from control_plane.edge.given_file import read_given
 from control_plane.edge.mesh_file import MeshFile
 from egm.v1 import gossip_pb2
 from trust import limits
@@ -149,7 +150,7 @@ def send(
     as_json: JsonFlag = False,
 ) -> None:
     """Hand in a signed directive: to the control plane and every node at once, one that is reached is enough."""
-    data = file.read_bytes()
+    data = read_given(file, limits.MAX_REVOCATION_BYTES)
     book, directory = open_mesh(mesh)
     _hand_in(book, directory, read_directive(data), data, as_json=as_json)
 

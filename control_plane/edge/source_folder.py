@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from control_plane.edge.given_file import read_given
 from trust import limits
 from trust.bundle import DESCRIPTORS, ENTITIES, REFERENCE_VALUES, Bundle, read_claimed_bundle
 from trust.edge.files import write_atomic
@@ -45,7 +46,7 @@ def read_folder(folder: Path) -> dict[str, bytes]:
                     f"{folder} is larger than a bundle may be ({limits.MAX_BUNDLE_UNPACKED_BYTES} bytes,"
                     f" {limits.MAX_BUNDLE_ENTRIES} files); split it by namespace",
                 )
-            found[file.relative_to(folder).as_posix()] = _read(file)
+            found[file.relative_to(folder).as_posix()] = read_given(file, limits.MAX_BUNDLE_UNPACKED_BYTES)
     return found
 
 
@@ -74,14 +75,7 @@ def bundle_at(path: Path) -> Bundle:
         return read_claimed_bundle(build(read_folder(path)))
     if not path.exists():
         raise InputError(Reason.INPUT_INVALID, f"{path} does not exist; name a policy folder or an archive")
-    return read_claimed_bundle(_read(path))
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(Reason.INPUT_INVALID, f"{path} cannot be read: {error.strerror}") from None
+    return read_claimed_bundle(read_given(path, limits.MAX_BUNDLE_ARCHIVE_BYTES))
 
 
 def _is_hidden(path: Path) -> bool:

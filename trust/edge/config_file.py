@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from trust.edge.files import read_at_most
 from trust.errors import InputError, MeshError, Reason
 
 MAX_CONFIG_BYTES: Final = 1024 * 1024
@@ -27,11 +28,9 @@ def read_config(path: Path, parse: Callable[..., Model]) -> Model:
         InputError: CONFIG_INVALID, also when the file cannot be read.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_at_most(path, MAX_CONFIG_BYTES).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(Reason.CONFIG_INVALID, f"{path}: cannot be read: {error}") from None
-    if len(text) > MAX_CONFIG_BYTES:
-        raise InputError(Reason.CONFIG_INVALID, f"{path}: larger than {MAX_CONFIG_BYTES} bytes")
     return parse(text, base=path.resolve().parent, env=os.environ, where=str(path))
 
 

@@ -18,7 +18,7 @@ from typing import Final
 
 from trust import limits
 from trust.attestation.credential import Credential, credential_sha256
-from trust.edge.files import sync_directory
+from trust.edge.files import read_at_most, sync_directory
 
 logger = logging.getLogger(__name__)
 
@@ -107,6 +107,7 @@ class KeptCredentials:
     def __init__(self, directory: Path, now_ms: Callable[[], int]) -> None:
         """Use `directory` and `peers` in it; `now_ms` is the wall clock, Unix ms."""
         self._noted, self._now_ms, self._failed = asyncio.Event(), now_ms, False
+        self._flushing = asyncio.Lock()
         self.own = CredentialFiles(
             directory, max_bytes=limits.MAX_KEPT_CREDENTIALS_BYTES, noted=self._noted.set
         )
@@ -117,11 +118,11 @@ class KeptCredentials:
     def restore(self, path: Path) -> None:
         """Keep the credential of the last run, if `path` has it: a crash may have come before it was written."""
         try:
-            data = path.read_bytes() if path.is_file() else b""
+            data = read_at_most(path, limits.MAX_CREDENTIAL_BYTES) if path.is_file() else b""
         except OSError as error:
             logger.warning("%s is not kept for evidence: %s", path, error)
             return
-        if 0 < len(data) <= limits.MAX_CREDENTIAL_BYTES:
+        if data:
             self.own.keep(credential_sha256(data), data)
 
     async def run(self) -> None:
@@ -136,20 +137,24 @@ class KeptCredentials:
 
     async def flush(self) -> None:
         """Write what was noted, in a thread; what a failing disk does not take is tried again."""
-        for files in (self.own, self.peers):
-            noted = files.take()
-            if not noted:
-                continue
-            try:
-                await asyncio.to_thread(files.write, noted, self._now_ms() // 1000)
-            except OSError as error:
-                if not self._failed:
-                    logger.warning("trust credentials are not kept for evidence, will retry: %s", error)
-                self._failed = True
-                for sha256, data in noted.items():
-                    files.keep(sha256, data)
-            else:
-                self._failed = False
+        async with self._flushing:  # the last one, when the node stops, may meet that of `run`
+            for files in (self.own, self.peers):
+                await self._flush(files)
+
+    async def _flush(self, files: CredentialFiles) -> None:
+        noted = files.take()
+        if not noted:
+            return
+        try:
+            await asyncio.to_thread(files.write, noted, self._now_ms() // 1000)
+        except OSError as error:
+            if not self._failed:
+                logger.warning("trust credentials are not kept for evidence, will retry: %s", error)
+            self._failed = True
+            for sha256, data in noted.items():
+                files.keep(sha256, data)
+        else:
+            self._failed = False
 
 
 def find_credentials(
