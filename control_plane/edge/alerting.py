@@ -227,6 +227,7 @@ class Alerting:
         finally:
             for task in busy.values():
                 task.cancel()
+            await asyncio.gather(*busy.values(), return_exceptions=True)  # the store is closed next
 
     async def deliver(self) -> int:
         """Try some of what is due at every channel once; return how many that were."""

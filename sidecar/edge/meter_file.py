@@ -114,6 +114,10 @@ class MeterFile:
         """Write what is left."""
         with contextlib.suppress(StateError):  # it is in the log; what was spent last may be forgotten
             await self.durable()
+        if self._flushing is not None:  # what was taken while the disk was busy, or a disk that hangs
+            await asyncio.wait({self._flushing}, timeout=self._timeout_s)
+        if self._flushing is not None:
+            return  # its thread has the file; both end with the process
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None

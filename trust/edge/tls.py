@@ -224,7 +224,7 @@ class Channels:
         self._retirement_s = retirement_s
         self._mesh: dict[_MeshKey, grpc.aio.Channel] = {}
         self._plain: dict[_PlainKey, grpc.aio.Channel] = {}
-        self._retiring: set[asyncio.Task[None]] = set()
+        self._retiring: dict[asyncio.Task[None], grpc.aio.Channel] = {}
         self.generation = 0
         if source is not None:
             source.subscribe(self._rotated)
@@ -266,23 +266,25 @@ class Channels:
         self.generation += 1
         for channel in old:
             task = asyncio.get_running_loop().create_task(self._retire(channel))
-            self._retiring.add(task)
-            task.add_done_callback(self._retiring.discard)
+            self._retiring[task] = channel
+            task.add_done_callback(self._retired)
+
+    def _retired(self, task: asyncio.Task[None]) -> None:
+        self._retiring.pop(task, None)
 
     async def _retire(self, channel: grpc.aio.Channel) -> None:
-        try:
-            await asyncio.sleep(_HAND_OVER_S)
-            await channel.close(self._retirement_s)
-        finally:  # when the pool itself is closed: now
-            await channel.close(None)
+        await asyncio.sleep(_HAND_OVER_S)
+        await channel.close(self._retirement_s)
 
     async def close(self, grace_s: float | None = None) -> None:
         """Close every channel; calls in flight get `grace_s` seconds."""
-        channels = [*self._mesh.values(), *self._plain.values()]
+        channels, retiring = [*self._mesh.values(), *self._plain.values()], dict(self._retiring)
         self._mesh, self._plain = {}, {}
-        for task in list(self._retiring):
+        for task in retiring:
             task.cancel()
-        await asyncio.gather(*self._retiring, return_exceptions=True)
+        await asyncio.gather(*retiring, return_exceptions=True)
+        # Here, not in the task that retires it: one that is cancelled before it began does nothing at all.
+        await asyncio.gather(*(channel.close(None) for channel in retiring.values()))
         await asyncio.gather(*(channel.close(grace_s) for channel in channels))
 
 

@@ -200,3 +200,31 @@ async def test_a_record_cannot_pass_for_a_marker_or_break_the_frame(tmp_path: Pa
 def open_and_scan(directory: Path) -> list[segments.Frame]:
     """All records, read from disk."""
     return list(Reader(directory).scan())
+
+
+async def test_closing_twice_at_once_closes_its_lock_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the first is cancelled: a number that is closed again may be somebody else's file by then."""
+    ledger = open_ledger(tmp_path / "l")
+    lock, closed, real = ledger._file_lock, [], os.close
+    second_came = threading.Event()
+    joined, keeper_join = [0], ledger._keeper.join
+
+    def join() -> None:
+        keeper_join()
+        joined[0] += 1
+        if joined[0] == 2:
+            second_came.set()
+
+    def close(descriptor: int) -> None:
+        if descriptor == lock:
+            closed.append(descriptor)
+            second_came.wait(0.2)  # where the other is kept waiting, as it should be, this ends by itself
+        if descriptor != lock or len(closed) == 1:
+            real(descriptor)
+
+    monkeypatch.setattr(ledger._keeper, "join", join)
+    monkeypatch.setattr(os, "close", close)
+    await asyncio.gather(ledger.close(), ledger.close())
+    assert closed == [lock]

@@ -8,7 +8,7 @@ import asyncio
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from threading import get_ident
+from threading import Lock, get_ident
 from typing import Self
 
 from trust import limits
@@ -44,7 +44,7 @@ class Ledger:
         """Use `open`."""
         found = recover(directory, log, head_file, earlier_keys)
         self.directory, self.origin = directory, log.name
-        self._file_lock = lock
+        self._file_lock, self._joining = lock, Lock()
         self._reader = Reader(directory)
         self._last_note = found.checkpoint.data if found.checkpoint else b""
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -236,8 +236,9 @@ class Ledger:
         return loop
 
     def _join(self) -> None:
-        self._writer.join()
-        self._keeper.join()
-        if self._file_lock >= 0:
-            os.close(self._file_lock)
-            self._file_lock = -1
+        with self._joining:  # a `close` that was cancelled goes on in its thread: no file is closed twice
+            self._writer.join()
+            self._keeper.join()
+            if self._file_lock >= 0:
+                os.close(self._file_lock)
+                self._file_lock = -1

@@ -274,3 +274,29 @@ def test_lines_are_read_strictly() -> None:
         with pytest.raises(ValueError, match="line 1"):
             parse(bad + good)
         assert parse(good + bad) == parse(good)
+
+
+async def test_a_file_that_a_hanging_disk_still_writes_is_not_closed_under_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its number would be given to another file, and the next line written there."""
+    meters, file = opened(tmp_path / "budgets")
+    spend(meters)
+    await file.durable()
+    answers, synced = threading.Event(), threading.Event()
+
+    def hang(descriptor: int, data: bytes) -> None:
+        answers.wait(10)
+        append(descriptor, data)
+        synced.set()
+
+    monkeypatch.setattr(meter_file, "append", hang)
+    file._timeout_s = 0.01
+    spend(meters)
+    await file.close()
+    answers.set()
+    await eventually(lambda: file._flushing is None, "the disk has answered")
+    assert synced.is_set()
+    assert not file.problem
+    await file.close()
+    assert file._descriptor is None

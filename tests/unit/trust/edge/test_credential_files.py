@@ -141,3 +141,28 @@ async def test_the_credential_of_the_last_run_is_kept_after_a_crash(tmp_path: Pa
     kept.restore(tmp_path / "credential.json")
     await kept.flush()
     assert find_credentials([tmp_path / "c"], wanted("newest")) == lines("newest")
+
+
+async def test_the_last_write_waits_for_one_that_is_under_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node that stops writes what is left, while what it wrote a moment before may still be on its way."""
+    kept = KeptCredentials(tmp_path, lambda: NOW_S * 1000)
+    goes_on, writing = asyncio.Event(), []
+
+    async def write(_write: object, noted: dict[bytes, bytes], _now_s: int) -> None:
+        writing.append(list(noted.values()))
+        await goes_on.wait()
+
+    monkeypatch.setattr(asyncio, "to_thread", write)
+    kept.own.keep(b"1", b"one")
+    first = asyncio.create_task(kept.flush())
+    await eventually(lambda: writing, "it writes")
+    kept.own.keep(b"2", b"two")
+    second = asyncio.create_task(kept.flush())
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert writing == [[b"one"]]
+    goes_on.set()
+    await asyncio.gather(first, second)
+    assert writing == [[b"one"], [b"two"]]
