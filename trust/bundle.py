@@ -29,6 +29,7 @@ from trust.bundle_archive import (
     packed,
     too_large,
 )
+from trust.compact import members_once
 from trust.errors import EvidenceError
 from trust.mesh import MeshSettings, parse_mesh
 from trust.nesting import line_too_deep
@@ -245,7 +246,7 @@ def _text(path: str, data: bytes) -> str:
 def _parse_manifest(data: bytes) -> Manifest:
     """Parse manifest.json; unknown, missing, repeated or mistyped fields are refused."""
     try:
-        value = json.loads(_text(MANIFEST, data), object_pairs_hook=_no_duplicates)
+        value = json.loads(_text(MANIFEST, data), object_pairs_hook=members_once)
     except (ValueError, RecursionError):
         raise malformed(f"{MANIFEST}: is not JSON, or repeats a key") from None
     if not isinstance(value, dict) or value.keys() != {"format", "name", "namespace", "description", "files"}:
@@ -282,10 +283,3 @@ def _check_namespace(namespace: object) -> None:
         check_name(namespace)
     except (EvidenceError, UnicodeError):
         raise malformed(f"{MANIFEST}: namespace {namespace[:80]!r} is not a name (a-z 0-9 -)") from None
-
-
-def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("repeated key")
-    return result

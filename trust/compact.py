@@ -111,10 +111,15 @@ def write_object(value: dict[str, Any]) -> bytes:
     return _ENCODER.encode(value).encode("ascii")
 
 
-def _members_once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+def members_once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object of which no member is repeated: the `object_pairs_hook` of every strict reader here.
+
+    Raises:
+        ValueError: one is, so that two readers could see two things.
+    """
     result = dict(pairs)
     if len(result) != len(pairs):
-        raise ValueError("repeated member")
+        raise ValueError("an object repeats a key")
     return result
 
 
@@ -123,6 +128,6 @@ def _no_number(text: str) -> NoReturn:
 
 
 _DECODER: Final = json.JSONDecoder(
-    object_pairs_hook=_members_once, parse_float=_no_number, parse_constant=_no_number
+    object_pairs_hook=members_once, parse_float=_no_number, parse_constant=_no_number
 )
 _ENCODER: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False)

@@ -193,10 +193,6 @@ class Denials:
         """Return why a node (SPIFFE ID) is denied; None when it is not."""
         return self._active.get((Kind.NODE, spiffe_id))
 
-    def of_key(self, sha256: bytes) -> Denial | None:
-        """Return why a public key (SHA-256 of its SubjectPublicKeyInfo) is denied; None when it is not."""
-        return self._active.get((Kind.KEY, sha256.hex()))
-
     def struck(self, roster: Roster) -> frozenset[str]:
         """Return the witnesses of a roster whose word does not count: their node or their key is denied."""
         return (

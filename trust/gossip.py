@@ -11,7 +11,6 @@ from typing import Final
 
 from trust import limits
 
-_ID_BYTES: Final = 32
 _WINDOW: Final = 64
 _OVERHEAD_BYTES: Final = 64  # of one item in a message, and some
 

@@ -6,7 +6,7 @@ claims. Everything that does not verify is CALLER_TOKEN_INVALID, with a detail t
 
 import base64
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final, NoReturn
 
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -15,6 +15,7 @@ from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, RSAKey
 
 from trust import limits
+from trust.compact import members_once
 from trust.errors import EvidenceError, MeshError, Reason
 from trust.spiffe import SpiffeId
 
@@ -87,17 +88,10 @@ def _check_header(header: Mapping[str, Any]) -> str:
 
 
 def _claims(payload: bytes) -> dict[str, Any]:
-    claims = json.loads(payload, object_pairs_hook=_unique, parse_constant=_no_constant)
+    claims = json.loads(payload, object_pairs_hook=members_once, parse_constant=_no_constant)
     if not isinstance(claims, dict):
         _refuse("its payload is not an object")
     return claims
-
-
-def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("duplicate member")
-    return result
 
 
 def _no_constant(text: str) -> NoReturn:
@@ -157,7 +151,7 @@ def parse_jwks(data: bytes) -> JwtKeys:
     if len(data) > limits.MAX_JWKS_BYTES:
         raise EvidenceError(Reason.IDENTITY_INVALID, f"JWKS larger than {limits.MAX_JWKS_BYTES} bytes")
     try:
-        document = json.loads(data, object_pairs_hook=_unique)
+        document = json.loads(data, object_pairs_hook=members_once)
     except (ValueError, RecursionError):
         raise EvidenceError(Reason.IDENTITY_INVALID, "JWKS is not JSON") from None
     entries = document.get("keys") if isinstance(document, dict) else None

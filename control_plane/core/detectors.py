@@ -33,7 +33,6 @@ _LATENCY_FLOOR: Final = 0.15
 _SIZE_FLOOR: Final = 0.25
 _DEPTH_FLOOR: Final = 0.5
 _SIDECAR_SILENT_MS: Final = 24 * 3_600_000  # after which the callee's sidecar counts as gone
-_DAY_MS: Final = 24 * 3_600_000
 
 
 class Behaviour:

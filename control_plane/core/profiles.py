@@ -23,7 +23,6 @@ MIN_LEARNED: Final = 8  # values before a baseline says anything
 _CLAMP: Final = 3.0  # standard deviations: one wild value cannot teach that wild is usual
 HOURS: Final = 24
 _HOUR_MS: Final = 3_600_000
-_DAY_MS: Final = 24 * _HOUR_MS
 
 K = TypeVar("K")
 V = TypeVar("V")

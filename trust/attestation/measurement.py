@@ -21,7 +21,6 @@ from trust.spiffe import check_name
 
 SOFTWARE: Final = "software"
 _SHA256: Final = re.compile(r"[0-9a-f]{64}\Z")
-_DIGEST_BYTES: Final = 32
 _MAX_VERSION_CHARS: Final = 64
 
 

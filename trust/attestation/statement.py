@@ -35,7 +35,6 @@ STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE: Final = "urn:egm:attestation:v1"
 SOFTWARE_NAME: Final = "egm"
 NONCE_BYTES: Final = 32
-_DIGEST_BYTES: Final = 32
 _KEY_BYTES: Final = 32
 _BOOT_BYTES: Final = range(8, 65)
 _QUOTED: Final = b"egm-tpm-quote/v1\n"

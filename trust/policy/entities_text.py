@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
+from trust.compact import members_once
 from trust.errors import EvidenceError
 from trust.policy.problems import Problem
 from trust.spiffe import SpiffeId, check_name
@@ -73,7 +74,7 @@ def parse_entities(data: bytes) -> tuple[list[Entity], dict[Uid, int], list[Prob
 
 def _items(text: str) -> list[tuple[int, object]]:
     """Return each item of the top-level array with the line it begins on."""
-    decoder = json.JSONDecoder(object_pairs_hook=_no_duplicates)
+    decoder = json.JSONDecoder(object_pairs_hook=members_once)
 
     def skip(at: int) -> int:
         match = _SPACE.match(text, at)
@@ -175,10 +176,3 @@ def _cycles(entities: list[Entity], lines: dict[Uid, int]) -> list[Problem]:
                 stack.append((uid, True))
                 stack += [(parent, False) for parent in sorted(parents[uid])]
     return []
-
-
-def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("an object repeats a key")
-    return result

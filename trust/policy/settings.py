@@ -196,7 +196,3 @@ class BundleSettings(_Strict):
     def grpc_names(self) -> list[str]:
         """Every gRPC service and method named by a service, sorted."""
         return sorted({name for service in self.services.values() for name in service.grpc_services})
-
-    def own_services(self) -> set[str]:
-        """The services that this bundle's policies may speak of; for the base bundle, all of them."""
-        return set(self.services)
