@@ -5,6 +5,7 @@ Order of stop: health says NOT_SERVING, listeners drain, the rest ends.
 """
 
 import asyncio
+import contextlib
 import functools
 import logging
 import secrets
@@ -188,42 +189,46 @@ class Sidecar:
                 await asyncio.to_thread(watch.shutdown)
 
     async def _serve(self, background: list[asyncio.Task[None]], watch: "telemetry.Telemetry | None") -> None:
-        channels = Channels(self.identity, options=UPSTREAM_OPTIONS)
-        self.provenance = provenance = await Provenance.open(
-            self.config,
-            identity=self.identity,
-            channels=channels,
-            pipeline=self.pipeline,
-            state=self.view.state,
-            callee=self.callees.callee,
-            boot_id=self.view.boot_id,
-            clock=self.clock,
-            alarms=self.view.alarms,
-            trust=self.trust,
-            credentials=self._kept,
-        )
-        budgets = opened_budgets(self.config.data_dir, self.pipeline.meters, self.view.state, self.clock)
-        provenance.notary.duties.add(MeterDuty(budgets))
-        self.approvals = approvals = approval_duty(
-            self.config, channels, self.view.state, self.clock, self.view.alarms
-        )
-        provenance.notary.duties.add(approvals)
-        attestation = self._attestation(provenance, channels)
-        self.view.attestation = attestation.status
-        listeners = Listeners(
-            Parts(
+        async with contextlib.AsyncExitStack() as closing:  # the last first, wherever this ends
+            channels = Channels(self.identity, options=UPSTREAM_OPTIONS)
+            closing.push_async_callback(channels.close)
+            self.provenance = provenance = await Provenance.open(
                 self.config,
-                self.pipeline,
-                self.identity,
-                channels,
-                self.clock,
-                self.callees.signed_workload,
-                watch,
-                provenance.notary,
-                self.jwt,
+                identity=self.identity,
+                channels=channels,
+                pipeline=self.pipeline,
+                state=self.view.state,
+                callee=self.callees.callee,
+                boot_id=self.view.boot_id,
+                clock=self.clock,
+                alarms=self.view.alarms,
+                trust=self.trust,
+                credentials=self._kept,
             )
-        )
-        try:
+            closing.push_async_callback(provenance.close)
+            budgets = opened_budgets(self.config.data_dir, self.pipeline.meters, self.view.state, self.clock)
+            closing.push_async_callback(budgets.close)
+            provenance.notary.duties.add(MeterDuty(budgets))
+            self.approvals = approvals = approval_duty(
+                self.config, channels, self.view.state, self.clock, self.view.alarms
+            )
+            provenance.notary.duties.add(approvals)
+            attestation = self._attestation(provenance, channels)
+            self.view.attestation = attestation.status
+            listeners = Listeners(
+                Parts(
+                    self.config,
+                    self.pipeline,
+                    self.identity,
+                    channels,
+                    self.clock,
+                    self.callees.signed_workload,
+                    watch,
+                    provenance.notary,
+                    self.jwt,
+                )
+            )
+            closing.push_async_callback(listeners.stop, 0)
             addresses = await listeners.start()
             await self._serve_admin(attestation)
             self.view.listening = True
@@ -258,11 +263,6 @@ class Sidecar:
             await self.announcer.show()
             logger.info("draining for at most %s s", self.config.limits.drain_grace_s)
             await asyncio.gather(listeners.stop(self.config.limits.drain_grace_s), reporter.report())
-        finally:
-            await listeners.stop(0)
-            await budgets.close()
-            await provenance.close()
-            await channels.close()
 
     async def _until_stopped(self, background: list[asyncio.Task[None]]) -> None:
         """Wait for `stop`; a part that ends by itself is a bug or a dead end, and ends the process with it."""
