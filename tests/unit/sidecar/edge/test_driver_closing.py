@@ -7,6 +7,7 @@ import pytest
 
 from sidecar.edge import driver
 from sidecar.edge.driver import Sidecar
+from sidecar.edge.provenance import Provenance
 from trust.errors import InputError, Reason
 
 
@@ -33,7 +34,7 @@ async def test_a_damaged_file_found_at_start_leaves_nothing_open(monkeypatch: py
         raise InputError(Reason.CONFLICT, "damaged")
 
     monkeypatch.setattr(driver, "Channels", lambda *_, **__: Part("channels", closed))
-    monkeypatch.setattr(driver.Provenance, "open", opened)
+    monkeypatch.setattr(Provenance, "open", opened)
     monkeypatch.setattr(driver, "opened_budgets", lambda *_: Part("budgets", closed))
     monkeypatch.setattr(driver, "MeterDuty", lambda _budgets: None)
     monkeypatch.setattr(driver, "approval_duty", damaged)
