@@ -6,58 +6,49 @@ Everything the engine refuses at load is an error here; what is merely suspiciou
 import difflib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from cedarpy import pst
 
 from trust import limits
 from trust.approval_rule import ANNOTATIONS as APPROVALS
-from trust.approval_rule import Groups
 from trust.attestation.advice import doubts
 from trust.bundle import MESH, Bundle, read_bundle
 from trust.errors import EvidenceError
 from trust.mesh import MeshSettings
 from trust.policy import entities_text, source
-from trust.policy.casetests import ReadCase, read_cases
+from trust.policy.casetests import read_cases
 from trust.policy.cedar_text import Statement, missing_id, parse_files
 from trust.policy.controls import CONTROLS
 from trust.policy.engine import Engine
 from trust.policy.lint_alerts import alert_problems
 from trust.policy.lint_approval import approval_problems, groups_of
 from trust.policy.lint_audit import AUDIT, audit_problems, auditors_of
-from trust.policy.lint_controls import Methods, control_problems, methods_of
+from trust.policy.lint_controls import control_problems, methods_of
 from trust.policy.lint_detection import detection_problems
 from trust.policy.lint_emergency import emergency_problems
+from trust.policy.lint_names import (
+    Known,
+    case_problems,
+    entities_in_force,
+    name_problems,
+    scope_problems,
+    services_of,
+)
 from trust.policy.lint_witnesses import witness_problems
 from trust.policy.problems import Problem, Severity, errors_of
 from trust.policy.reads import reads
 from trust.policy.rules import BINDING_RULE, OBLIGATIONS
 from trust.policy.self_test import HINT, permits_everything
 from trust.policy.types import BINDING, METHOD_ALONE
-from trust.policy.validation import ACTION, ATTRIBUTE, at, near, schema_problems
-from trust.spiffe import SpiffeId
+from trust.policy.validation import ATTRIBUTE, at, near, schema_problems
 from trust.verified import BASE_ROLE
 
 _CONTEXT: Final = frozenset({"request", "caller", "node", "time", "metadata"})
 _PLACE: Final = re.compile(
     r"(?:namespace [a-z0-9-]+: )?(?P<file>[A-Za-z0-9._/-]+):(?P<line>[0-9]+): (?P<what>.*)", re.S
 )
-
-
-@dataclass(frozen=True, slots=True)
-class _World:
-    """What policies may name. None: not known here, so nothing is said about it."""
-
-    schema: str
-    trust_domain: str | None
-    services: frozenset[str] | None  # that policies of this bundle may speak of
-    all_services: frozenset[str] | None
-    entities: Mapping[entities_text.Uid, frozenset[entities_text.Uid]] | None  # uid -> parents
-    namespace: str | None
-    auditors: Mapping[str, str] | None
-    methods: Methods | None  # with a descriptor
-    approvers: Groups | None
 
 
 def lint(bundle: Mapping[str, bytes] | Bundle, *, base: Bundle | None = None) -> list[Problem]:
@@ -78,18 +69,18 @@ def lint(bundle: Mapping[str, bytes] | Bundle, *, base: Bundle | None = None) ->
 def lint_source(parsed: source.Source, *, base: Bundle | None = None) -> list[Problem]:
     """Return the problems of the policies and tests of a parsed folder (not those of `load`)."""
     settings = parsed.settings
-    world = _World(
+    known = Known(
         schema=parsed.schema,
         trust_domain=settings.trust_domain,
         services=frozenset(settings.services),
-        all_services=frozenset(settings.services) | _services_of(base),
-        entities=_known_entities({e.uid: e.parents for e in parsed.entities}, settings.namespace, base),
+        all_services=frozenset(settings.services) | services_of(base),
+        entities=entities_in_force({e.uid: e.parents for e in parsed.entities}, settings.namespace, base),
         namespace=settings.namespace,
         auditors=settings.auditors if settings.namespace is None else auditors_of(base),
         methods=methods_of(parsed.descriptors, base),
         approvers=settings.approver_groups if settings.namespace is None else groups_of(base),
     )
-    problems = _lint(parsed.policies, parsed.tests, world)
+    problems = _lint(parsed.policies, parsed.tests, known)
     problems += _own_services(parsed, base)
     if settings.namespace is None:
         found = doubts(settings.attestation, parsed.mesh().levels(), references=parsed.reference_values)
@@ -121,18 +112,18 @@ def _lint_bundle(bundle: Bundle, base: Bundle | None) -> list[Problem]:
     if settings is not None:
         all_services = frozenset(settings.services)
         own = frozenset(n for n, s in settings.services.items() if namespace in (None, s.namespace))
-    world = _World(
+    known = Known(
         schema=bundle.schema,
         trust_domain=None if settings is None else settings.trust_domain,
         services=own,
         all_services=all_services,
-        entities=_known_entities({e.uid: e.parents for e in entities}, namespace, base),
+        entities=entities_in_force({e.uid: e.parents for e in entities}, namespace, base),
         namespace=namespace,
         auditors=None if settings is None else settings.auditors,
         methods=methods_of(bundle.descriptors, base),
         approvers=None if settings is None else settings.approver_groups,
     )
-    problems += _lint(bundle.policies, bundle.tests, world)
+    problems += _lint(bundle.policies, bundle.tests, known)
     if bundle.mesh is not None:
         found = doubts(bundle.mesh.attestation, bundle.mesh.levels(), references=bundle.reference_values)
         found += [(what, hint) for _, what, hint in _settings_doubts(bundle.mesh)]
@@ -145,7 +136,7 @@ def _settings_doubts(mesh: MeshSettings) -> list[tuple[tuple[str, ...], str, str
     return [*alert_problems(mesh), *emergency_problems(mesh), *witness_problems(mesh)]
 
 
-def _lint(policies: Mapping[str, str], tests: Mapping[str, str], world: _World) -> list[Problem]:
+def _lint(policies: Mapping[str, str], tests: Mapping[str, str], known: Known) -> list[Problem]:
     statements, problems = parse_files(policies)
     cases, wrong = read_cases(tests)
     problems += wrong
@@ -159,14 +150,14 @@ def _lint(policies: Mapping[str, str], tests: Mapping[str, str], world: _World) 
         what = "the bundle has no policy, so at level 4 every call is refused"
         problems.append(Problem("policies", 0, what, "add policies/NAME.cedar", Severity.WARNING))
     problems += _id_problems(statements)
-    problems += _case_problems(cases, world)
-    problems += schema_problems([s for s in statements if not s.is_template], world.schema)
-    declared = frozenset(ATTRIBUTE.findall(world.schema)) | _CONTEXT
+    problems += case_problems(cases, known)
+    problems += schema_problems([s for s in statements if not s.is_template], known.schema)
+    declared = frozenset(ATTRIBUTE.findall(known.schema)) | _CONTEXT
     named = {policy.rpartition(":")[2] for read in cases for policy in read.case.policy}
     for statement in statements:
-        problems += _annotation_problems(statement, world)
-        problems += _name_problems(statement, world)
-        problems += _scope_problems(statement, world)
+        problems += _annotation_problems(statement, known)
+        problems += name_problems(statement, known)
+        problems += scope_problems(statement, known)
         problems += _read_problems(statement, declared)
         if statement.is_template:
             what = "a template (?principal, ?resource) cannot be decided"
@@ -202,36 +193,16 @@ def _id_problems(statements: list[Statement]) -> list[Problem]:
     return problems
 
 
-def _case_problems(cases: list[ReadCase], world: _World) -> list[Problem]:
-    """Find cases about calls that do not exist: expecting a deny, they pass and prove nothing."""
-    problems: list[Problem] = []
-    methods = {name for name in ACTION.findall(world.schema) if "/" in name}
-    described = {name.partition("/")[0] for name in methods}
-    for read in cases:
-        case = read.case
-        if world.all_services is not None and case.service not in world.all_services:
-            hint = near(case.service, world.all_services, "add it under services: in bundle.yaml")
-            what = f"the case is about service {case.service!r}, which there is not"
-            problems.append(Problem(read.file, read.line, what, hint, Severity.WARNING))
-        if case.method not in methods and case.method.partition("/")[0] in described:
-            hint = near(
-                case.method, methods, "add it to grpc_services of its service, or refresh descriptors.binpb"
-            )
-            what = f"the case is about method {case.method!r}, which its service does not have"
-            problems.append(Problem(read.file, read.line, what, hint, Severity.WARNING))
-    return problems
-
-
-def _annotation_problems(statement: Statement, world: _World) -> list[Problem]:
+def _annotation_problems(statement: Statement, known: Known) -> list[Problem]:
     problems: list[Problem] = []
     for name in statement.policy.annotations:
         if name == AUDIT:
-            described = None if world.methods is None else frozenset(world.methods)
-            problems += audit_problems(statement, world.auditors, described)
+            described = None if known.methods is None else frozenset(known.methods)
+            problems += audit_problems(statement, known.auditors, described)
         elif name in CONTROLS:
-            problems += control_problems(statement, name, world.methods, world.schema)
+            problems += control_problems(statement, name, known.methods, known.schema)
         elif name in APPROVALS:
-            problems += approval_problems(statement, name, world.approvers)
+            problems += approval_problems(statement, name, known.approvers)
         elif name in OBLIGATIONS:
             what = f"@{name} is an obligation that this version cannot enforce; calls would be refused"
             problems.append(
@@ -266,91 +237,6 @@ def _is_unconditional(policy: pst.Template) -> bool:
 
 def _is_any_action(scope: object) -> bool:
     return isinstance(scope, pst.ActionIn) and any(uid.id == "any" for uid in scope.entities)
-
-
-def _scope_problems(statement: Statement, world: _World) -> list[Problem]:
-    """A namespace's policy must name one of its own services as its resource."""
-    if world.namespace is None or world.services is None:
-        return []
-    match statement.policy.resource:
-        case pst.ScopeEq(entity=pst.EntityUid() as uid) | pst.ScopeIn(entity=pst.EntityUid() as uid):
-            named: pst.EntityUid | None = uid
-        case pst.ScopeIsIn(entity=pst.EntityUid() as uid):
-            named = uid
-        case _:
-            named = None
-    if named is not None and str(named.type) == "Service" and named.id in world.services:
-        return []
-    own = ", ".join(sorted(world.services)) or "none: list them under services:"
-    what = f"a policy of namespace {world.namespace!r} may speak of its own services alone"
-    return [
-        at(statement, what, f'write resource == Service::"NAME" with one of its services ({own})', "resource")
-    ]
-
-
-def _name_problems(statement: Statement, world: _World) -> list[Problem]:
-    """Find names that nothing has: a permit on them never permits, a forbid never forbids."""
-    problems: list[Problem] = []
-    for uid in sorted(pst.entity_uids(statement.policy), key=str):
-        kind = str(uid.type)
-        if kind == "Workload":
-            problems += _workload_problems(statement, uid, world)
-        elif kind == "Service" and world.all_services is not None and uid.id not in world.all_services:
-            hint = near(uid.id, world.all_services, "add it under services: in bundle.yaml")
-            problems.append(at(statement, f"there is no service {uid.id!r}", hint, f'"{uid.id}"'))
-        elif kind in {"Role", "ServiceGroup"} and world.entities is not None:
-            problems += _group_problems(statement, uid, world.entities)
-    return problems
-
-
-def _workload_problems(statement: Statement, uid: pst.EntityUid, world: _World) -> list[Problem]:
-    domain = world.trust_domain or "TRUST-DOMAIN"
-    try:
-        parsed = SpiffeId.parse(uid.id)
-    except EvidenceError:
-        what = f'Workload::"{uid.id}" can never match: a workload is named by its SPIFFE ID'
-        hint = f'write Workload::"spiffe://{domain}/workload/{uid.id}"'
-        return [at(statement, what, hint, f'"{uid.id}"')]
-    if world.trust_domain not in (None, parsed.trust_domain):
-        what = (
-            f"{uid.id} is of another trust domain than {world.trust_domain}; such callers are not identified"
-        )
-        return [at(statement, what, "correct the trust domain", f'"{uid.id}"', Severity.WARNING)]
-    return []
-
-
-def _group_problems(
-    statement: Statement,
-    uid: pst.EntityUid,
-    entities: Mapping[entities_text.Uid, frozenset[entities_text.Uid]],
-) -> list[Problem]:
-    kind, needle = str(uid.type), f'"{uid.id}"'
-    named = {parent for parents in entities.values() for parent in parents}
-    if (kind, uid.id) not in entities and (kind, uid.id) not in named:
-        known = {name for other, name in (*entities, *named) if other == kind}
-        where = "roles" if kind == "Role" else "service_groups"
-        hint = near(uid.id, known, f"add it under {where}: in bundle.yaml, or to entities.json")
-        return [at(statement, f"there is no {kind} {uid.id!r}", hint, needle)]
-    if (kind, uid.id) not in named:
-        what = f"nothing is in {kind} {uid.id!r}, so the policy can never match"
-        return [at(statement, what, "add a member, or remove the policy", needle, Severity.WARNING)]
-    return []
-
-
-def _services_of(base: Bundle | None) -> frozenset[str]:
-    return frozenset() if base is None or base.mesh is None else frozenset(base.mesh.services)
-
-
-def _known_entities(
-    own: Mapping[entities_text.Uid, frozenset[entities_text.Uid]], namespace: str | None, base: Bundle | None
-) -> Mapping[entities_text.Uid, frozenset[entities_text.Uid]] | None:
-    """Return the entities in force with a bundle; None for a namespace whose base is not at hand."""
-    if namespace is None:
-        return own
-    if base is None:
-        return None
-    theirs, _, _ = entities_text.parse_entities(base.entities.encode("utf-8", "surrogatepass"))
-    return {**{e.uid: e.parents for e in theirs}, **own}
 
 
 def _own_services(parsed: source.Source, base: Bundle | None) -> list[Problem]:
