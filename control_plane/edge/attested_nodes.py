@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from egm.v1 import operator_pb2
 from trust.attestation.credential import Credential, check_live, credential_sha256, open_credential
 from trust.attestation.roster import Roster
+from trust.edge.threads import to_thread_until_done
 from trust.errors import MeshError
 from trust.mesh import MeshSettings
 
@@ -48,7 +49,7 @@ class AttestedNodes:
         async with self._one:
             known = {record.node for record in records}
             self._opened = {node: opened for node, opened in self._opened.items() if node in known}
-            await asyncio.to_thread(self._judge, records, roster, now_ms)
+            await to_thread_until_done(self._judge, records, roster, now_ms)
 
     def _judge(self, records: Sequence[operator_pb2.NodeRecord], roster: Roster, now_ms: int) -> None:
         for record in records:

@@ -25,6 +25,7 @@ from control_plane.edge.store.database import Database
 from trust.authoring import digest_of
 from trust.bundle import Bundle, read_bundle
 from trust.chain import sha256_of_target
+from trust.edge.threads import to_thread_until_done
 from trust.errors import EvidenceError, InputError, MeshError, Reason, StateError
 from trust.mesh import LeaseSettings, MeshSettings
 from trust.ports import Clock
@@ -301,8 +302,9 @@ class Publisher:
             # One file at a time: they may be large. timestamp.json is the last in this order.
             for path in missing:
                 files = await repository.load(connection, [path])
-                await asyncio.to_thread(self._files.write, files)
-        settings = await asyncio.to_thread(self._read_settings, state)
+                # To its end: an older timestamp.json must not come over one that is written next.
+                await to_thread_until_done(self._files.write, files)
+        settings = await to_thread_until_done(self._read_settings, state)
         base = state.role_metadata(BASE_ROLE)
         if base is not None:
             self.base = (base.signed.version, bytes.fromhex(digest_of(base)))

@@ -26,6 +26,7 @@ from trust.attestation.witness import (
     judge,
 )
 from trust.edge.grpc_errors import abort
+from trust.edge.threads import to_thread_until_done
 from trust.edge.tls import peer_of
 from trust.errors import EvidenceError, MeshError, Reason, StateError
 from trust.gossip import Head
@@ -127,7 +128,7 @@ class WitnessDesk:
             except ContradictionError as error:
                 self._accuse(node, error, monotonic_ms)
                 raise
-            await asyncio.to_thread(self._store.swap, node, memory, answer.memory)
+            await to_thread_until_done(self._store.swap, node, memory, answer.memory)
         return self._sign(answer)
 
     def _accuse(self, node: str, error: ContradictionError, monotonic_ms: int) -> None:

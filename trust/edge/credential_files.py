@@ -19,6 +19,7 @@ from typing import Final
 from trust import limits
 from trust.attestation.credential import Credential, credential_sha256
 from trust.edge.files import read_at_most, sync_directory
+from trust.edge.threads import to_thread_until_done
 
 logger = logging.getLogger(__name__)
 
@@ -146,7 +147,7 @@ class KeptCredentials:
         if not noted:
             return
         try:
-            await asyncio.to_thread(files.write, noted, self._now_ms() // 1000)
+            await to_thread_until_done(files.write, noted, self._now_ms() // 1000)
         except OSError as error:
             if not self._failed:
                 logger.warning("trust credentials are not kept for evidence, will retry: %s", error)

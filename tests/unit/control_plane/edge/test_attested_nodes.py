@@ -1,11 +1,17 @@
 """Whether nodes are attested, as the control plane finds by itself."""
 
+import asyncio
+import threading
 from typing import Any
 
+import pytest
+
+from control_plane.edge import attested_nodes
 from control_plane.edge.attested_nodes import AttestedNodes
 from egm.v1 import operator_pb2
 from tests.support.attestation import DOMAIN, NOW_MS, AttestedNode, credential_of, holders, settings_of
-from trust.attestation.roster import AttestationSettings
+from trust.attestation.credential import Credential, open_credential
+from trust.attestation.roster import AttestationSettings, Roster
 from trust.mesh import MeshSettings
 
 WITNESSES = holders("w1", "w2", "w3")
@@ -86,3 +92,38 @@ async def test_a_remembered_credential_still_ends_and_another_roster_judges_anew
     settings[0] = mesh(settings_of(holders("w1", "w2", "w3")))
     await nodes.judge([record], now_ms=NOW_MS)
     assert not record.attested_until_ms
+
+
+async def test_a_question_that_is_cancelled_lets_the_next_begin_when_its_thread_has_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Both look into what is remembered, and the second throws away what no node reports any more."""
+    began, go_on, running = threading.Event(), threading.Event(), [0, 0]
+
+    def slow(data: bytes, roster: Roster) -> Credential:
+        running[0] += 1
+        running[1] = max(running)
+        began.set()
+        go_on.wait(10)
+        running[0] -= 1
+        return open_credential(data, roster)
+
+    monkeypatch.setattr(attested_nodes, "open_credential", slow)
+    nodes = AttestedNodes(lambda: mesh(settings_of(WITNESSES)))
+
+    def asked(node: str) -> asyncio.Task[None]:
+        status = operator_pb2.NodeStatus(node=node, credential=GOOD)
+        return asyncio.create_task(
+            nodes.judge([operator_pb2.NodeRecord(node=node, status=status)], now_ms=NOW_MS)
+        )
+
+    first = asked("a")
+    await asyncio.to_thread(began.wait, 10)
+    first.cancel()
+    second = asked("b")
+    for _ in range(10):
+        await asyncio.sleep(0)
+    await asyncio.to_thread(go_on.wait, 0.1)  # a thread of the second would be there by now
+    go_on.set()
+    await asyncio.gather(first, second, return_exceptions=True)
+    assert running == [0, 1]
