@@ -178,6 +178,7 @@ MAX_SHADOW_DIFFERENCES: Final = 1_000  # kinds of differing calls that one node 
 MAX_CALLER_SHADOW_DIFFERENCES: Final = 200  # of them, of one caller: it chooses what it calls
 MAX_SHADOW_TEXT_BYTES: Final = 256  # of a method's name that is told; a caller may make up longer ones
 MAX_SHADOW_REPORT_BYTES: Final = 512 * 1024  # of one node; what does not fit is counted
+MAX_SHADOW_STARTS: Final = 100  # of one node in one run, whose reports are kept
 MAX_SHADOW_RUN_BYTES: Final = 32 * 1024 * 1024  # of all reports of a run in one answer, shared evenly
 SHADOW_REPORT_PERIOD_S: Final = 5.0
 

@@ -3,6 +3,7 @@
 The control plane starts nothing by itself: the order is an approver's (`trust.shadow`), and nodes verify it again.
 """
 
+import re
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any, Final
@@ -27,8 +28,10 @@ from trust.shadow import read_order, verify_order
 from trust.verified import target_path
 
 Context = grpc.aio.ServicerContext[Any, Any]
-MAX_STARTS: Final = 100  # of one node in one run, whose reports are kept apart
-MAX_REPORT_BYTES: Final = 2 * 1024 * 1024
+_MAX_MESSAGE_BYTES: Final = (
+    2 * limits.MAX_SHADOW_REPORT_BYTES
+)  # a node bounds its differences, which is most of it
+_BOOT_ID: Final = re.compile(r"[0-9A-Za-z_-]{1,64}\Z")
 
 
 class ShadowDesk(shadow_pb2_grpc.ShadowServicer, shadow_pb2_grpc.ShadowRunsServicer):
@@ -47,17 +50,18 @@ class ShadowDesk(shadow_pb2_grpc.ShadowServicer, shadow_pb2_grpc.ShadowRunsServi
 
     async def Report(self, request: shadow_pb2.ShadowReport, context: Context) -> shadow_pb2.ShadowAssignment:
         """Keep what a node saw, and say which run it should be in."""
+        if request.ByteSize() > _MAX_MESSAGE_BYTES:
+            raise CapacityError(Reason.LIMIT_EXCEEDED, f"a shadow report over {_MAX_MESSAGE_BYTES} bytes")
+        if not _BOOT_ID.match(request.boot_id):
+            raise EvidenceError(Reason.INPUT_INVALID, "a shadow report without a start's id (boot_id)")
         node, now_ms = current_caller().name, self._clock.now_ms()
-        if request.ByteSize() > MAX_REPORT_BYTES:
-            raise CapacityError(Reason.LIMIT_EXCEEDED, f"a shadow report over {MAX_REPORT_BYTES} bytes")
         async with self._database.read() as connection:
             run = await store.get(connection)
             running = run is not None and await self._state(connection, run) == "running"
-            known = 0 if run is None else await store.starts(connection, run.id, node)
-        if run is not None and request.run_id == run.id and known < MAX_STARTS:
+        if run is not None and request.run_id == run.id:
             found = store.Report(node, now_ms, request.SerializeToString())
             async with self._database.write() as connection:
-                await store.report(connection, run.id, request.boot_id[:64], found)
+                await store.report(connection, run.id, request.boot_id, found)
         return shadow_pb2.ShadowAssignment(order=run.order if run is not None and running else b"")
 
     async def Fetch(

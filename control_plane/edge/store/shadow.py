@@ -7,6 +7,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from control_plane.edge.store.models import shadow_reports, shadow_runs
+from trust import limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,10 @@ async def stop(connection: AsyncConnection, run_id: str, *, at_ms: int) -> None:
 
 
 async def report(connection: AsyncConnection, run_id: str, boot_id: str, found: Report) -> None:
-    """Keep the newest report of one start of one node: counts only grow within a start."""
+    """Keep the newest report of one start of one node: counts only grow within a start.
+
+    A start beyond MAX_SHADOW_STARTS of its node is not kept; those before it are kept up to date.
+    """
     row = (
         shadow_reports.c.run_id == run_id,
         shadow_reports.c.node == found.node,
@@ -89,16 +93,10 @@ async def report(connection: AsyncConnection, run_id: str, boot_id: str, found: 
     )
     values = {"at_ms": found.at_ms, "report": found.report}
     changed = await connection.execute(sa.update(shadow_reports).where(*row).values(values))
-    if not changed.rowcount:
-        new = {"run_id": run_id, "node": found.node, "boot_id": boot_id, **values}
-        await connection.execute(sa.insert(shadow_reports).values(new))
-
-
-async def starts(connection: AsyncConnection, run_id: str, node: str) -> int:
-    """Return how many starts of a node have reported."""
-    query = sa.select(sa.func.count()).select_from(shadow_reports)
-    query = query.where(shadow_reports.c.run_id == run_id, shadow_reports.c.node == node)
-    return int((await connection.execute(query)).scalar_one())
+    if changed.rowcount or await _starts(connection, run_id, found.node) >= limits.MAX_SHADOW_STARTS:
+        return
+    new = {"run_id": run_id, "node": found.node, "boot_id": boot_id, **values}
+    await connection.execute(sa.insert(shadow_reports).values(new))
 
 
 async def reports(connection: AsyncConnection, run_id: str) -> Sequence[Report]:
@@ -109,3 +107,9 @@ async def reports(connection: AsyncConnection, run_id: str) -> Sequence[Report]:
         .order_by(shadow_reports.c.node, shadow_reports.c.at_ms)
     )
     return [Report(row.node, row.at_ms, bytes(row.report)) for row in await connection.execute(query)]
+
+
+async def _starts(connection: AsyncConnection, run_id: str, node: str) -> int:
+    query = sa.select(sa.func.count()).select_from(shadow_reports)
+    query = query.where(shadow_reports.c.run_id == run_id, shadow_reports.c.node == node)
+    return int((await connection.execute(query)).scalar_one())
