@@ -50,6 +50,7 @@ class Link:
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         self._server: asyncio.Server | None = None
         self._open: dict[asyncio.Task[None], _Connection] = {}
+        self._stopped = False
         network.on_reset(self._reset)
 
     @property
@@ -65,10 +66,13 @@ class Link:
 
     async def serve(self) -> None:
         """Take connections."""
-        self._server = await asyncio.start_server(self._accept, sock=self._socket)
+        # Known before it listens: one that is stopped at this moment would leave its socket to the loop.
+        self._server = await asyncio.start_server(self._accept, sock=self._socket, start_serving=False)
+        await self._server.start_serving()
 
     async def stop(self) -> None:
         """Stop listening and end every connection."""
+        self._stopped = True
         if self._server is not None:
             self._server.close()
         self._socket.close()
@@ -78,6 +82,9 @@ class Link:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._stopped:  # it was taken at the last moment
+            reset(writer)
+            return
         peer, own = (tuple(writer.get_extra_info(name)[:2]) for name in ("peername", "sockname"))
         source = self._dialler(peer, own)
         if source is None or self._refused(source):  # an unknown dialler would slip past a partition

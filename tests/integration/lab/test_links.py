@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from control_plane.lab.diallers import OPERATOR, Address, Diallers
-from control_plane.lab.links import Link
+from control_plane.lab.links import Link, Streams
 from control_plane.lab.network import Fault, Network
 from tests.support.eventually import eventually
 
@@ -252,3 +252,37 @@ async def test_our_own_connections_are_the_operators() -> None:
     assert await found == (OPERATOR, None)
     writer.close()
     server.close()
+
+
+async def test_a_link_that_is_stopped_while_it_begins_leaves_no_listener() -> None:
+    """Cancelled in the one step in which it listens already, and does not say so."""
+    link = Link("b", "127.0.0.1:1", Network(0), lambda _peer, _own: "a")
+    link.bind()
+    number = link._socket.fileno()
+    serving = asyncio.create_task(link.serve())
+    await asyncio.sleep(0)
+    serving.cancel()
+    await link.stop()
+    await asyncio.gather(serving, return_exceptions=True)
+    assert not asyncio.get_running_loop().remove_reader(number)
+
+
+async def test_a_connection_that_was_taken_as_the_link_stopped_goes_nowhere() -> None:
+    """Its task begins after those that were ended."""
+    dialled: list[Address] = []
+
+    async def connect(address: Address) -> Streams:
+        dialled.append(address)
+        raise ConnectionRefusedError
+
+    link = Link("b", "127.0.0.1:1", Network(0), lambda _peer, _own: "a", connect)
+    link.bind()
+    await link.serve()
+    await link.stop()
+    taken: asyncio.Future[Streams] = asyncio.get_running_loop().create_future()
+    other = await asyncio.start_server(lambda *streams: taken.set_result(streams), "127.0.0.1", 0)
+    _, writer = await asyncio.open_connection(*other.sockets[0].getsockname())
+    await link._accept(*await taken)
+    assert not dialled
+    writer.transport.abort()
+    other.close()
