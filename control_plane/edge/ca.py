@@ -218,18 +218,32 @@ class CertificateAuthority:
         return validity(self.certificate)[1]
 
     def rotation(self) -> RotationStatus:
-        """Return where a rotation stands and from when its next step is safe."""
-        path = self._directory / STATE_FILE
-        state = json.loads(path.read_bytes()) if path.exists() else {}
+        """Return where a rotation stands and from when its next step is safe.
+
+        Raises:
+            InputError: INPUT_INVALID, when ca.json is damaged.
+        """
         if len(self.anchors) == 1:
             return RotationStatus(Phase.STABLE, 1, self.not_after_ms, None)
         if (self._directory / NEXT_KEY_FILE).exists():
             # Nodes ask for the trust bundle every ANCHORS_REFRESH_S; three periods forgive two failures.
-            due = int(state.get("prepared_ms", 0)) + 3 * limits.ANCHORS_REFRESH_S * 1000
+            due = self._step_ms("prepared_ms") + 3 * limits.ANCHORS_REFRESH_S * 1000
             return RotationStatus(Phase.PREPARED, len(self.anchors), self.not_after_ms, due)
-        due = int(state.get("activated_ms", 0)) + limits.MAX_SVID_TTL_S * 1000
+        due = self._step_ms("activated_ms") + limits.MAX_SVID_TTL_S * 1000
         old = [validity(anchor)[1] for anchor in self.anchors if anchor != self.certificate]
         return RotationStatus(Phase.ACTIVATED, len(self.anchors), self.not_after_ms, min(due, max(old)))
+
+    def _step_ms(self, name: str) -> int:
+        """Return when the last step was taken, Unix ms; 0 when nobody wrote it down."""
+        path = self._directory / STATE_FILE
+        try:
+            found = json.loads(path.read_bytes()).get(name, 0) if path.exists() else 0
+            return int(found)
+        except (ValueError, TypeError, AttributeError, RecursionError):
+            raise InputError(
+                Reason.INPUT_INVALID,
+                f"{path} is damaged: restore it; or delete it, and no step waits until every node has followed",
+            ) from None
 
     def issue(self, csr_der: bytes, spiffe_id: SpiffeId, *, ttl_s: int, now_ms: int) -> tuple[bytes, int]:
         """Issue a certificate for `spiffe_id` and the key of the request.

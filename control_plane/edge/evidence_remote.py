@@ -21,6 +21,7 @@ from trust import limits
 from trust.edge.grpc_errors import error_from_rpc
 from trust.errors import CapacityError, MeshError, Reason
 from trust.record import Intent, parse_record
+from trust.x509 import control_plane_dns
 
 
 class Remote:
@@ -88,7 +89,7 @@ async def control_plane_of(mesh: MeshFile, directory: Path) -> AsyncIterator[Rem
         InputError: KEY_UNREADABLE.
     """
     credentials = Credentials.load(directory / mesh.operator)
-    async with credentials.channel(mesh.control_plane, f"control-plane.{mesh.trust_domain}") as channel:
+    async with credentials.channel(mesh.control_plane, control_plane_dns(mesh.trust_domain)) as channel:
         yield Remote(channel)
 
 

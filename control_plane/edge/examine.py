@@ -14,6 +14,8 @@ from control_plane.edge.fleet_view import fleet_view
 from control_plane.edge.mesh_file import MeshFile
 from trust.authoring import parse_metadata
 from trust.edge.clock import SystemClock
+from trust.edge.config_file import MAX_CONFIG_BYTES
+from trust.edge.files import read_at_most
 from trust.errors import InputError, MeshError, Reason
 from trust.metadata import is_development
 
@@ -101,10 +103,19 @@ def _listeners(node: str, config: str) -> Iterator[Listener]:
     if not config or not path.is_file():
         return
     try:
-        data: dict[str, Any] = yaml.safe_load(path.read_text()) or {}
+        data = yaml.safe_load(read_at_most(path, MAX_CONFIG_BYTES))
     except (yaml.YAMLError, ValueError, OSError):
         return  # the node's own check names the fault; it does not run on such a file
-    for route in data.get("outbound") or ():
-        yield Listener(node, "outbound", str(route.get("listen")), str(route.get("identify", "loopback")))
-    for route in data.get("inbound") or ():
-        yield Listener(node, "upstream", str((route.get("upstream") or {}).get("address")))
+    for route in _mappings(data, "outbound"):
+        if isinstance(address := route.get("listen"), str):
+            yield Listener(node, "outbound", address, str(route.get("identify", "loopback")))
+    for route in _mappings(data, "inbound"):
+        upstream = route.get("upstream")
+        if isinstance(upstream, dict) and isinstance(address := upstream.get("address"), str):
+            yield Listener(node, "upstream", address)
+
+
+def _mappings(data: object, key: str) -> list[dict[str, Any]]:
+    """Return the mappings of the list `data[key]`; of anything else none."""
+    found = data.get(key) if isinstance(data, dict) else None
+    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []

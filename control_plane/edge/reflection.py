@@ -96,7 +96,7 @@ def _collect(ask: _Ask, services: Iterable[str], target: str) -> bytes:
         if not answer.file_descriptor_response.file_descriptor_proto:
             what = request.file_containing_symbol or request.file_by_filename
             why = answer.error_response.error_message or "it gave none"
-            raise InputError(Reason.INPUT_INVALID, f"{target} does not describe {what}: {why:.200}")
+            raise InputError(Reason.INPUT_INVALID, f"{target} does not describe {what:.200}: {why:.200}")
         for data in answer.file_descriptor_response.file_descriptor_proto:
             size += len(data)
             file = _parse(data, target)

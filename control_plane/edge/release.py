@@ -47,6 +47,7 @@ from trust.ports import FileSource
 from trust.quorum import keys_of
 from trust.repository import RepositoryState, metadata_path, target_file_path
 from trust.verified import BASE_ROLE, VerifiedPolicy, target_path
+from trust.x509 import control_plane_dns
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +133,7 @@ class Release:
         return GrpcFileSource(
             [self._mesh.control_plane],
             lambda: grpc.ssl_channel_credentials(credentials.anchors, credentials.key, credentials.chain),
-            [("grpc.ssl_target_name_override", f"control-plane.{self._mesh.trust_domain}")],
+            [("grpc.ssl_target_name_override", control_plane_dns(self._mesh.trust_domain))],
             loop=self._loop,
         )
 

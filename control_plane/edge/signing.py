@@ -6,8 +6,7 @@ from typing import Final
 from securesystemslib.signer import Signer
 
 from control_plane.config import OnlineKeys
-from trust.edge.files import check_private
-from trust.edge.keyfiles import load_signer
+from trust.edge.keyfiles import load_signer, read_passphrase
 from trust.errors import InputError, Reason, StateError
 from trust.quorum import keys_of
 from trust.repository import OnlineSigners, RepositoryState
@@ -35,8 +34,7 @@ class OnlineKeyring:
                     Reason.KEY_UNREADABLE,
                     "an online key is encrypted; name a file with its passphrase: online_keys.passphrase_file",
                 )
-            check_private(keys.passphrase_file)
-            return keys.passphrase_file.read_bytes().strip()
+            return read_passphrase(keys.passphrase_file)
 
         return cls({role: [load_signer(ref, passphrase) for ref in getattr(keys, role)] for role in _ROLES})
 

@@ -33,6 +33,7 @@ class DirectoryIdentity:
         """
         self._directory, self._clock = directory, clock
         self._subscribers = Subscribers()
+        self._problem = ""  # why the files of now are not in force, as it was logged
         self._stamp = self._stamp_now()
         try:
             self._svid, self._anchors = self._read()
@@ -77,9 +78,12 @@ class DirectoryIdentity:
         try:
             svid, anchors = self._read()
         except (MeshError, OSError) as error:
-            logger.warning("keeping the old certificate: %s", self._explained(error).detail)
+            why = self._explained(error).detail
+            if why != self._problem:  # the files are looked at every few seconds
+                logger.warning("keeping the old certificate: %s", why)
+            self._problem = why
             return False
-        self._stamp = stamp
+        self._stamp, self._problem = stamp, ""
         if (svid, anchors) == (self._svid, self._anchors):
             return False
         self._svid, self._anchors = svid, anchors

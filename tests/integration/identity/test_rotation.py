@@ -325,9 +325,9 @@ async def test_a_server_that_is_another_workload_is_refused_by_the_caller(tmp_pa
 
 
 async def test_directory_identity_keeps_the_old_pair_while_a_writer_is_between_two_files(
-    tmp_path: Path,
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A new key beside an old certificate is not adopted; the finished pair is."""
+    """A new key beside an old certificate is not adopted, which is logged once; the finished pair is."""
     ca, me = make_ca(tmp_path / "ca"), member("operator", "olga")
     issue_to_directory(ca, me, tmp_path / "id")
     source = DirectoryIdentity(tmp_path / "id", ShiftedClock())
@@ -335,6 +335,8 @@ async def test_directory_identity_keeps_the_old_pair_while_a_writer_is_between_t
     source.subscribe(lambda: told.append(1))
     (tmp_path / "id" / "svid.key.pem").write_bytes(key_to_pem(new_key()))
     assert not source.reload()
+    assert not source.reload()
+    assert caplog.text.count("keeping the old certificate") == 1
     assert source.svid(me) == old
     issue_to_directory(ca, me, tmp_path / "id")
     assert source.reload()

@@ -184,6 +184,22 @@ def test_a_running_ca_follows_a_rotation_on_disk(ca: CertificateAuthority, tmp_p
     verify_chain([load_certificate(chain)], [ca.certificate], now_ms=now())
 
 
+@pytest.mark.parametrize(
+    "damaged",
+    [b"", b"[]", b'{"prepared_ms": "soon"}', b'{"prepared_ms": null}'],
+    ids=["empty", "list", "text", "null"],
+)
+def test_a_damaged_note_of_a_rotation_is_named_with_what_to_do(
+    ca: CertificateAuthority, tmp_path: Path, damaged: bytes
+) -> None:
+    """An operator in the middle of a rotation must not meet an internal error."""
+    rotate_ca(tmp_path / "ca", "prepare")
+    (tmp_path / "ca" / "ca.json").write_bytes(damaged)
+    with pytest.raises(InputError, match="damaged: restore it") as refused:
+        CertificateAuthority.open(tmp_path / "ca").rotation()
+    assert refused.value.reason is Reason.INPUT_INVALID
+
+
 def test_ensure_directory_issues_repairs_and_otherwise_leaves_alone(
     ca: CertificateAuthority, tmp_path: Path
 ) -> None:
