@@ -138,6 +138,12 @@ _ALL: Final = (
         "T009", "call past the caller's sidecar", Severity.HIGH, "a call without a permit where one is due"
     ),
     _rule("T010", "unattested node calls", Severity.HIGH, "a node that no quorum vouches for mints permits"),
+    _rule(
+        "T011",
+        "node speaks for others",
+        Severity.HIGH,
+        "a node records calls of or to a workload that it was not enrolled for: it lies, or joined without it",
+    ),
 )
 RULES: Final[Mapping[str, RuleInfo]] = {rule.id: rule for rule in _ALL}
 

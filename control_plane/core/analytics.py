@@ -12,7 +12,7 @@ import enum
 import hashlib
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -174,36 +174,35 @@ def step_middle_us(step: int) -> float:
 Delta = tuple[int, int, Key, int, str]  # resolution_s, bucket_s, key, measure, label
 
 
-def deltas(
-    records: Iterable[Intent | Outcome], began: Mapping[tuple[bytes, Side], Key], *, now_ms: int
-) -> Counter[Delta]:
-    """Return what new records of one node add to which counter.
+def deltas(records: Iterable[tuple[Intent | Outcome, Key]], *, now_ms: int) -> Counter[Delta]:
+    """Return what new records add to which counter.
 
     A time in the future, which only a wrong clock writes, counts as now; what is older than a resolution is kept adds
     nothing to it.
 
     Args:
-        records: each taken for the first time.
-        began: the key of each execution that an outcome among `records` ends; one that is not here adds nothing.
+        records: each taken for the first time, with the key of its execution.
         now_ms: Unix ms.
     """
+    now_s = now_ms // 1000
+    minutes: dict[tuple[int, Key], dict[tuple[int, str], int]] = {}
+    for record, key in records:
+        at_s = min(record.wall_ms // 1000, now_s)
+        place = (at_s - at_s % MINUTE_S, key)
+        sums = minutes.get(place)
+        if sums is None:
+            sums = minutes[place] = {}
+        for part, count in _of_intent(record) if isinstance(record, Intent) else _of_outcome(record):
+            sums[part] = sums.get(part, 0) + count
     found: Counter[Delta] = Counter()
-    for record in records:
-        if isinstance(record, Intent):
-            key: Key | None = key_of(record)
-            parts = list(_of_intent(record))
-        else:
-            key = began.get((record.execution_id, record.side))
-            parts = list(_of_outcome(record))
-        if key is None:
-            continue
-        at_s = min(record.wall_ms, now_ms) // 1000
+    for (minute, key), sums in minutes.items():
         for resolution, kept_s in RETENTION_S.items():
-            bucket = at_s - at_s % resolution
-            if bucket >= now_ms // 1000 - kept_s:
-                for measure, label, count in parts:
-                    found[resolution, bucket, key, int(measure), label] += count
-    return +found
+            bucket = minute - minute % resolution
+            if bucket >= now_s - kept_s:
+                for (measure, label), count in sums.items():
+                    if count:
+                        found[resolution, bucket, key, measure, label] += count
+    return found
 
 
 def key_of(intent: Intent) -> Key:
@@ -211,21 +210,29 @@ def key_of(intent: Intent) -> Key:
     return Key(intent.node, intent.side, intent.caller, intent.service, intent.method)
 
 
-def _of_intent(record: Intent) -> Iterator[tuple[Measure, str, int]]:
-    yield Measure.CALLS, "", 1
+_CALL: Final = ((int(Measure.CALLS), ""), 1)
+
+
+def _of_intent(record: Intent) -> list[tuple[tuple[int, str], int]]:
     if not record.allowed:
-        yield Measure.REFUSED, record.reason, 1
-    elif record.would_deny:
-        yield Measure.WOULD_DENY, record.would_deny, 1
+        return [_CALL, ((int(Measure.REFUSED), record.reason), 1)]
+    if record.would_deny:
+        return [_CALL, ((int(Measure.WOULD_DENY), record.would_deny), 1)]
+    return [_CALL]
 
 
-def _of_outcome(record: Outcome) -> Iterator[tuple[Measure, str, int]]:
-    yield Measure.ENDED, record.status or INTERRUPTED, 1
+def _of_outcome(record: Outcome) -> list[tuple[tuple[int, str], int]]:
+    found = [
+        ((int(Measure.ENDED), record.status or INTERRUPTED), 1),
+        ((int(Measure.REQUEST_BYTES), ""), record.request_bytes),
+        ((int(Measure.RESPONSE_BYTES), ""), record.response_bytes),
+    ]
     if record.ending is not Ending.INTERRUPTED:  # how long that took nobody knows
-        yield Measure.LATENCY, str(latency_step(record.duration_us)), 1
-        yield Measure.DURATION_US, "", record.duration_us
-    yield Measure.REQUEST_BYTES, "", record.request_bytes
-    yield Measure.RESPONSE_BYTES, "", record.response_bytes
+        found += [
+            ((int(Measure.LATENCY), str(latency_step(record.duration_us))), 1),
+            ((int(Measure.DURATION_US), ""), record.duration_us),
+        ]
+    return found
 
 
 def once(inbound: Totals | None, outbound: Totals | None) -> Totals:

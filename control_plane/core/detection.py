@@ -23,6 +23,7 @@ class Detector:
         state: Any = None,
         *,
         denied: Callable[[str], bool] = lambda _member: False,
+        trust_domain: str = "",
     ) -> None:
         """Start with what was learned before.
 
@@ -30,15 +31,16 @@ class Detector:
             settings: of the policy in force.
             state: from `state`; None to know nothing.
             denied: whether a member (SPIFFE ID) is revoked or quarantined now.
+            trust_domain: of this mesh.
 
         Raises:
             InputError: INPUT_INVALID: the state is damaged, or of another version.
         """
         self.settings = settings
-        self._denied = denied
+        self._denied, self._trust_domain = denied, trust_domain
         self._profiles = Profiles() if state is None else Profiles.from_json(state)
         self._behaviour = Behaviour(settings, self._profiles)
-        self._threats = Threats(settings, self._profiles, denied=denied)
+        self._threats = self._threats_by(settings)
         if state is not None:
             self._threats.restore(state.get("counts", []))
         self._told: dict[tuple[str, str, int, str], None] = {}
@@ -53,7 +55,7 @@ class Detector:
         counts = self._threats.to_json()
         self.settings = settings
         self._behaviour = Behaviour(settings, self._profiles)
-        self._threats = Threats(settings, self._profiles, denied=self._denied)
+        self._threats = self._threats_by(settings)
         self._threats.restore(counts)
 
     def see(self, events: Sequence[Event], *, now_ms: int, behind: bool = False) -> list[Finding]:
@@ -68,6 +70,9 @@ class Detector:
         self._step.clear()
         for event in events:
             if isinstance(event, Decided):
+                if event.foreign:  # made up: it accuses nobody else, and teaches nothing
+                    self._keep(found, self._threats.foreign(event, now_ms=now_ms))
+                    continue
                 self._keep(found, self._threats.see(event, now_ms=now_ms))
             self._keep(found, self._behaviour.see(event, now_ms=now_ms))
         if behind:
@@ -89,6 +94,9 @@ class Detector:
     def state(self) -> dict[str, Any]:
         """Return everything learned as JSON values."""
         return {**self._profiles.to_json(), "counts": self._threats.to_json()}
+
+    def _threats_by(self, settings: DetectionSettings) -> Threats:
+        return Threats(settings, self._profiles, denied=self._denied, trust_domain=self._trust_domain)
 
     def _keep(self, found: list[Finding], new: Iterable[Finding]) -> None:
         for finding in new:

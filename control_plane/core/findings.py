@@ -43,6 +43,9 @@ class Decided:
     reason: str
     would_deny: str = ""
     parent_id: bytes = b""  # verified; empty when there is none
+    foreign: str = (
+        ""  # what it claims although its node has no standing for it (`control_plane.core.standing`)
+    )
 
     @property
     def refusal(self) -> str:

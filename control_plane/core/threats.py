@@ -86,7 +86,12 @@ class Threats:
     """The threat rules. Holds counts of open windows; `profiles` says who called from where before."""
 
     def __init__(
-        self, settings: DetectionSettings, profiles: Profiles, *, denied: Callable[[str], bool]
+        self,
+        settings: DetectionSettings,
+        profiles: Profiles,
+        *,
+        denied: Callable[[str], bool],
+        trust_domain: str = "",
     ) -> None:
         """Judge by `settings`.
 
@@ -94,7 +99,9 @@ class Threats:
             settings: of the policy in force.
             profiles: who calls from which nodes; learned here.
             denied: whether a member (SPIFFE ID) is revoked or quarantined now.
+            trust_domain: of this mesh, to name nodes by.
         """
+        self._trust_domain = trust_domain
         self._settings, self._profiles, self._denied = settings, profiles, denied
         self._counts: dict[tuple[str, str], _Count] = {}
         self._shares: Shares[tuple[str, str]] = Shares()
@@ -137,6 +144,16 @@ class Threats:
             rule, subject, enough, text = found
             kinds = rule == "EGM-T003"
             yield from self._count(rule, subject, event, enough=enough, text=text, kinds=kinds)
+
+    def foreign(self, event: Decided, *, now_ms: int) -> Iterator[Finding]:
+        """Yield that a node recorded a call of or to somebody for whom it does not speak.
+
+        It said so over its own certificate, so this is about the node; nothing is held against whom it names.
+        """
+        node = event.evidence.node
+        subject, text = f"spiffe://{self._trust_domain}/node/{node}", f"{node} {event.foreign}"
+        event = replace(event, at_ms=min(event.at_ms, now_ms))
+        yield from self._count("EGM-T011", subject, event, enough=1, text=text)
 
     def tick(self, *, now_ms: int) -> None:
         """Forget the counts of windows that are over."""

@@ -1,4 +1,4 @@
-"""Execution analytics: sums kept as records arrive, and the questions that operators ask of them."""
+"""Execution analytics: the questions that operators ask of the sums, and how long these are kept."""
 
 import asyncio
 import logging
@@ -6,10 +6,8 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import grpc.aio
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from control_plane.core.analytics import By, Filter, Key, Totals, summary, windows
-from control_plane.core.executions import Batch
 from control_plane.edge.store import analytics
 from control_plane.edge.store.database import Database
 from egm.v1 import analytics_pb2, analytics_pb2_grpc
@@ -24,14 +22,10 @@ _QUANTILES: Final = {"p50_ms": 0.5, "p95_ms": 0.95, "p99_ms": 0.99}
 
 
 class ExecutionSums:
-    """Keeps and reads the sums of one store."""
+    """Reads the sums of one store, and forgets old ones; `store.intake` adds to them as records arrive."""
 
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database, self._clock = database, clock
-
-    async def taken(self, connection: AsyncConnection, batch: Batch, held: int) -> None:
-        """Count new records; see `control_plane.edge.store.executions.Taken`."""
-        await analytics.count(connection, batch, held, now_ms=self._clock.now_ms())
 
     async def over(self, since_ms: int, until_ms: int) -> tuple[int, dict[Key, Totals]]:
         """Return the true start (Unix ms), and the sums of every key from there to `until_ms`.

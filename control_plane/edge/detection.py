@@ -11,12 +11,13 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from control_plane.core.detection import Detector
 from control_plane.core.findings import Event, Finding
+from control_plane.core.fresh import FreshEvents
 from control_plane.core.incidents import Change, Incident
 from control_plane.core.responses import Fate, Response, directive_of, plan, withdrawn
 from control_plane.core.threats import proven, tampered
@@ -86,6 +87,7 @@ class Detection:
         self._trust_domain, self._denials, self._reports = trust_domain, denials, reports
         self._responder, self._opened, self._kept_days = responder, opened, kept_days
         self._mesh = mesh
+        self.fresh = FreshEvents()  # whoever takes records puts here what they say
         self._detector: Detector | None = None
         self._positions: dict[int, int] = {}
         self._saved: dict[int, int] = {}
@@ -138,6 +140,7 @@ class Detection:
     def forget(self) -> None:
         """Forget what is only in memory: it is read again, as it was last written down."""
         self._detector = None
+        self.fresh.wanted = False
 
     async def close(self) -> None:
         """Write down what was learned, and let another control plane go on."""
@@ -167,7 +170,7 @@ class Detection:
         if detector is None:
             return False
         async with self._database.read() as connection:
-            fresh = await stored.fresh(connection, self._positions, turn=self._turn)
+            fresh = await stored.fresh(connection, self._positions, turn=self._turn, here=self.fresh)
         self._turn += 1
         self._denied = _denied(self._denials, fresh.events)
         settings = self.settings
@@ -196,15 +199,19 @@ class Detection:
                 return False
             try:
                 state, positions = await stored.load(connection)
-                detector = Detector(self.settings, state, denied=self._is_denied)
+                detector = self._new_detector(state)
             except InputError as error:
                 logger.error("%s; learning begins anew", error.detail)
                 _, positions = None, await stored.positions(connection)
-                detector = Detector(self.settings, denied=self._is_denied)
+                detector = self._new_detector(None)
         self._positions, self._saved = dict(positions), dict(positions)
         self._claimed_ms = self._saved_ms = now_ms
         self._detector, self._to_do, self.problem = detector, True, ""
+        self.fresh.wanted = True
         return True
+
+    def _new_detector(self, state: Any) -> Detector:
+        return Detector(self.settings, state, denied=self._is_denied, trust_domain=self._trust_domain)
 
     def _is_denied(self, member: str) -> bool:
         return member in self._denied

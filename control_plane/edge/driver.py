@@ -108,10 +108,7 @@ class _Plane:
         self._config, self._status, self._reports = status.config, status, reports
         self._announcements, self._files, self._broker_url = announcements, files, broker_url
         self._records = RecordsServicer(
-            status.database,
-            status.clock,
-            trust_domain=status.config.trust_domain,
-            taken=(watch.observing.taken,),
+            status.database, status.clock, watch.intake(status), trust_domain=status.config.trust_domain
         )
         self._health = Health()
         self._servers: list[grpc.aio.Server] = []

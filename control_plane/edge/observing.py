@@ -63,7 +63,6 @@ class ObservationDesk:
             trust_domain=config.trust_domain,
             name=config.name,
         )
-        self.taken = self.sums.taken
 
     def ticket_opened(self, stored: Stored) -> None:
         """Tell that a call waits for approvers; see `control_plane.edge.approvals.ApprovalOffice.opened`."""

@@ -246,7 +246,7 @@ class OperatorServicer(operator_pb2_grpc.OperatorServicer):
         who = current_caller()
         await self._reports.flush()  # what it said before now must not be written after it was removed
         async with self._database.write() as connection:
-            not_after_ms = await fleet.forget(connection, request.node)
+            not_after_ms = await fleet.forget(connection, request.node, now_ms=self._clock.now_ms())
             if not_after_ms is None:
                 raise InputError(Reason.NOT_FOUND, f"no node {request.node[:63]!r}; see 'egm node list'")
             await audit.record(

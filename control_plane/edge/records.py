@@ -3,8 +3,8 @@
 import asyncio
 import logging
 import time
-from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections import Counter, deque
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Any, Final
 
@@ -22,36 +22,37 @@ from control_plane.core.executions import (
 from control_plane.edge.callers import current_caller
 from control_plane.edge.store import executions
 from control_plane.edge.store.database import Database
+from control_plane.edge.store.intake import Intake
 from egm.v1 import record_pb2, record_pb2_grpc
 from trust import limits
 from trust.edge.tls import peer_of
-from trust.errors import CapacityError, InputError, Reason
+from trust.errors import CapacityError, InputError, Reason, StateError
 from trust.ports import Clock
 from trust.record_rules import ID_BYTES
+from trust.spiffe import SpiffeId
 
 logger = logging.getLogger(__name__)
 
 # The share of time that taking records leaves to other writers of the store: the lease must be renewed in time,
 # however many records come in.
 _YIELD: Final = 0.25
+_INLINE: Final = 64  # records that are checked without a thread: some milliseconds
+_POSITIONS_AT_ONCE: Final = 4  # when every node asks at once, others need the store, too
 Context = grpc.aio.ServicerContext[Any, Any]
+_Waiting = tuple[Batch, asyncio.Future[int]]
 
 
 class RecordsServicer(record_pb2_grpc.RecordsServicer):
     """egm.v1.Records."""
 
-    def __init__(
-        self,
-        database: Database,
-        clock: Clock,
-        *,
-        trust_domain: str,
-        taken: Sequence[executions.Taken] = (),
-    ) -> None:
-        """Take records into `database`; `taken` are told of each new one (`control_plane.edge.store.executions`)."""
+    def __init__(self, database: Database, clock: Clock, intake: Intake, *, trust_domain: str) -> None:
+        """Take records into `database` by `intake`."""
         self._database, self._clock, self._trust_domain = database, clock, trust_domain
-        self._taken = tuple(taken)
-        self._writing = asyncio.Lock()
+        self._intake = intake
+        self._waiting: deque[_Waiting] = deque()
+        self._writing: asyncio.Task[None] | None = None
+        self._checking = asyncio.Lock()
+        self._asking = asyncio.Semaphore(_POSITIONS_AT_ONCE)
         self._closing = asyncio.Event()
         self._streams: Counter[str] = Counter()  # node -> open now
 
@@ -64,7 +65,7 @@ class RecordsServicer(record_pb2_grpc.RecordsServicer):
     ) -> record_pb2.PositionResponse:
         """Say how far the index of one ledger of the caller reaches."""
         check_ledger(current_caller(), request.node, request.ledger)
-        async with self._database.read() as connection:
+        async with self._asking, self._database.read() as connection:
             found = await executions.position(connection, request.node, request.ledger)
         return record_pb2.PositionResponse(next_index=found)
 
@@ -86,29 +87,91 @@ class RecordsServicer(record_pb2_grpc.RecordsServicer):
                 async for request in requests:
                     # a stream lives long: the certificate must still be good now
                     peer_of(context, trust_domain=self._trust_domain, now_ms=self._clock.now_ms())
-                    batch = check_batch(
-                        caller,
-                        node=request.node,
-                        ledger=request.ledger,
-                        first_index=request.first_index,
-                        records=request.records,
-                        after_gap=request.after_gap,
-                    )
+                    batch = await self._checked(caller, request)
                     yield record_pb2.ShipAck(next_index=await self._take(batch))
         finally:
             self._streams[node] -= 1
             if not self._streams[node]:
                 del self._streams[node]
 
+    async def _checked(self, caller: SpiffeId, request: record_pb2.ShipRequest) -> Batch:
+        """Check one message; a large one in a thread, one at a time, so that other calls are answered meanwhile."""
+
+        def check() -> Batch:
+            return check_batch(
+                caller,
+                node=request.node,
+                ledger=request.ledger,
+                first_index=request.first_index,
+                records=request.records,
+                after_gap=request.after_gap,
+            )
+
+        if len(request.records) <= _INLINE:
+            return check()
+        async with self._checking:
+            return await asyncio.to_thread(check)
+
     async def _take(self, batch: Batch) -> int:
-        async with self._writing:
-            began = time.monotonic()
-            async with self._database.write() as connection:
-                reached = await executions.add(connection, batch, taken=self._taken)
-            await asyncio.sleep((time.monotonic() - began) * _YIELD)
+        """Take a batch with what else waits by then: a transaction costs about the same for one node as for many."""
+        answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._waiting.append((batch, answer))
+        if self._writing is None or self._writing.done():
+            self._writing = asyncio.create_task(self._write())
+        reached = await answer
         if batch.after_gap:
             logger.warning("records of %s before %d are archived: not indexed", batch.node, batch.first_index)
         return reached
+
+    async def _write(self) -> None:
+        """Take everything that waits; a stream that ends meanwhile interrupts nothing of the others."""
+        while self._waiting:
+            began = time.monotonic()
+            group = self._next_group()
+            try:
+                found = await self._intake.take(self._database, [batch for batch, _ in group])
+            except BaseException as error:
+                told = error if isinstance(error, Exception) else _not_taken()
+                for _, answer in group:
+                    _tell(answer, told)
+                if told is not error:
+                    raise
+            else:
+                for (_, answer), one in zip(group, found, strict=True):
+                    _tell(answer, one)
+            await asyncio.sleep((time.monotonic() - began) * _YIELD)
+
+    def _next_group(self) -> list[_Waiting]:
+        """Return what comes next, in order: at most one batch of each ledger, and so many records."""
+        group: dict[tuple[str, str], _Waiting] = {}
+        later: list[_Waiting] = []
+        count = 0
+        while self._waiting and count < limits.MAX_SHIP_BATCH_RECORDS:
+            one = self._waiting.popleft()
+            ledger = (one[0].node, one[0].ledger)
+            if one[1].cancelled():  # its stream has ended
+                continue
+            if ledger in group:
+                later.append(one)
+                continue
+            group[ledger] = one
+            count += len(one[0].raw)
+        self._waiting.extendleft(reversed(later))
+        return list(group.values())
+
+
+def _tell(answer: asyncio.Future[int], found: int | Exception) -> None:
+    if answer.done():  # nobody waits any more
+        return
+    if isinstance(found, int):
+        answer.set_result(found)
+    else:
+        answer.set_exception(found)
+        answer.exception()  # a stream that ends at this moment does not hear of it, and need not
+
+
+def _not_taken() -> StateError:
+    return StateError(Reason.SOURCE_UNAVAILABLE, "this control plane stops; ship the records again")
 
 
 async def _until(

@@ -11,6 +11,7 @@ from control_plane.edge.fleet import NodeReports
 from control_plane.edge.incidents import DetectionDesk
 from control_plane.edge.observing import ObservationDesk
 from control_plane.edge.status import StatusSource
+from control_plane.edge.store.intake import Intake
 from trust.edge.denial_keeper import DenialKeeper
 from trust.edge.mqtt import BrokerUrl
 
@@ -61,6 +62,16 @@ class Watch:
         status.others.append(lambda: detecting.detection.problems)
         status.others.append(observing.alerting.problems)
         return cls(observing, detecting)
+
+    def intake(self, status: StatusSource) -> Intake:
+        """Return what takes records, adds them up, and hands them to detection."""
+
+        def serves(service: str) -> str | None:
+            mesh = status.publisher.settings
+            return None if mesh is None or service not in mesh.services else mesh.workload_of(service)
+
+        fresh = self._detecting.detection.fresh
+        return Intake(status.config.trust_domain, status.clock.now_ms, serves=serves, fresh=fresh)
 
     def add_to(self, server: grpc.aio.Server) -> None:
         """Serve operators; who may ask was checked before (control_plane.core.roles)."""

@@ -7,37 +7,18 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from control_plane.core.analytics import RETENTION_S, Delta, Key, Totals, deltas
-from control_plane.core.executions import Batch
+from control_plane.core.analytics import RETENTION_S, Delta, Key, Totals
 from control_plane.edge.store.models import analytics_counts as counts
 from control_plane.edge.store.models import analytics_keys as keys
-from control_plane.edge.store.models import executions
 from trust import limits
-from trust.record import Outcome, Side
+from trust.record import Side
 
 _FIND_CHUNK: Final = 400  # keys in one statement
-_ADD: Final = (
-    "INSERT INTO analytics_counts (resolution_s, bucket_s, key_id, measure, label, count) VALUES ({marks}) "
+ADD: Final = (
+    "INSERT INTO analytics_counts (resolution_s, bucket_s, key_id, measure, label, count) VALUES (?, ?, ?, ?, ?, ?) "
     "ON CONFLICT (resolution_s, bucket_s, key_id, measure, label) "
     "DO UPDATE SET count = analytics_counts.count + excluded.count"
 )
-
-
-async def count(connection: AsyncConnection, batch: Batch, held: int, *, now_ms: int) -> None:
-    """Add what is new in a batch to the sums; its executions are in the index already.
-
-    Args:
-        connection: in the writing transaction that takes the batch, so that nothing counts twice.
-        batch: of one node.
-        held: how many records at its front were taken before.
-        now_ms: Unix ms.
-    """
-    new = batch.parsed[held:]
-    ended = {record.execution_id for record in new if isinstance(record, Outcome)}
-    found = deltas(new, await _began(connection, batch.node, ended), now_ms=now_ms)
-    if found:
-        ids = await _ids(connection, batch.node, {delta[2] for delta in found})
-        await _add(connection, found, ids)
 
 
 async def totals(connection: AsyncConnection, parts: Sequence[tuple[int, int, int]]) -> dict[Key, Totals]:
@@ -74,27 +55,7 @@ async def prune(connection: AsyncConnection, *, now_ms: int) -> int:
     return gone
 
 
-async def _began(
-    connection: AsyncConnection, node: str, ended: Collection[bytes]
-) -> dict[tuple[bytes, Side], Key]:
-    """Return the key of each execution that `node` recorded under one of these ids."""
-    found: dict[tuple[bytes, Side], Key] = {}
-    wanted = sorted(ended)
-    for start in range(0, len(wanted), _FIND_CHUNK):
-        query = sa.select(
-            executions.c.execution_id,
-            executions.c.side,
-            executions.c.caller,
-            executions.c.service,
-            executions.c.method,
-        ).where(executions.c.node == node, executions.c.execution_id.in_(wanted[start : start + _FIND_CHUNK]))
-        for row in await connection.execute(query):
-            side = Side(row.side)
-            found[bytes(row.execution_id), side] = Key(node, side, row.caller, row.service, row.method)
-    return found
-
-
-async def _ids(connection: AsyncConnection, node: str, wanted: Iterable[Key]) -> dict[Key, int]:
+async def ids_of(connection: AsyncConnection, node: str, wanted: Iterable[Key]) -> dict[Key, int]:
     """Return the row of each key; what a node has no room for counts as its `Key.other`."""
     by_digest = {key.digest: key for key in wanted}
     known = await _known(connection, by_digest)
@@ -147,12 +108,10 @@ async def _insert(connection: AsyncConnection, new: Sequence[Key]) -> None:
         await connection.execute(insert(keys).on_conflict_do_nothing(), rows)
 
 
-async def _add(connection: AsyncConnection, found: Mapping[Delta, int], ids: Mapping[Key, int]) -> None:
+def rows_of(found: Mapping[Delta, int], ids: Mapping[Key, int]) -> list[tuple[int, int, int, int, str, int]]:
+    """Return the rows of `ADD` that add `found` up."""
     summed: dict[tuple[int, int, int, int, str], int] = {}
     for (resolution, bucket, key, measure, label), number in found.items():
         place = (resolution, bucket, ids[key], measure, label)
         summed[place] = summed.get(place, 0) + number
-    rows = [(*place, number) for place, number in sorted(summed.items())]  # in one order: no deadlocks
-    # Written out, because there are many small rows: SQLAlchemy's handling of parameters cost more than the database.
-    marks = ", ".join("?" if connection.dialect.name == "sqlite" else f"${n}" for n in range(1, 7))
-    await connection.exec_driver_sql(_ADD.format(marks=marks), rows)
+    return [(*place, number) for place, number in sorted(summed.items())]  # in one order: no deadlocks

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import sqlite3
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,20 +30,26 @@ _CLOSE_TIMEOUT_S: Final = 10.0
 _MIGRATION_LOCK: Final = 0x65676D
 
 # asyncpg reports a server that cannot be reached as OSError, not through SQLAlchemy.
-_BROKEN: Final = (SQLAlchemyError, OSError)
+# So does what `run_many` hands to SQLite itself.
+_BROKEN: Final = (SQLAlchemyError, sqlite3.Error, OSError)
+Statement = tuple[str, Sequence[Sequence[Any]]]
 
 
 class Database:
-    """An asynchronous engine on one URL. `read()` and `write()` give a connection inside a transaction.
+    """An asynchronous engine on one URL, of one event loop. `read()` and `write()` give a connection in a transaction.
 
-    A writing transaction on SQLite takes the write lock at once, so that it never fails half way because
-    another writer came first; on PostgreSQL, row locks do the same (see `repository.lock_head`).
+    A writing transaction on SQLite takes the write lock at once, so that it never fails half way because another
+    writer came first; on PostgreSQL, row locks do the same (see `repository.lock_head`). Who writes must not ask to
+    write again within that.
     """
 
     def __init__(self, url: str) -> None:
         self._url = sa.make_url(url)
         self._sqlite = self._url.get_backend_name() == "sqlite"
         self._opened: set[aiosqlite.Connection] = set()
+        # SQLite lets one writer in at a time and does not queue the others: whoever asks again at the right moment is
+        # next. Here they come in the order in which they asked, so that many records cannot keep the lease waiting.
+        self._turn = asyncio.Lock()
         arguments: dict[str, Any] = {"timeout": _CONNECT_TIMEOUT_S}
         if self._sqlite:
             arguments = {"async_creator_fn": self._open_sqlite}
@@ -107,7 +113,8 @@ class Database:
             StateError: SOURCE_UNAVAILABLE, when the database fails; CONFLICT, when another writer was first.
         """
         with self._failures():
-            async with self._engine.connect() as connection:
+            turn = self._turn if self._sqlite else contextlib.nullcontext()
+            async with turn, self._engine.connect() as connection:
                 await connection.execution_options(**{_WRITES: True})
                 async with connection.begin():
                     yield connection
@@ -116,8 +123,8 @@ class Database:
     def _failures(self) -> Iterator[None]:
         try:
             yield
-        except IntegrityError as error:
-            logger.warning("store: a concurrent change: %s", error.orig)
+        except (IntegrityError, sqlite3.IntegrityError) as error:
+            logger.warning("store: a concurrent change: %s", getattr(error, "orig", error))
             raise StateError(
                 Reason.CONFLICT, "the same thing was changed at the same moment; look again and retry"
             ) from error
@@ -151,6 +158,40 @@ class Database:
         cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
         what = f"{type(cause).__name__}: {cause}"
         return f"store {self._shown()} cannot be used: {what}; check `store` in the configuration"
+
+
+async def run_many(connection: AsyncConnection, statements: Sequence[Statement]) -> None:
+    """Run writing statements, each with many rows, in order.
+
+    On SQLite all of them in one go in the connection's thread: handing each over by itself costs more than it does.
+
+    Args:
+        connection: in a writing transaction.
+        statements: (SQL, rows); `?` stands for a value, and occurs in the text for nothing else.
+    """
+    wanted = [(sql, rows) for sql, rows in statements if rows]
+    if connection.dialect.name == "sqlite":
+        raw = await connection.get_raw_connection()
+        driver: Any = raw.driver_connection
+        await driver._execute(_run_many, driver._conn, wanted)
+        return
+    for sql, rows in wanted:
+        await connection.exec_driver_sql(_numbered(sql), [tuple(row) for row in rows])
+
+
+def _numbered(sql: str) -> str:
+    """Return a statement with `$1`, `$2`, … for each `?`, as PostgreSQL wants it."""
+    first, *rest = sql.split("?")
+    return first + "".join(f"${number}{part}" for number, part in enumerate(rest, 1))
+
+
+def _run_many(connection: sqlite3.Connection, statements: Sequence[Statement]) -> None:
+    cursor = connection.cursor()
+    try:
+        for sql, rows in statements:
+            cursor.executemany(sql, rows)
+    finally:
+        cursor.close()
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:

@@ -4,14 +4,18 @@ import asyncio
 import json
 import logging
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from control_plane.core.findings import Decided, Ended, Event, Evidence
+from control_plane.core.analytics import Key
+from control_plane.core.findings import Event
+from control_plane.core.fresh import FreshEvents, Part
+from control_plane.core.standing import Weight
+from control_plane.core.taking import Begun, event_of
 from control_plane.edge.store.models import (
     detection_positions,
     detection_state,
@@ -160,6 +164,7 @@ async def fresh(
     *,
     turn: int = 0,
     most: int = limits.DETECTION_BATCH_RECORDS,
+    here: FreshEvents | None = None,
 ) -> Fresh:
     """Return the records after those indexes, as many of every node that has any, as events in the order of time.
 
@@ -170,115 +175,98 @@ async def fresh(
         after: ledger -> up to where it was looked at.
         turn: which nodes come first when there are too many for one step; goes up with each step.
         most: records at most.
+        here: events of records that this control plane took; what is not there is read.
     """
+    here = FreshEvents() if here is None else here
     rows = await connection.execute(waiting_statement())
-    waiting = [row for row in rows if row.next_index > after.get(row.id, 0)]
     by_node: dict[str, list[Any]] = {}
-    for row in waiting:
-        by_node.setdefault(row.node, []).append(row)
+    for row in rows:
+        if row.next_index > after.get(row.id, 0):
+            by_node.setdefault(row.node, []).append(row)
     first = turn % max(1, len(by_node))
     names = sorted(by_node)
     chosen = [*names[first:], *names[:first]][: most // _MIN_SHARE]
     reached: dict[int, int] = {}
-    raw: list[tuple[str, str, int, bytes]] = []
+    events: list[Event] = []
     more = len(chosen) < len(names)
     for node in chosen:
         left = most // len(chosen)
         for ledger in by_node[node]:
-            if left <= 0:
-                more = True
-                break
-            query = sa.select(records.c.ledger_index, records.c.record).where(
-                records.c.ledger_id == ledger.id, records.c.ledger_index >= after.get(ledger.id, 0)
-            )
-            batch = (await connection.execute(query.order_by(records.c.ledger_index).limit(left))).all()
-            # without a row, what is missing was archived before it was shipped, or forgotten
-            reached[ledger.id] = batch[-1].ledger_index + 1 if len(batch) == left else ledger.next_index
-            more = more or len(batch) == left
-            left -= len(batch)
-            raw += [(ledger.node, ledger.ledger, row.ledger_index, bytes(row.record)) for row in batch]
-    found = await asyncio.to_thread(_parsed, raw)
-    intents = await _intents(connection, found)
-    events = [event for one in found if (event := _event(*one, intents)) is not None]
+            at = after.get(ledger.id, 0)
+            while left > 0 and at < ledger.next_index:
+                part = here.take(ledger.id, at, most=left, end=ledger.next_index)
+                if part is None:
+                    part = await _read(connection, ledger, at, left)
+                left -= min(left, max(1, part.end - part.first))
+                at = part.end
+                events += part.events
+            reached[ledger.id] = at
+            more = more or at < ledger.next_index
     events.sort(key=lambda event: event.at_ms)
     return Fresh(events, reached, more)
 
 
-_Key = tuple[str, bytes, int]
-_Found = tuple[str, str, int, Intent | Outcome]  # node, ledger, index
+async def _read(connection: AsyncConnection, ledger: Any, at: int, most: int) -> Part:
+    """Return the events of at most `most` records of a ledger from `at` on, as the store has them."""
+    query = sa.select(records.c.ledger_index, records.c.record).where(
+        records.c.ledger_id == ledger.id,
+        records.c.ledger_index >= at,
+        records.c.ledger_index < ledger.next_index,
+    )
+    rows = (await connection.execute(query.order_by(records.c.ledger_index).limit(most))).all()
+    # without a row, what is missing was archived before it was shipped, or forgotten
+    end = rows[-1].ledger_index + 1 if len(rows) == most else ledger.next_index
+    raw = [(row.ledger_index, bytes(row.record)) for row in rows]
+    found = await asyncio.to_thread(_parsed, ledger, raw)
+    begun = await _begun(connection, ledger, {record.execution_id for _, record in found})
+    events: list[Event] = []
+    for index, record in found:
+        known = begun.get((record.execution_id, int(record.side)))
+        # an id used twice: the index has the first, and of the others nothing is concluded
+        if known is None or (isinstance(record, Intent) and known[1] != (ledger.id, index)):
+            continue
+        event = event_of(ledger.node, ledger.ledger, index, record, known[0])
+        events += [] if event is None else [event]
+    return Part(at, end, events)
 
 
-def _parsed(raw: Iterable[tuple[str, str, int, bytes]]) -> list[_Found]:
+def _parsed(ledger: Any, raw: Iterable[tuple[int, bytes]]) -> list[tuple[int, Intent | Outcome]]:
     """Return what records say; they were checked when they came, so one that cannot be read was damaged here."""
-    found: list[_Found] = []
-    for node, ledger, index, data in raw:
+    found: list[tuple[int, Intent | Outcome]] = []
+    for index, data in raw:
         try:
-            found.append((node, ledger, index, parse_record(data)))
+            found.append((index, parse_record(data)))
         except EvidenceError as error:
-            logger.error("record %d of %s %s is damaged in the store: %s", index, node, ledger, error)
+            logger.error(
+                "record %d of %s %s is damaged in the store: %s", index, ledger.node, ledger.ledger, error
+            )
     return found
 
 
-async def _intents(connection: AsyncConnection, found: Iterable[_Found]) -> dict[_Key, tuple[str, str, str]]:
-    """Return caller, service and method of every execution that an outcome closes."""
-    known: dict[_Key, tuple[str, str, str]] = {}
-    wanted: set[bytes] = set()
-    for node, _, _, record in found:
-        key = (node, record.execution_id, int(record.side))
-        if isinstance(record, Intent):
-            known[key] = (record.caller, record.service, record.method)
-        elif key not in known:
-            wanted.add(record.execution_id)
-    ids = sorted(wanted)
-    for start in range(0, len(ids), _CHUNK):
+async def _begun(
+    connection: AsyncConnection, ledger: Any, ids: Collection[bytes]
+) -> dict[tuple[bytes, int], tuple[Begun, tuple[int, int]]]:
+    """Return how executions of a node began, and where the index has their intents (ledger, index)."""
+    known: dict[tuple[bytes, int], tuple[Begun, tuple[int, int]]] = {}
+    wanted = sorted(ids)
+    for start in range(0, len(wanted), _CHUNK):
         query = sa.select(
-            executions.c.node,
             executions.c.execution_id,
             executions.c.side,
+            executions.c.ledger_id,
+            executions.c.intent_index,
             executions.c.caller,
             executions.c.service,
             executions.c.method,
-        ).where(executions.c.execution_id.in_(ids[start : start + _CHUNK]))
-        for row in await connection.execute(query):
-            key = (row.node, bytes(row.execution_id), row.side)
-            known.setdefault(key, (row.caller, row.service, row.method))
-    return known
-
-
-def _event(
-    node: str,
-    ledger: str,
-    index: int,
-    record: Intent | Outcome,
-    intents: Mapping[_Key, tuple[str, str, str]],
-) -> Event | None:
-    evidence = Evidence(node, ledger, index, record.execution_id)
-    if isinstance(record, Intent):
-        return Decided(
-            evidence=evidence,
-            at_ms=record.wall_ms,
-            side=record.side,
-            caller=record.caller,
-            service=record.service,
-            method=record.method,
-            allowed=record.allowed,
-            reason=record.reason,
-            would_deny=record.would_deny,
-            parent_id=record.parent_id if record.side is Side.OUTBOUND else b"",
+            executions.c.counts,
+        ).where(
+            executions.c.node == ledger.node,
+            executions.c.execution_id.in_(wanted[start : start + _CHUNK]),
         )
-    about = intents.get((node, record.execution_id, int(record.side)))
-    if about is None:
-        return None  # its intent left the index before it came
-    caller, service, method = about
-    return Ended(
-        evidence=evidence,
-        at_ms=record.wall_ms,
-        side=record.side,
-        caller=caller,
-        service=service,
-        method=method,
-        status=record.status,
-        duration_us=record.duration_us,
-        request_bytes=record.request_bytes,
-        response_bytes=record.response_bytes,
-    )
+        for row in await connection.execute(query):
+            key = Key(ledger.node, Side(row.side), row.caller, row.service, row.method)
+            known[bytes(row.execution_id), row.side] = (
+                Begun(key, Weight(row.counts)),
+                (row.ledger_id, row.intent_index),
+            )
+    return known

@@ -1,24 +1,17 @@
-"""Execution records in the database: taken in ledger order, found by page, by id and by tree."""
+"""Execution records in the database, found by page, by id and by tree; `intake` takes them."""
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from control_plane.core.executions import Batch, Cursor, Decided, Query, new_records
+from control_plane.core.executions import Cursor, Decided, Query
 from control_plane.edge.store.models import executions as table
 from control_plane.edge.store.models import record_ledgers, records
 from trust import limits
-from trust.errors import CapacityError, EvidenceError, Reason
-from trust.record import Intent, Outcome
-
-# Told, in the transaction that takes them, of a batch and how many records at its front were here before: each record
-# is told exactly once, however often it is shipped and to however many control planes.
-Taken = Callable[[AsyncConnection, Batch, int], Awaitable[None]]
 
 _TRACE_ROUNDS: Final = 4  # root -> traces -> roots …: chains that only a traceparent connects
 _MAX_CLAIMED_ROOTS: Final = 8  # of one execution, when nodes contradict each other
@@ -47,44 +40,6 @@ async def position(connection: AsyncConnection, node: str, ledger: str) -> int:
         record_ledgers.c.node == node, record_ledgers.c.ledger == ledger
     )
     return (await connection.execute(query)).scalar_one_or_none() or 0
-
-
-async def add(connection: AsyncConnection, batch: Batch, *, taken: Sequence[Taken] = ()) -> int:
-    """Take a batch, in a writing transaction; what is here already is compared and left. Return the position after it.
-
-    Args:
-        connection: writing.
-        batch: checked.
-        taken: told of what is new, once it is in the index.
-
-    Raises:
-        StateError: CONFLICT, when records before the batch are missing.
-        EvidenceError: DIGEST_MISMATCH, when the node shipped other bytes for an index before.
-        CapacityError: LIMIT_EXCEEDED, when the node has too many ledgers.
-    """
-    ledger_id, next_index = await _locked(connection, batch.node, batch.ledger)
-    held = new_records(batch, next_index)
-    if held:
-        await _compare(connection, ledger_id, batch, held)
-    rest = batch.raw[held:]
-    if not rest:
-        return next_index
-    first = batch.first_index + held
-    await connection.execute(
-        sa.insert(records),
-        [{"ledger_id": ledger_id, "ledger_index": i, "record": raw} for i, raw in enumerate(rest, first)],
-    )
-    numbered = list(zip(range(first, batch.end), batch.parsed[held:], map(len, rest), strict=True))
-    await _add_intents(connection, ledger_id, numbered)
-    await _add_outcomes(connection, ledger_id, numbered)
-    for tell in taken:
-        await tell(connection, batch, held)
-    await connection.execute(
-        sa.update(record_ledgers)
-        .where(record_ledgers.c.id == ledger_id)
-        .values(next_index=batch.end, missing=record_ledgers.c.missing + first - next_index)
-    )
-    return batch.end
 
 
 async def get(connection: AsyncConnection, execution_id: bytes) -> list[Entry]:
@@ -199,100 +154,6 @@ async def _matching(
         if len(rows) >= most:
             break
     return rows
-
-
-async def _locked(connection: AsyncConnection, node: str, ledger: str) -> tuple[int, int]:
-    """Return (row, next index) of a ledger; nobody else extends it in this transaction."""
-    here = sa.select(record_ledgers.c.id, record_ledgers.c.next_index).where(
-        record_ledgers.c.node == node, record_ledgers.c.ledger == ledger
-    )
-    row = (await connection.execute(here.with_for_update())).one_or_none()
-    if row is None:
-        count = sa.select(sa.func.count()).select_from(record_ledgers).where(record_ledgers.c.node == node)
-        if (await connection.execute(count)).scalar_one() >= limits.MAX_LEDGERS_PER_NODE:
-            raise CapacityError(
-                Reason.LIMIT_EXCEEDED,
-                f"{node} has shipped {limits.MAX_LEDGERS_PER_NODE} ledgers; it must not start more",
-            )
-        values = {"node": node, "ledger": ledger, "next_index": 0, "missing": 0}
-        await connection.execute(_insert_ignore(connection, record_ledgers), [values])
-        row = (await connection.execute(here.with_for_update())).one()
-    return row.id, row.next_index
-
-
-async def _compare(connection: AsyncConnection, ledger_id: int, batch: Batch, held: int) -> None:
-    query = sa.select(records.c.ledger_index, records.c.record).where(
-        records.c.ledger_id == ledger_id,
-        records.c.ledger_index >= batch.first_index,
-        records.c.ledger_index < batch.first_index + held,
-    )
-    for row in await connection.execute(query):
-        if bytes(row.record) != batch.raw[row.ledger_index - batch.first_index]:
-            raise EvidenceError(
-                Reason.DIGEST_MISMATCH,
-                f"{batch.node} shipped other bytes as record {row.ledger_index} of {batch.ledger} before",
-            )
-
-
-async def _add_intents(
-    connection: AsyncConnection, ledger_id: int, numbered: Sequence[tuple[int, Intent | Outcome, int]]
-) -> None:
-    rows = [
-        {
-            "node": r.node,
-            "execution_id": r.execution_id,
-            "side": int(r.side),
-            "ledger_id": ledger_id,
-            "root_id": r.root_id,
-            "trace_id": r.trace_id or None,
-            "at_ms": r.wall_ms,
-            "caller": r.caller,
-            "service": r.service,
-            "method": r.method,
-            "allowed": int(r.allowed),
-            "would_deny": int(bool(r.would_deny)),
-            "reason": r.reason,
-            "intent_index": index,
-            "intent_bytes": size,
-            "outcome_index": None,
-            "outcome_bytes": 0,
-        }
-        for index, r, size in numbered
-        if isinstance(r, Intent)
-    ]
-    if rows:
-        # an id used twice: the first stays in the index, both stay in the records
-        await connection.execute(_insert_ignore(connection, table), rows)
-
-
-async def _add_outcomes(
-    connection: AsyncConnection, ledger_id: int, numbered: Sequence[tuple[int, Intent | Outcome, int]]
-) -> None:
-    rows = [
-        {"n": r.node, "e": r.execution_id, "s": int(r.side), "l": ledger_id, "i": index, "b": size}
-        for index, r, size in numbered
-        if isinstance(r, Outcome)
-    ]
-    if rows:
-        statement = (
-            sa.update(table)
-            .where(
-                table.c.node == sa.bindparam("n"),
-                table.c.execution_id == sa.bindparam("e"),
-                table.c.side == sa.bindparam("s"),
-                table.c.ledger_id == sa.bindparam("l"),
-                table.c.intent_index < sa.bindparam("i"),  # a lie otherwise, and forgotten before its intent
-                table.c.outcome_index.is_(None),
-            )
-            .values(outcome_index=sa.bindparam("i"), outcome_bytes=sa.bindparam("b"))
-        )
-        await connection.execute(statement, rows)
-
-
-def _insert_ignore(connection: AsyncConnection, into: sa.Table) -> Any:
-    if connection.dialect.name == "sqlite":
-        return sqlite.insert(into).on_conflict_do_nothing()
-    return postgresql.insert(into).on_conflict_do_nothing()
 
 
 def _entries() -> sa.Select[Any]:

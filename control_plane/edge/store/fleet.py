@@ -1,13 +1,16 @@
 """Nodes in the database: what they reported, how it changed, and what each was granted to be."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from control_plane.edge.store.models import join_tokens, node_grants, node_history, nodes
+from control_plane.edge.store.models import join_tokens, node_grants, node_history, node_workloads, nodes
+from trust import limits
+
+_CHUNK: Final = 400  # keys in one statement
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +133,7 @@ async def use_token(connection: AsyncConnection, token_sha256: str, *, now_ms: i
     if row is None:
         return None
     grant = StoredGrant(row.node, tuple(row.workloads))
-    await _save_grant(connection, grant)
+    await _save_grant(connection, grant, now_ms=now_ms)
     return grant
 
 
@@ -141,8 +144,26 @@ async def grant_of(connection: AsyncConnection, node: str) -> StoredGrant | None
     return None if workloads is None else StoredGrant(node, tuple(workloads))
 
 
-async def forget(connection: AsyncConnection, node: str) -> int | None:
+async def workloads_of(
+    connection: AsyncConnection, names: Collection[str]
+) -> dict[str, dict[str, int | None]]:
+    """Return for which workloads some nodes speak or spoke: node -> workload ("" itself) -> until Unix ms, None: still.
+
+    A node that never joined by a token of ours is not in it.
+    """
+    found: dict[str, dict[str, int | None]] = {}
+    wanted = sorted(names)
+    for start in range(0, len(wanted), _CHUNK):
+        query = sa.select(node_workloads).where(node_workloads.c.node.in_(wanted[start : start + _CHUNK]))
+        for row in await connection.execute(query):
+            found.setdefault(row.node, {})[row.workload] = row.until_ms
+    return found
+
+
+async def forget(connection: AsyncConnection, node: str, *, now_ms: int) -> int | None:
     """Remove what is known of `node`, its grant and its unused tokens; its execution records stay.
+
+    That it was granted workloads until now is remembered: records that it still ships must not count for them.
 
     Returns:
         The end of the certificate that it last reported with (Unix ms, 0: it never reported); None when there is no
@@ -156,12 +177,28 @@ async def forget(connection: AsyncConnection, node: str) -> int | None:
         await connection.execute(sa.delete(table).where(table.c.node == node))
         for table in (node_grants, join_tokens, node_history)
     ]
+    await _end_workloads(connection, node, now_ms=now_ms)
     if not_after_ms is None and not any(result.rowcount for result in removed):
         return None
     return not_after_ms or 0
 
 
-async def _save_grant(connection: AsyncConnection, grant: StoredGrant) -> None:
+async def _save_grant(connection: AsyncConnection, grant: StoredGrant, *, now_ms: int) -> None:
     # joining again (a node reinstalled, or with other workloads) replaces the earlier grant
     await connection.execute(sa.delete(node_grants).where(node_grants.c.node == grant.node))
     await connection.execute(sa.insert(node_grants).values(node=grant.node, workloads=list(grant.workloads)))
+    await _end_workloads(connection, grant.node, now_ms=now_ms)
+    held = sorted({"", *grant.workloads})
+    where = node_workloads.c.node == grant.node
+    await connection.execute(sa.delete(node_workloads).where(where, node_workloads.c.workload.in_(held)))
+    await connection.execute(
+        sa.insert(node_workloads), [{"node": grant.node, "workload": name, "until_ms": None} for name in held]
+    )
+
+
+async def _end_workloads(connection: AsyncConnection, node: str, *, now_ms: int) -> None:
+    still = (node_workloads.c.node == node, node_workloads.c.until_ms.is_(None))
+    await connection.execute(sa.update(node_workloads).where(*still).values(until_ms=now_ms))
+    # by then every certificate that a node had with them has ended: it can ship nothing more
+    long_ago = now_ms - limits.MAX_SVID_TTL_S * 1000
+    await connection.execute(sa.delete(node_workloads).where(node_workloads.c.until_ms < long_ago))

@@ -73,6 +73,16 @@ node_grants: Final = sa.Table(
     sa.Column("workloads", sa.JSON, nullable=False),
 )
 
+# For which workloads each node speaks or spoke; "" is the node itself. `until_ms`: Unix ms, NULL while it holds.
+# Rows are ended, and kept as long as a certificate may live: a node that was removed may still ship.
+node_workloads: Final = sa.Table(
+    "node_workloads",
+    metadata,
+    sa.Column("node", sa.String(63), primary_key=True),
+    sa.Column("workload", sa.String(63), primary_key=True),
+    sa.Column("until_ms", sa.BigInteger, nullable=True),
+)
+
 nodes: Final = sa.Table(
     "nodes",
     metadata,
@@ -147,6 +157,8 @@ executions: Final = sa.Table(
     sa.Column("intent_bytes", sa.Integer, nullable=False),
     sa.Column("outcome_index", sa.BigInteger, nullable=True),
     sa.Column("outcome_bytes", sa.Integer, nullable=False),
+    # 0: the node does not speak for whom it names (control_plane.core.standing), so nothing is concluded from it
+    sa.Column("counts", sa.SmallInteger, nullable=False, server_default="1"),
     sa.UniqueConstraint("node", "execution_id", "side", name="executions_node_execution_side"),
     sa.Index("executions_execution", "execution_id", "id"),
     # Each filter has an index that ends in the order of pages (time, id), so that a page never sorts or scans.

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from control_plane.core.alerts import Alert, State
 from control_plane.core.analytics import (
@@ -22,9 +21,10 @@ from control_plane.core.analytics import (
     windows,
 )
 from control_plane.core.executions import Batch
-from control_plane.edge.store import alerts, analytics, executions
+from control_plane.edge.store import alerts, analytics
 from control_plane.edge.store.database import Database
 from control_plane.edge.store.models import alert_deliveries
+from tests.support.index import new_intake, taken
 from tests.support.records import START_MS, callee_side, intent, outcome, refusal, workload
 from trust import limits
 from trust.alerting import Severity
@@ -41,13 +41,7 @@ def batch(*records: Intent | Outcome, at: int = 0, node: str = "a", ledger: str 
 
 async def take(database: Database, *batches: Batch, now_ms: int = NOW_MS) -> None:
     """Take batches, each in a transaction of its own, as the servicer does."""
-
-    async def count(connection: AsyncConnection, one: Batch, held: int) -> None:
-        await analytics.count(connection, one, held, now_ms=now_ms)
-
-    for one in batches:
-        async with database.write() as connection:
-            await executions.add(connection, one, taken=(count,))
+    await taken(database, *batches, intake=new_intake(now_ms=now_ms))
 
 
 async def summed(database: Database) -> dict[Key, Totals]:

@@ -14,13 +14,14 @@ from control_plane.core.incidents import Incident, State
 from control_plane.core.responses import Fate, Response
 from control_plane.edge.detection import Detection
 from control_plane.edge.responder import Responder
-from control_plane.edge.store import audit, executions, incidents
+from control_plane.edge.store import audit, incidents
 from control_plane.edge.store import detection as stored
 from control_plane.edge.store.database import Database
 from control_plane.edge.store.fleet import StoredNode
 from control_plane.edge.store.models import detection_state, records
 from egm.v1 import operator_pb2
 from tests.support.eventually import eventually
+from tests.support.index import taken
 from tests.support.records import refusal, workload
 from trust import limits
 from trust.detection import DetectionSettings
@@ -123,8 +124,7 @@ class Plane:
 async def ship(database: Database, *records: Intent | Outcome, at: int = 0, node: str = "b") -> None:
     """Have a node ship records."""
     batch = Batch(node, "l1", at, tuple(map(build_record, records)), records, after_gap=False)
-    async with database.write() as connection:
-        await executions.add(connection, batch)
+    await taken(database, batch)
 
 
 def replayed(number: int = 1, *, caller: str = MALLORY, node: str = "b", at_ms: int = NOW_MS) -> Intent:
@@ -316,16 +316,13 @@ async def test_node_with_many_ledgers_and_a_backlog_keeps_no_other_node_waiting(
     database: Database,
 ) -> None:
     """Records of one node without end must not hide those of another: each step looks at some of both."""
-    async with database.write() as connection:
-        for number in range(40):
-            records_of = tuple(
-                replayed(number * 100 + n, node="liar", caller=workload(f"c{n}")) for n in range(80)
-            )
-            batch = Batch(
-                "liar", f"l{number}", 0, tuple(map(build_record, records_of)), records_of, after_gap=False
-            )
-            await executions.add(connection, batch)
-    await ship(database, replayed(9_999), node="z")
+    for number in range(40):
+        records_of = tuple(
+            replayed(number * 100 + n, node="liar", caller=workload(f"c{n}")) for n in range(80)
+        )
+        raw = tuple(map(build_record, records_of))
+        await taken(database, Batch("liar", f"l{number}", 0, raw, records_of, after_gap=False))
+    await ship(database, replayed(9_999, node="z"), node="z")
     async with database.read() as connection:
         found = await stored.fresh(connection, {})
     assert found.more

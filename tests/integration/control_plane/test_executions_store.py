@@ -12,6 +12,7 @@ from control_plane.core.executions import Batch, Cursor, Decided, Query
 from control_plane.edge.store import executions, retention
 from control_plane.edge.store.database import Database
 from control_plane.edge.store.models import executions as table
+from tests.support.index import taken
 from tests.support.records import (
     START_MS,
     callee_side,
@@ -41,11 +42,7 @@ def batch(
 
 async def add(database: Database, *batches: Batch) -> int:
     """Take batches, each in a transaction of its own; return the last position."""
-    reached = 0
-    for one in batches:
-        async with database.write() as connection:
-            reached = await executions.add(connection, one)
-    return reached
+    return await taken(database, *batches)
 
 
 async def found(database: Database, query: Query) -> list[executions.Entry]:

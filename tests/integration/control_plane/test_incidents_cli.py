@@ -6,9 +6,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+from control_plane.core.join_tokens import make_grant
 from control_plane.edge.ca import CertificateAuthority, issue_to_directory
 from control_plane.edge.mesh_file import MeshFile
 from control_plane.edge.source_folder import write_folder
+from control_plane.edge.store.database import Database
+from control_plane.edge.tokens import StoredTokens
 from egm.v1 import incidents_pb2, incidents_pb2_grpc
 from egm.v1 import record_pb2 as pb
 from egm.v1 import record_pb2_grpc as rpc
@@ -148,6 +151,50 @@ async def test_incident_from_records_to_quarantine_to_resolution(domain: Domain)
             stub = incidents_pb2_grpc.IncidentsStub(channel)
             _, _, why = await refusal_of(stub.ListIncidents(incidents_pb2.ListIncidentsRequest()))
             assert why["reason"] == "NOT_AUTHORIZED"
+
+
+async def test_node_that_makes_up_calls_of_others_accuses_nobody_but_itself(domain: Domain) -> None:
+    """By policy any serious incident is answered with a quarantine, and this node knows how to look like one."""
+    async with mesh(domain) as (directory, plane, _key):
+        store = Database(domain.config().store_url())
+        tokens = StoredTokens(store)
+        await tokens.create("0" * 64, make_grant("liar", ["evil"]), expires_ms=2**62, now_ms=1)
+        await tokens.consume("0" * 64, SystemClock().now_ms())
+        await store.close()
+        now_ms = SystemClock().now_ms()
+        made_up: list[Intent | Outcome] = [
+            *(refusal(n, method=f"a.B/M{n}", node="liar", wall_ms=now_ms) for n in range(10, 20)),
+            refusal(30, reason="PERMIT_REPLAYED", node="liar", side=Side.INBOUND, wall_ms=now_ms),
+            refusal(31, caller=workload("evil"), node="liar", wall_ms=now_ms),
+        ]
+        request = pb.ShipRequest(node="liar", ledger="l1", records=list(map(build_record, made_up)))
+        async with plane.channel("node", "liar") as channel:
+            async for _ in rpc.RecordsStub(channel).Ship(iter([request])):
+                pass
+        found = []
+        async with plane.channel() as channel:
+            stub = incidents_pb2_grpc.IncidentsStub(channel)
+            for _ in range(200):
+                found = list((await stub.ListIncidents(incidents_pb2.ListIncidentsRequest())).incidents)
+                if len(found) > 1:
+                    break
+                await asyncio.sleep(0.1)
+        liar = f"spiffe://{TRUST_DOMAIN}/node/liar"
+        assert {(one.rule, one.subject) for one in found} == {("EGM-T002", MALLORY), ("EGM-T011", liar)}
+        own = next(one for one in found if one.rule == "EGM-T011")
+        assert "liar records calls" in own.text and "not enrolled" in own.text
+        shown = (await cli(directory, "incidents", "show", own.id, "--json")).data
+        assert {(one["node"], one["ledger"]) for one in shown["evidence"]} == {("liar", "l1")}
+        # a node carries the mesh: what an operator does about it is said in the docs
+        assert {(one["action"], one["fate"]) for one in shown["responses"]} == {
+            ("alert", "done"),
+            ("quarantine", "nobody"),
+        }
+        denials = (await cli(directory, "revoke", "list", "--json")).data["denials"]
+        assert "alice" not in {one["value"] for one in denials}
+        sums = (await cli(directory, "analytics", "--json")).data
+        assert not [g for g in sums["groups"] if g["caller"] == workload("alice") and g["calls"] > 3]
+        assert [g["calls"] for g in sums["groups"] if g["caller"] == workload("evil")] == [1]
 
 
 async def test_a_person_can_restrict_by_hand_what_a_rule_would_restrict(domain: Domain) -> None:

@@ -10,6 +10,7 @@ from control_plane.core.executions import Batch, Query
 from control_plane.edge.retention import Retention
 from control_plane.edge.store import executions, retention
 from control_plane.edge.store.database import Database
+from tests.support.index import taken
 from tests.support.records import START_MS, intent, outcome, refusal
 from trust import limits
 from trust.record import Intent, Outcome, build_record
@@ -36,10 +37,9 @@ async def take(database: Database, *records: Intent | Outcome, at: int = 0, node
     """Ship records, as a node does."""
     for start in range(0, len(records), 500):
         some = records[start : start + 500]
-        async with database.write() as connection:
-            await executions.add(
-                connection, Batch(node, "l1", at + start, tuple(map(build_record, some)), tuple(some), False)
-            )
+        await taken(
+            database, Batch(node, "l1", at + start, tuple(map(build_record, some)), tuple(some), False)
+        )
 
 
 async def left(database: Database) -> tuple[int, int]:

@@ -33,7 +33,7 @@ def test_default_detects_everything_and_does_nothing() -> None:
 
 def test_rule_ids_are_unique_and_of_one_shape() -> None:
     """They are stable: people write them into policy and runbooks."""
-    assert len(RULES) == 19
+    assert len(RULES) == 20
     for rule_id, info in RULES.items():
         assert rule_id == info.id
         assert rule_id.startswith(("EGM-B0", "EGM-T0"))
