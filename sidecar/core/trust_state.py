@@ -147,13 +147,15 @@ class TrustState:
     def _in_force(self) -> _Terms | None:
         mesh = self._read_mesh()
         if mesh is not self._mesh or self._denied != self._denials.revision:
-            self._mesh, self._denied = mesh, self._denials.revision
+            denied = self._denials.revision
             roster = None if mesh is None else mesh.roster()
             if roster is not None:
                 roster = roster.without(self._denials.struck(roster))
             terms = None if roster is None else _Terms(roster, self._references())
             if terms is None or not terms.same_as(self._terms):
                 self._terms = terms
+            # Last: whoever looks meanwhile must not take the terms of before for those of this policy.
+            self._mesh, self._denied = mesh, denied
         return self._terms
 
     # this node

@@ -4,9 +4,12 @@ It is on when a standard variable says so: OTEL_EXPORTER_OTLP_ENDPOINT (or its _
 OTEL_TRACES_EXPORTER / OTEL_METRICS_EXPORTER naming `otlp` or `console`; OTEL_SDK_DISABLED=true wins.
 """
 
+import asyncio
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Final
 
 from sidecar.core.call import Attempt, Decision
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 _SIGNALS: Final = ("TRACES", "METRICS")
 _TRACE_KEYS: Final = frozenset({"traceparent", "tracestate"})
 _SCOPE: Final = "egm.sidecar"
+_LOOP_PATIENCE_S: Final = 5.0  # for the loop to say how it is, once a minute
 
 
 def wanted(env: Mapping[str, str], signal: str) -> str:
@@ -109,7 +113,7 @@ class Telemetry:
     """Implements `sidecar.core.gate.Observer`; `tracers` and `meters` are SDK providers of our own."""
 
     def __init__(self, view: "NodeView", tracers: Any, meters: Any) -> None:
-        """Make the instruments."""
+        """Make the instruments. What a running loop owns is read in it, whatever thread exports."""
         from opentelemetry.trace import SpanKind, StatusCode
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
@@ -117,6 +121,9 @@ class Telemetry:
         self._tracer = tracers.get_tracer(_SCOPE)
         self._propagator = TraceContextTextMapPropagator()
         self._server_kind, self._error = SpanKind.SERVER, StatusCode.ERROR
+        self._loop: asyncio.AbstractEventLoop | None = None
+        with contextlib.suppress(RuntimeError):  # none runs
+            self._loop = asyncio.get_running_loop()
         meter = meters.get_meter(_SCOPE)
         self._decisions = meter.create_counter(
             "egm.decisions", unit="{decision}", description="Decisions by outcome and reason."
@@ -129,7 +136,7 @@ class Telemetry:
         )
         for name, unit, description, read in self._gauges():
             meter.create_observable_gauge(
-                name, callbacks=[_callback(read)], unit=unit, description=description
+                name, callbacks=[self._callback(read)], unit=unit, description=description
             )
 
     def _gauges(self) -> Iterable[tuple[str, str, str, Callable[[], float]]]:
@@ -231,8 +238,40 @@ class Telemetry:
         self._tracers.shutdown()
         self._meters.shutdown()
 
+    def _callback(self, read: Callable[[], float]) -> "Callable[[CallbackOptions], Iterable[Observation]]":
+        from opentelemetry.metrics import Observation as Observed
 
-def _callback(read: Callable[[], float]) -> "Callable[[CallbackOptions], Iterable[Observation]]":
-    from opentelemetry.metrics import Observation as Observed
+        return lambda _options: [Observed(_read_in(self._loop, read))]
 
-    return lambda _options: [Observed(read())]
+
+def _read_in(loop: asyncio.AbstractEventLoop | None, read: Callable[[], float]) -> float:
+    """Read a value in the loop that owns it: what is looked at on the way decides calls, and is for one thread.
+
+    Raises:
+        TimeoutError: the loop is too busy; the value is left out this time.
+        RuntimeError: it has ended.
+    """
+    if loop is None or _runs_here(loop):
+        return read()
+    told: Future[float] = Future()
+
+    def work() -> None:
+        if not told.set_running_or_notify_cancel():
+            return
+        try:
+            told.set_result(read())
+        except Exception as error:  # noqa: BLE001  # raised again in the thread that asked
+            told.set_exception(error)
+
+    loop.call_soon_threadsafe(work)
+    try:
+        return told.result(_LOOP_PATIENCE_S)
+    finally:
+        told.cancel()
+
+
+def _runs_here(loop: asyncio.AbstractEventLoop) -> bool:
+    try:
+        return asyncio.get_running_loop() is loop
+    except RuntimeError:
+        return False

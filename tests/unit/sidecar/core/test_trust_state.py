@@ -34,6 +34,7 @@ from tests.support.emergency import FIRST, rules
 from tests.support.fake_tpm import FakeTpm
 from trust.attestation.credential import credential_sha256
 from trust.attestation.measurement import AcceptedDistribution, ReferenceValues
+from trust.attestation.roster import Roster
 from trust.attestation.statement import parse_statement, write_statement
 from trust.denials import Denials
 from trust.errors import EvidenceError, MeshError, Reason, StateError
@@ -563,3 +564,24 @@ def test_the_age_of_a_bundle_counts_from_when_it_came_into_force() -> None:
     assert bundles.seen(verified(3), monotonic_ms=10)["targets"][1] == 10
     assert bundles.seen(verified(3), monotonic_ms=20)["targets"][1] == 10
     assert bundles.seen(verified(4), monotonic_ms=30)["targets"][1] == 30
+
+
+def test_while_new_terms_are_worked_out_the_old_ones_are_not_taken_for_them() -> None:
+    """Without witnesses in the policy of before, a look at that moment would let level 5 run unattested."""
+
+    class Looking(Denials):
+        looked: list[bool]
+
+        def struck(self, roster: Roster) -> frozenset[str]:
+            if not self.looked:
+                self.looked.append(True)
+                self.looked[0] = world.state.attested(NOW_MS, MONO)
+            return frozenset()
+
+    denials = Looking(DOMAIN)
+    denials.looked = []
+    world = World(OPEN_MESH, denials=denials)
+    assert world.state.attested(NOW_MS, MONO), "this policy asks for no witnesses"
+    world.mesh = MESH
+    assert not world.state.attested(NOW_MS, MONO)
+    assert denials.looked == [False]

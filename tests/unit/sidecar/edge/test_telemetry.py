@@ -1,7 +1,9 @@
 """Spans join the caller's trace, metrics count decisions, and off means that nothing is imported."""
 
+import asyncio
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -167,3 +169,33 @@ def test_off_is_none_and_imports_no_sdk() -> None:
     assert start(view(Core.new()), "mesh.local", {}) is None
     code = "import sys, sidecar.edge.driver; sys.exit(any(m.startswith('opentelemetry.sdk') for m in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+async def test_gauges_are_read_in_the_loop_that_decides_calls_whatever_thread_exports(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Reading readiness looks at the roster in force; half of a change must not be seen by a call meanwhile."""
+    read: list[int] = []
+
+    def remaining(_view: NodeView) -> tuple[int, int]:
+        read.append(threading.get_ident())
+        return 5_000, 6_000
+
+    monkeypatch.setattr(NodeView, "remaining_ms", remaining)
+    watched = Watched()
+    found = await asyncio.to_thread(watched.metrics)
+    assert found["egm.lease.remaining"][0].value == 5.0
+    watched.metrics()  # in the loop itself, too
+    assert set(read) == {threading.get_ident()}
+    watched.telemetry.shutdown()
+
+
+def test_a_gauge_whose_loop_has_ended_is_left_out() -> None:
+    """The last export may come after it."""
+
+    async def made() -> Watched:
+        return Watched()
+
+    watched = asyncio.run(made())
+    assert watched.reader.get_metrics_data() is None
+    watched.telemetry.shutdown()
