@@ -65,8 +65,9 @@ The endorsement need not go to who has it; but then a callee that has restarted 
 INDEX = """\
 ## Index
 
-CPU of the control plane per 1,000 execution records, by how many a message brings: checking every record, and one
-transaction per message (SQLite). A sidecar gathers records for a quarter of a second, or 1,024 of them.
+CPU of the control plane per 1,000 execution records, by how many a message brings: checking each, taking it with its
+sums (one transaction per message, SQLite), and detection. A sidecar gathers records for a quarter of a second, or 1,024
+of them; what several nodes send meanwhile shares a transaction.
 """
 REVOCATION = """\
 ## Revocation
