@@ -2,10 +2,12 @@
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from trust.edge.files import remove_half_written
 from trust.errors import Reason, StateError
 
 
@@ -21,6 +23,7 @@ def only_one(data_dir: Path) -> Iterator[None]:
             raise StateError(
                 Reason.CONFLICT, f"another control plane runs with data_dir {data_dir}; stop it first"
             ) from None
+        remove_half_written(data_dir, now_s=time.time())
         yield
     finally:
         os.close(descriptor)

@@ -4,12 +4,18 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 from trust.errors import InputError, Reason, StateError
+
+_HALF_WRITTEN: Final = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp", re.DOTALL)  # as `write_atomic` names them
+_ABANDONED_S: Final = 60.0
 
 
 def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
@@ -47,6 +53,23 @@ def read_at_most(path: Path, max_bytes: int) -> bytes:
     if len(data) > max_bytes:
         raise OSError(errno.EFBIG, f"too large, more than {max_bytes} bytes", str(path))
     return data
+
+
+def remove_half_written(directory: Path, *, now_s: float) -> None:
+    """Remove what `write_atomic` left in `directory`, and two levels below, when its process was killed.
+
+    Nothing else ever would: each kill in the wrong moment would leave one more file, perhaps of a private key. One
+    that is younger than a minute may be another process's, which is about to give it its name.
+
+    Args:
+        directory: of this process alone.
+        now_s: Unix time, s.
+    """
+    for pattern in (".*.tmp", "*/.*.tmp", "*/*/.*.tmp"):
+        for path in directory.glob(pattern):
+            with contextlib.suppress(OSError):  # it is somebody else's, or gone: then it does no harm here
+                if _HALF_WRITTEN.fullmatch(path.name) and now_s - path.lstat().st_mtime >= _ABANDONED_S:
+                    path.unlink()
 
 
 def sync_directory(path: Path) -> None:
@@ -94,6 +117,7 @@ def owned_by_this_process(directory: Path) -> Iterator[None]:
             raise StateError(
                 Reason.CONFLICT, f"another process is using {directory}; give each its own data_dir"
             ) from None
+        remove_half_written(directory, now_s=time.time())
         yield
     finally:
         os.close(descriptor)

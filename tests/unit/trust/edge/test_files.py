@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from trust.edge.files import check_private, write_atomic
+from trust.edge.files import check_private, owned_by_this_process, write_atomic
 from trust.errors import InputError
 
 
@@ -54,3 +54,29 @@ def test_the_mode_does_not_depend_on_the_umask_and_a_failure_leaves_nothing(
         write_atomic(tmp_path / "private", b"new")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["private", "public"]
     assert (tmp_path / "private").read_bytes() == b"x"
+
+
+def test_what_a_killed_process_left_half_written_is_removed_by_the_next_owner_of_the_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be a private key. What is a minute old at most may still get its name; other files are left alone."""
+    with monkeypatch.context() as killed:
+        killed.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError))
+        killed.setattr(Path, "unlink", lambda *_, **__: None)
+        for path in (tmp_path / "key.pem", tmp_path / "identity" / "node", tmp_path / "a" / "b" / "x.json"):
+            with pytest.raises(OSError):
+                write_atomic(path, b"half", mode=0o600)
+    left = sorted(tmp_path.rglob("*.tmp"))
+    assert len(left) == 3
+    others = [
+        tmp_path / name for name in (".tmp", ".key.tmp", "key.abcdefgh.tmp", ".x.ABCDEFGH.tmp", "key.pem")
+    ]
+    for path in others:
+        path.write_bytes(b"")
+    with owned_by_this_process(tmp_path):
+        assert sorted(tmp_path.rglob("*.tmp")) == sorted([*left, *others[:-1]]), "too young"
+    for path in (*left, *others):
+        os.utime(path, (0, 0))
+    with owned_by_this_process(tmp_path):
+        assert not any(path.exists() for path in left)
+        assert all(path.exists() for path in others)
