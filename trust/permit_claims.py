@@ -16,7 +16,6 @@ bnd cnf          {"v": policy version, "d": base64url digest}; {"x5t#S256": base
 import functools
 import json
 import re
-from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
 from trust import limits
@@ -30,6 +29,7 @@ from trust.compact import (
     uuid7_claim,
 )
 from trust.errors import EvidenceError, Reason
+from trust.per_call import per_call
 
 # `req` of a stream that was half-closed before its first message: no message is known to have this SHA-256, and
 # least of all the empty one, which is a message.
@@ -54,7 +54,7 @@ _USUAL: Final = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@per_call()
 class PermitClaims:
     """What a permit says. Digests are 32 raw bytes (SHA-256), ids 16."""
 

@@ -7,13 +7,14 @@ digest those bytes, and never serialise a record again.
 
 import enum
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from google.protobuf.message import DecodeError
 
 from egm.v1 import record_pb2 as pb
 from trust import limits
+from trust.per_call import per_call
 from trust.record_rules import check_intent, check_outcome, is_simple, malformed, plain, trace_of
 from trust.record_wire import intent_bytes, outcome_bytes
 
@@ -47,7 +48,7 @@ class Ending(enum.IntEnum):
     INTERRUPTED = pb.OUTCOME_KIND_INTERRUPTED
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@per_call(kw_only=True)
 class Intent:
     """What was asked and decided; the fields of egm.v1.Intent. Ids are 16 bytes, digests 32, empty when absent."""
 
@@ -90,7 +91,7 @@ class Intent:
         return trace_of(self.traceparent)[0]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@per_call(kw_only=True)
 class Outcome:
     """How it ended; the fields of egm.v1.Outcome. `status` is a gRPC status code's name."""
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _KEPT: Final = 1_024  # encodings of one kind
 _MAX_INT: Final = 2**63 - 1
 _ONE_BYTE: Final = tuple(bytes([n]) for n in range(128))
+_AND_MORE: Final = tuple(bytes([n | 128]) for n in range(128))  # of a varint: another byte follows
 _DIGESTS: Final = (0, 32)
 
 
@@ -222,11 +223,9 @@ def _number(tag: bytes, value: int) -> bytes:
 
 
 def _varint(value: int) -> bytes:
+    """Return a number of at least 0 as protobuf writes it, seven bits a byte, the lowest first."""
     if value < 128:
         return _ONE_BYTE[value]
-    found = bytearray()
-    while value > 127:
-        found.append(value & 127 | 128)
-        value >>= 7
-    found.append(value)
-    return bytes(found)
+    if value < 16384:
+        return _AND_MORE[value & 127] + _ONE_BYTE[value >> 7]
+    return _AND_MORE[value & 127] + _AND_MORE[value >> 7 & 127] + _varint(value >> 14)

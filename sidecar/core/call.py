@@ -7,6 +7,7 @@ from typing import Final
 
 from sidecar.core.meters import NOTHING, Taken
 from trust.errors import Reason
+from trust.per_call import per_call
 from trust.permit import Permit
 from trust.policy.controls import Control
 from trust.policy.types import Authn
@@ -22,7 +23,7 @@ class Direction(enum.StrEnum):
     OUTBOUND = "outbound"
 
 
-@dataclass(frozen=True, slots=True)
+@per_call()
 class Attempt:
     """A call as the door saw it. `principal` is None when the caller could not be identified."""
 
@@ -51,7 +52,7 @@ class Attempt:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@per_call()
 class Decision:
     """What was decided for one attempt, and under which policy; everything a person needs to ask why."""
 

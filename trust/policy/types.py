@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from trust.errors import Reason
+from trust.per_call import per_call
 from trust.policy.controls import Control
 
 # On a permit policy: the permits of streams that it allows need not bind the opening message.
@@ -25,7 +26,7 @@ class Authn(enum.StrEnum):
     NONE = "none"  # not identified: decided as spiffe://TD/anonymous, below level 4 only
 
 
-@dataclass(frozen=True, slots=True)
+@per_call()
 class Call:
     """One execution to be decided. `request` is the message as received, never re-serialised."""
 
