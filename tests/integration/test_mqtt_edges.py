@@ -190,7 +190,7 @@ async def test_stopping_while_the_broker_is_silent_closes_the_socket(monkeypatch
     async with hostile_broker(script) as url:
         async with listening(MqttListener(url, DOMAIN, lambda _payload: None, reconnect=SOON)):
             await opened.wait()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await closed.wait()
 
 

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 
 
-async def eventually(condition: Callable[[], object], what: str, *, within_s: float = 20.0) -> None:
+async def eventually(condition: Callable[[], object], what: str, *, within_s: float = 60.0) -> None:
     """Return as soon as `condition` holds; fail with `what` when it does not in a generous time."""
     try:
         async with asyncio.timeout(within_s):

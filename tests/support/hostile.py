@@ -102,7 +102,7 @@ async def exchange(
         writer.write(frame(_HEADERS, _END_HEADERS, 1, headers(path, more)))
         writer.write(frame(_DATA, _END_STREAM, 1, body))
         await writer.drain()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while True:
                 head = await reader.readexactly(9)
                 payload = await reader.readexactly(int.from_bytes(head[:3], "big"))

@@ -172,14 +172,14 @@ async def test_a_lease_that_cannot_be_renewed_is_a_problem_and_then_bad_health(
         await publish(operator, domain, domain.base(None, bundle), bundle)
         assert await health(channel) == SERVING
         monkeypatch.setattr(Publisher, "renew_if_due", failing)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while await health(channel) == SERVING:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         problems = "; ".join((await operator.status()).problems)
         assert "the online key is away" in problems
         assert "the lease has expired" in problems
         monkeypatch.undo()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while await health(channel) == NOT_SERVING:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         assert not (await operator.status()).problems
@@ -232,7 +232,7 @@ async def test_method_name_that_is_no_text_takes_neither_listener_away(domain: D
     def stranger(plane: Running) -> grpc.aio.Channel:
         return grpc.aio.secure_channel(plane.join_listen, grpc.ssl_channel_credentials(ca_pem), [name])
 
-    async with asyncio.timeout(30), running(domain) as plane:
+    async with asyncio.timeout(60), running(domain) as plane:
         for _ in range(2):
             async with plane.channel("node", "a") as node:
                 await health_pb2_grpc.HealthStub(node).Check(

@@ -403,7 +403,7 @@ async def test_watchers_hear_of_publications_and_of_every_renewal_of_the_lease(d
         call = distribution_pb2_grpc.DistributionStub(node).Watch(distribution_pb2.WatchRequest())
         await publish(operator, domain, domain.base(None, bundle), bundle)
         versions = []
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             async for announcement in call:
                 versions.append(parse_metadata(announcement.timestamp_json, Timestamp).signed.version)
                 if len(versions) == 3:

@@ -101,7 +101,7 @@ async def test_two_control_planes_renew_one_lease(domain: Domain, shared_store: 
         async def version(operator: OperatorClient) -> int:
             return int((await operator.status()).role_versions["timestamp"])
 
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while min(await version(first), await version(second)) < 4:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         assert abs(await version(first) - await version(second)) <= 2

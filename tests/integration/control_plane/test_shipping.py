@@ -75,7 +75,7 @@ async def shipping(
 async def shipped(shipper: Shipper, next_index: int) -> None:
     """Wait until everything below `next_index` is acknowledged."""
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             await shipper.wait_for(next_index)
     except TimeoutError:
         raise AssertionError(f"{shipper.acknowledged} of {next_index}: {shipper.last_error}") from None

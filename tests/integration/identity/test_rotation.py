@@ -168,7 +168,7 @@ async def test_a_retired_channel_lets_its_stream_finish_after_the_hand_over(tmp_
             await stream.read()
             await source.renew_now()
             assert channels.get(address, client=ALICE, server_dns=BOB.dns_name) is not channel
-            async with asyncio.timeout(20):  # the old channel stops taking calls ...
+            async with asyncio.timeout(60):  # the old channel stops taking calls ...
                 while True:
                     try:
                         await channel.unary_unary(ECHO, None, None)(b"", timeout=10)

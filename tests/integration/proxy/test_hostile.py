@@ -34,7 +34,7 @@ async def test_method_name_that_is_no_text_does_not_take_the_listener_away() -> 
         assert await open_stream.read() == b"\0"
         await knock_out(through.addresses[0])
         async with (
-            asyncio.timeout(10),
+            asyncio.timeout(60),
             grpc.aio.insecure_channel(through.addresses[0], [("grpc.use_local_subchannel_pool", 1)]) as after,
         ):
             await after.unary_unary(EMPTY, None, None)(b"", wait_for_ready=True)
@@ -48,7 +48,7 @@ async def test_method_name_that_is_no_text_does_not_take_the_listener_away() -> 
 async def test_listener_that_is_knocked_out_again_and_again_comes_back_and_stops_in_order() -> None:
     """Persistence must not pay either, nor may it hold up a shutdown."""
     options = [("grpc.use_local_subchannel_pool", 1), ("grpc.initial_reconnect_backoff_ms", 50)]
-    async with asyncio.timeout(20), path(1) as through:
+    async with asyncio.timeout(60), path(1) as through:
         for _ in range(4):
             async with grpc.aio.insecure_channel(through.addresses[0], options) as other:
                 await other.unary_unary(EMPTY, None, None)(b"", wait_for_ready=True)

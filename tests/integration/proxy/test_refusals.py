@@ -44,7 +44,7 @@ async def test_refused_stream_is_refused_before_its_first_message() -> None:
     gate = OpenGate(refuse=lambda attempt, request: Reason.POLICY_DENIED)
     async with path(1, gate=gate) as through:
         call = through.channel.stream_stream(DUPLEX, None, None)(None)
-        code, _, info = await outcome(asyncio.wait_for(call.read(), 5))
+        code, _, info = await outcome(asyncio.wait_for(call.read(), 60))
         assert (code, info["reason"]) == ("PERMISSION_DENIED", "POLICY_DENIED")
         assert gate.requests == [None]
 

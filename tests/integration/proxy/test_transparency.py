@@ -28,7 +28,7 @@ SPOOFED = (
 )
 
 
-async def until(condition: Any, seconds: float = 5.0) -> None:
+async def until(condition: Any, seconds: float = 60.0) -> None:
     """Wait for a condition of the other side."""
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110  # it is another process's, or grpc's, or a list
@@ -101,7 +101,7 @@ async def test_initial_metadata_cross_before_any_message() -> None:
         call = through.channel.stream_stream(DUPLEX, None, None)(
             None, metadata=(("x-grpc-test-echo-initial", "early"),)
         )
-        initial = await asyncio.wait_for(call.initial_metadata(), 5)
+        initial = await asyncio.wait_for(call.initial_metadata(), 60)
         assert dict(initial)["x-grpc-test-echo-initial"] == "early"
         await call.done_writing()
         assert await drain(call) == []
@@ -154,7 +154,7 @@ async def test_stream_whose_right_is_withdrawn_is_cut_with_the_reason(method: st
         assert await call.read() == b"\0"
         (cut,) = gate.cuts.values()
         cut(gate.decision(Reason.AUTHORIZATION_WITHDRAWN))
-        code, _, info = await outcome(asyncio.wait_for(call.read(), 5))
+        code, _, info = await outcome(asyncio.wait_for(call.read(), 60))
         assert (code, info["reason"]) == ("PERMISSION_DENIED", "AUTHORIZATION_WITHDRAWN")
         await until(lambda: through.service.cancelled)
         await until(lambda: not gate.cuts)

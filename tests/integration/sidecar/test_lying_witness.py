@@ -122,7 +122,7 @@ async def without_the_liar(mesh: Mesh, nodes: dict[str, RunningSidecar], before:
     data = write_credential(before.evidence, kept, [])
     with pytest.raises(EvidenceError, match="revoked or convicted: b"):
         trust.learn(data, (said.node, said.public_key), now_ms=nodes["c"].sidecar.clock.now_ms())
-    async with mesh.cp.operator() as operator, asyncio.timeout(20):
+    async with mesh.cp.operator() as operator, asyncio.timeout(60):
         while True:
             found = {record.node: list(record.attested_by) for record in await operator.nodes()}
             if found.get("a") == ["a", "c"] and not found.get("b"):
@@ -145,7 +145,7 @@ def known(vouchings: Any, credential: Credential) -> list[bytes]:
 async def verified_offline(mesh: Mesh, node: RunningSidecar, folder: Path) -> None:
     """The control plane heard of it, too; a stranger verifies the proof with the signed bundle, and not without."""
     found: list[bytes] = []
-    async with mesh.cp.channel() as channel, asyncio.timeout(20):
+    async with mesh.cp.channel() as channel, asyncio.timeout(60):
         stub: Any = gossip_pb2_grpc.EmergencyStub(channel)
         while not found:
             answer = await stub.ListDenials(gossip_pb2.ListDenialsRequest(), timeout=10)

@@ -110,7 +110,7 @@ async def _from_control_plane(mesh: Mesh) -> bytes:
             answer = await stub.ListDenials(gossip_pb2.ListDenialsRequest(), timeout=10)
             found.extend(answer.proofs)
 
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not found:
                 await asked()
                 await asyncio.sleep(0.05)

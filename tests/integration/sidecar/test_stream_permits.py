@@ -140,7 +140,7 @@ async def test_where_policy_does_not_say_so_a_caller_that_waits_is_told_what_to_
 async def test_a_deadline_does_not_hide_why_a_stream_was_not_opened() -> None:
     """DEADLINE_EXCEEDED would tell a developer nothing."""
     async with pair(engine()) as through:
-        call: Any = through.channel.stream_stream(DUPLEX, None, None)(None, timeout=2)
+        call: Any = through.channel.stream_stream(DUPLEX, None, None)(None, timeout=5)
         code, _, info = await outcome(call.read())
         assert (code, info["reason"]) == ("FAILED_PRECONDITION", "OPENING_MISSING")
 
@@ -159,7 +159,7 @@ async def test_a_stream_that_policy_denies_is_refused_before_its_first_message()
     nobody = BOUND.replace(str(ALICE), str(SHOP))
     async with pair(engine(nobody)) as through:
         call: Any = through.channel.stream_stream(DUPLEX, None, None)(None)
-        code, _, info = await outcome(asyncio.wait_for(call.read(), 5))
+        code, _, info = await outcome(asyncio.wait_for(call.read(), 60))
         assert (code, info["reason"]) == ("PERMISSION_DENIED", "NO_POLICY_PERMITS")
 
 
