@@ -11,19 +11,21 @@ Nothing found here is believed: what is written is only worth what `trust.eviden
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Final
 
 from cryptography.hazmat.primitives.serialization import Encoding
 from tuf.api.metadata import Targets
 
 from control_plane.edge.evidence_find import Position, find_records
+from trust import limits
 from trust.attestation.credential import credential_sha256
 from trust.authoring import parse_metadata
 from trust.chain import sha256_of_target
 from trust.compact import from_base64url, parse_object
 from trust.edge.credential_files import find_credentials
 from trust.edge.endorsements import PEERS, find_endorsement, read_endorsements
+from trust.edge.files import read_at_most
 from trust.edge.ledger import Place, Reader, places_of
 from trust.edge.policy_cache import PolicyCache
 from trust.errors import InputError, MeshError, Reason
@@ -92,8 +94,10 @@ def repository_in(directory: Path) -> Callable[[str], bytes | None]:
         )
 
     def read(path: str) -> bytes | None:
+        if ".." in PurePosixPath(path).parts:  # whoever wrote the metadata there chose the names in it
+            return None
         try:
-            return (directory / path).read_bytes()
+            return read_at_most(directory / path, limits.MAX_BUNDLE_ARCHIVE_BYTES)
         except (FileNotFoundError, NotADirectoryError):
             return None
 
@@ -142,14 +146,7 @@ def export_evidence(
     folders = [*homes, *sources.endorsements]
     # what others kept of it is asked last: the node itself has every one of its own
     _add_endorsements(found, [*folders, *(folder / PEERS for folder in folders)])
-    beside = [folder.parent / "credentials" for folder in folders]
-    credentials = find_credentials(
-        [*beside, *(folder / PEERS for folder in beside)],
-        _attested_by(found.intents),
-        newest=[
-            folder.parent / "credential.json" for folder in beside
-        ],  # a running node writes the others later
-    )
+    credentials = _credentials(found.intents, folders)
     if ca_pem is not None:
         found.anchors |= _ders(ca_pem)
     if not found.anchors:
@@ -165,6 +162,16 @@ def export_evidence(
         links=_links(credentials.values(), {node.name: readers[node.name] for node in found.nodes}),
     )
     return build_evidence(evidence), evidence
+
+
+def _credentials(intents: Sequence[Intent], folders: Sequence[Path]) -> dict[bytes, bytes]:
+    """Return the trust credentials under which permits were issued, from beside folders `endorsements`."""
+    beside = [folder.parent / "credentials" for folder in folders]
+    # a running node writes the others later
+    newest = [folder.parent / "credential.json" for folder in beside]
+    return find_credentials(
+        [*beside, *(folder / PEERS for folder in beside)], _attested_by(intents), newest=newest
+    )
 
 
 def missing_policies(evidence: Evidence) -> list[tuple[int, str]]:
@@ -198,7 +205,7 @@ def _from_node(found: _Found, node: str, reader: Reader, records: Mapping[int, t
     home = reader.directory.parent
     endorsement, anchors = read_endorsements(home / "endorsements", at_ms)
     found.anchors |= set() if anchors is None else _ders(anchors)
-    key = (reader.directory / _KEY_FILE).read_text("utf-8").strip()
+    key = read_at_most(reader.directory / _KEY_FILE, limits.MAX_NOTE_BYTES).decode("utf-8").strip()
     found.nodes.append(NodePart(node, key, reader.checkpoint_note, endorsement))
     _add_policy(found, home / "tuf", [r for r in parsed.values() if isinstance(r, Intent)])
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from trust import limits
-from trust.edge.files import write_atomic
+from trust.edge.files import read_at_most, write_atomic
 from trust.node_key import endorsement_digest, endorsement_times
 
 PEERS: Final = "peers"
@@ -93,8 +93,7 @@ def read_endorsements(directory: Path, at_ms: int) -> tuple[bytes | None, bytes 
     if not names:
         return None, None
     name = before[-1] if before else names[0]
-    anchors = directory / f"{name}.pem"
-    return (directory / f"{name}.jws").read_bytes(), anchors.read_bytes() if anchors.exists() else None
+    return _endorsement(directory / f"{name}.jws"), _anchors(directory / f"{name}.pem")
 
 
 def find_endorsement(directory: Path, key_id: str, at_ms: int) -> tuple[bytes | None, bytes | None]:
@@ -109,8 +108,15 @@ def find_endorsement(directory: Path, key_id: str, at_ms: int) -> tuple[bytes | 
     files = sorted(directory.glob("*.jws"), key=lambda path: (path.stem > near, path.stem))
     before = [path for path in files if path.stem <= near]
     for path in (*reversed(before), *files[len(before) :]):
-        data = path.read_bytes()
+        data = _endorsement(path)
         if endorsement_digest(data) == key_id:
-            anchors = path.with_suffix(".pem")
-            return data, anchors.read_bytes() if anchors.exists() else None
+            return data, _anchors(path.with_suffix(".pem"))
     return None, None
+
+
+def _endorsement(path: Path) -> bytes:
+    return read_at_most(path, limits.MAX_ENDORSEMENT_BYTES)
+
+
+def _anchors(path: Path) -> bytes | None:
+    return read_at_most(path, limits.MAX_CERTIFICATE_CHAIN_BYTES) if path.exists() else None

@@ -44,6 +44,22 @@ def test_without_a_folder_there_is_no_endorsement(tmp_path: Path) -> None:
     assert read_endorsements(tmp_path / "none", NOW_MS) == (None, None)
 
 
+def test_no_file_of_a_foreign_folder_is_read_without_a_bound(tmp_path: Path) -> None:
+    """Folders of other nodes are handed over for an export: a huge file there is named, not read."""
+    endorsement, anchors = issued(NOW_MS), tmp_path / f"{NOW_S:012d}.pem"
+    key_id = endorsement_digest(endorsement)
+    EndorsementFiles(tmp_path).keep(endorsement, b"one")
+    for path, most in (
+        (anchors, limits.MAX_CERTIFICATE_CHAIN_BYTES),
+        (anchors.with_suffix(".jws"), limits.MAX_ENDORSEMENT_BYTES),
+    ):
+        path.write_bytes(b"x" * (most + 1))
+        with pytest.raises(OSError, match="too large"):
+            read_endorsements(tmp_path, NOW_MS)
+        with pytest.raises(OSError, match="too large"):
+            find_endorsement(tmp_path, key_id, NOW_MS)
+
+
 def test_the_oldest_go_when_there_are_too_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder on a node's disk does not grow for ever."""
     monkeypatch.setattr(limits, "MAX_KEPT_ENDORSEMENTS", 2)
