@@ -88,23 +88,12 @@ def export(
 
     Records, permits and their inclusion proofs; policies, certificates and trust credentials of then.
     """
-    ledgers = {node: Path(place) for node, place in _pairs("--ledger", ledger)}
-    if mesh is not None and (not ledgers or (mesh / "nodes").is_dir()):
-        ledgers = ledgers_of(mesh) | ledgers
-    if not ledgers:
-        raise InputError(Reason.INPUT_INVALID, "say where the ledgers are: --ledger NODE=DIR, or --mesh DIR")
-    archives: dict[str, list[Place]] = {}
-    for node, place in _pairs("--archive", archive):
-        if node not in ledgers:
-            raise InputError(
-                Reason.INPUT_INVALID, f"--archive {node}=…: there is no ledger of {node} to go with it"
-            )
-        archives.setdefault(node, []).append(open_place(place))
+    ledgers = _ledgers(ledger, mesh)
     kept = None if mesh is None else mesh / "control-plane" / "data" / "repository"
     if repository is None and kept is not None and kept.is_dir():
         repository = kept
     sources = Sources(
-        archives=archives,
+        archives=_archives(archive, ledgers),
         endorsements=tuple(endorsements or ()),
         repository=None if repository is None else repository_in(repository),
     )
@@ -112,22 +101,52 @@ def export(
     ca_pem = None if ca is None else read_given(ca, limits.MAX_CERTIFICATE_CHAIN_BYTES)
     data, evidence, notes = run(_collect(wanted, ledgers, ca_pem, sources, mesh))
     write_atomic(output, data, mode=0o600)
-    notes += [
+    _tell_exported(output, len(data), evidence, [*notes, *_missing(evidence)], as_json=as_json)
+
+
+def _ledgers(given: list[str] | None, mesh: Path | None) -> dict[str, Path]:
+    """Return node to ledger directory: those that were named, and those of a mesh that `egm up` made."""
+    ledgers = {node: Path(place) for node, place in _pairs("--ledger", given)}
+    if mesh is not None and (not ledgers or (mesh / "nodes").is_dir()):
+        ledgers = ledgers_of(mesh) | ledgers
+    if not ledgers:
+        raise InputError(Reason.INPUT_INVALID, "say where the ledgers are: --ledger NODE=DIR, or --mesh DIR")
+    return ledgers
+
+
+def _archives(given: list[str] | None, ledgers: Mapping[str, Path]) -> dict[str, list[Place]]:
+    archives: dict[str, list[Place]] = {}
+    for node, place in _pairs("--archive", given):
+        if node not in ledgers:
+            raise InputError(
+                Reason.INPUT_INVALID, f"--archive {node}=…: there is no ledger of {node} to go with it"
+            )
+        archives.setdefault(node, []).append(open_place(place))
+    return archives
+
+
+def _missing(evidence: Evidence) -> list[str]:
+    """Return notes about what the file would need to prove everything, and where that may be."""
+    policies = [
         f"policy version {version} ({sha256}) is in no place that was looked at, so that its quorum cannot be "
         "verified; name the control plane's repository with --repository, or a running mesh with --mesh"
         for version, sha256 in missing_policies(evidence)
     ]
-    notes += [
+    credentials = [
         f"the trust credential {sha256} of {node} is in no place that was looked at, so that who vouched for the node "
         "cannot be verified; name the folder 'endorsements' of its data directory with --endorsements"
         for node, sha256 in missing_credentials(evidence)
     ]
+    return [*policies, *credentials]
+
+
+def _tell_exported(output: Path, size: int, evidence: Evidence, notes: list[str], *, as_json: bool) -> None:
     nodes = [node.name for node in evidence.nodes]
     emit(
         {
             "ok": True,
             "file": str(output),
-            "bytes": len(data),
+            "bytes": size,
             "executions": sorted({content.execution for content in evidence.contents}),
             "records": len(evidence.records),
             "nodes": nodes,
@@ -139,7 +158,7 @@ def export(
         text="\n".join(
             [
                 f"wrote {output}: {len(evidence.records)} records of {', '.join(nodes)}, "
-                f"{len(evidence.policies)} policies, {len(data)} bytes",
+                f"{len(evidence.policies)} policies, {size} bytes",
                 *(f"note: {note}" for note in notes),
                 f"check it with: egm evidence verify {output} --root ROOT.json --ca CA.pem",
             ]

@@ -55,41 +55,33 @@ def list_incidents(
             return await client.page(request)
 
     answer = run(ask())
-
-    def text() -> None:
-        if answer.problem:
-            console.print(f"detection: {answer.problem}", soft_wrap=True)
-        if not answer.incidents:
-            console.print("no incidents")
-            return
-        table(
-            ("incident", "severity", "rule", "what", "who", "last (UTC)", "found", "state"),
-            (
-                (
-                    one.id,
-                    one.severity,
-                    one.rule,
-                    one.title,
-                    one.subject,
-                    _time(one.last_ms),
-                    one.findings,
-                    one.state,
-                )
-                for one in answer.incidents
-            ),
-        )
-        if answer.next_cursor:
-            console.print(f"more: --cursor {answer.next_cursor}")
-
     data = {
         "incidents": [incident_json(one) for one in answer.incidents],
         "next_cursor": answer.next_cursor,
         "respond": answer.respond,
         "problem": answer.problem,
     }
-    emit(data, as_json=as_json, text=text)
+    emit(data, as_json=as_json, text=lambda: _print_page(answer))
     if any(one.state == "open" for one in answer.incidents):
         raise typer.Exit(Exit.NO)
+
+
+def _print_page(answer: incidents_pb2.ListIncidentsResponse) -> None:
+    if answer.problem:
+        console.print(f"detection: {answer.problem}", soft_wrap=True)
+    if not answer.incidents:
+        console.print("no incidents")
+        return
+    columns = ("incident", "severity", "rule", "what", "who", "last (UTC)", "found", "state")
+    table(
+        columns,
+        (
+            (i.id, i.severity, i.rule, i.title, i.subject, _time(i.last_ms), i.findings, i.state)
+            for i in answer.incidents
+        ),
+    )
+    if answer.next_cursor:
+        console.print(f"more: --cursor {answer.next_cursor}")
 
 
 @app.command()

@@ -74,18 +74,8 @@ def init(
             return
         ceremony = Ceremony.open(directory)
     else:
-        if not root_key or not approver_key:
-            raise InputError(
-                Reason.INPUT_INVALID,
-                "give the holders' public keys (--root-key NAME.pub.json … --approver-key NAME.pub.json …; "
-                "each holder makes theirs with 'egm keys new NAME'), or use --development",
-            )
-        ceremony = Ceremony.start(
-            directory,
-            trust_domain=trust_domain,
-            root=Holders([load_public(path) for path in root_key], root_threshold),
-            approvers=Holders([load_public(path) for path in approver_key], threshold),
-        )
+        root, people = _holders(root_key, root_threshold), _holders(approver_key, threshold)
+        ceremony = Ceremony.start(directory, trust_domain=trust_domain, root=root, approvers=people)
     for path in signed or ():
         ceremony.merge(read_given(path, limits.MAX_METADATA_BYTES))
     if ceremony.quorum.met:
@@ -93,6 +83,16 @@ def init(
         return
     _report_waiting(ceremony, as_json=as_json)
     raise typer.Exit(Exit.NO)
+
+
+def _holders(keys: list[Path] | None, threshold: int) -> Holders:
+    if not keys:
+        raise InputError(
+            Reason.INPUT_INVALID,
+            "give the holders' public keys (--root-key NAME.pub.json … --approver-key NAME.pub.json …; "
+            "each holder makes theirs with 'egm keys new NAME'), or use --development",
+        )
+    return Holders([load_public(path) for path in keys], threshold)
 
 
 def _report(domain: Domain, *, as_json: bool) -> None:

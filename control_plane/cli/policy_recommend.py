@@ -52,9 +52,8 @@ def recommend_policy(
             return await client.query(request), None if policy is None else policy.base.data
 
     answer, archive = run(ask())
-    period = (
-        f"{to_datetime(answer.since_ms):%Y-%m-%d %H:%M} to {to_datetime(answer.until_ms):%Y-%m-%d %H:%M} UTC"
-    )
+    since_until = (f"{to_datetime(ms):%Y-%m-%d %H:%M}" for ms in (answer.since_ms, answer.until_ms))
+    period = f"{' to '.join(since_until)} UTC"
     draft = recommend(
         [_observed(group) for group in answer.groups],
         archive,
@@ -65,11 +64,10 @@ def recommend_policy(
         period=period,
     )
     write_folder(output, draft.files)
-    notes = list(draft.notes)
-    if answer.omitted:
-        notes.append(
-            f"{answer.omitted} edges with the fewest calls were left out (MAX_ANALYTICS_ROWS): name a --service"
-        )
+    omitted = (
+        f"{answer.omitted} edges with the fewest calls were left out (MAX_ANALYTICS_ROWS): name a --service"
+    )
+    notes = [*draft.notes, *([omitted] if answer.omitted else ())]
     data = {
         "folder": str(output),
         "files": sorted(draft.files),

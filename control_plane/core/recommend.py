@@ -90,14 +90,7 @@ def recommend(
         work, [o for o in observed if (o.executed or o.would_deny) and service in {"", o.service}]
     )
     usable, ruled = _of_base(work, usable)
-    calls = sum(o.executed for o in usable)
-    if calls < min_calls or not usable:
-        raise InputError(
-            Reason.INPUT_INVALID,
-            f"{calls} calls of identified workloads were observed, {min_calls} are needed for a draft "
-            "(MIN_RECOMMEND_CALLS): observe longer, look further back with --since, or say --min-calls "
-            f"{max(1, calls)}{''.join(f'; {note}' for note in work.notes[:_EXPLAINED])}",
-        )
+    _check_enough(work, usable, min_calls)
     services = sorted({o.service for o in usable})
     _declare(work, usable, services, level)
     kept = _keep(work, set(services), everything=not service and not ruled)
@@ -119,6 +112,17 @@ def recommend(
         replaced=tuple(sorted(work.replaced)),
         edges=work.edges,
     )
+
+
+def _check_enough(work: Work, usable: Sequence[Observed], min_calls: int) -> None:
+    calls = sum(o.executed for o in usable)
+    if calls < min_calls or not usable:
+        raise InputError(
+            Reason.INPUT_INVALID,
+            f"{calls} calls of identified workloads were observed, {min_calls} are needed for a draft "
+            "(MIN_RECOMMEND_CALLS): observe longer, look further back with --since, or say --min-calls "
+            f"{max(1, calls)}{''.join(f'; {note}' for note in work.notes[:_EXPLAINED])}",
+        )
 
 
 def _settings_of(base: Bundle | None, trust_domain: str) -> dict[str, Any]:

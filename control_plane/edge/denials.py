@@ -101,7 +101,7 @@ class DenialDesk:
             vouched=self._lookout.vouched,
         )
         self._announcer = MqttAnnouncer(broker, me.trust_domain, topic=denials_topic(me.trust_domain))
-        self._stale = asyncio.Event()
+        self._stale = asyncio.Event()  # what is retained at the broker is older than what is denied
         self._stale.set()
         self.keeper.subscribe(self._news)
 

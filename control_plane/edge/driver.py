@@ -1,6 +1,7 @@
 """Runs one control plane: opens everything in order, serves until told to stop, drains."""
 
 import asyncio
+import functools
 import logging
 import os
 import secrets
@@ -227,8 +228,8 @@ async def _open(config: ControlPlaneConfig, stack: AsyncExitStack) -> _Plane:
     stack.enter_context(only_one(config.data_dir))
     root = await asyncio.to_thread(_read_root, config.root)
     ca = await asyncio.to_thread(CertificateAuthority.open, config.ca)
-    spiffe_id = SpiffeId.of(config.trust_domain, "control-plane", config.name)
-    identity = await asyncio.to_thread(OwnIdentity, ca, spiffe_id, config.identity, clock)
+    me = SpiffeId.of(config.trust_domain, "control-plane", config.name)
+    identity = await asyncio.to_thread(OwnIdentity, ca, me, config.identity, clock)
     keyring = await asyncio.to_thread(OnlineKeyring.open, config.online_keys)
     database = Database(config.store_url())
     stack.push_async_callback(database.close)
@@ -241,16 +242,9 @@ async def _open(config: ControlPlaneConfig, stack: AsyncExitStack) -> _Plane:
         announcements.publish(timestamp_json)
         await announcer.announce(timestamp_json)
 
+    make = functools.partial(DenialDesk, identity=identity.source, root=root, clock=clock, broker=broker)
     denials = await asyncio.to_thread(
-        DenialDesk,
-        config.data_dir,
-        spiffe_id,
-        secrets.token_hex(8),
-        identity=identity.source,
-        root=root,
-        clock=clock,
-        broker=broker,
-        timestamp=announcements.newest,
+        make, config.data_dir, me, secrets.token_hex(8), timestamp=announcements.newest
     )
     approvals = ApprovalOffice(database, clock, trust_domain=config.trust_domain)
 
@@ -259,15 +253,14 @@ async def _open(config: ControlPlaneConfig, stack: AsyncExitStack) -> _Plane:
         approvals.govern(mesh)
 
     files = RepositoryFiles(config.data_dir / "repository")
+    check = functools.partial(check_bundles, trust_domain=config.trust_domain)
     publisher = Publisher(
         database,
         files,
         keyring,
         clock,
         announce=announce,
-        check=lambda role, archive, others: check_bundles(
-            role, archive, others, trust_domain=config.trust_domain
-        ),
+        check=check,
         renew_fraction=config.renew_fraction,
         governed=govern,
     )
