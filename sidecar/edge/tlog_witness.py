@@ -1,9 +1,13 @@
 """Asks a third party to cosign this node's checkpoint: C2SP tlog-witness, `POST PREFIX/add-checkpoint`."""
 
 import base64
+import contextlib
 import http.client
+import os
 import re
+import socket
 import ssl
+import threading
 from collections.abc import Callable, Sequence
 from typing import Final
 from urllib.parse import urlsplit
@@ -23,7 +27,7 @@ Prove = Callable[[int], Sequence[bytes]]  # consistency proof from a size to the
 
 
 class TlogWitness:
-    """One third party. Blocking, with a deadline per read: call it in a thread."""
+    """One third party. Blocking, WITNESS_TIMEOUT_S at most for each request: call it in a thread."""
 
     def __init__(self, witness: Witness) -> None:
         """Know nothing of what it has seen."""
@@ -74,14 +78,12 @@ class TlogWitness:
         body = f"old {old}\n{lines}\n".encode() + note
         url = urlsplit(self.witness.address)
         host, port = url.hostname or "", url.port
-        connection: http.client.HTTPConnection
+        connection: _Timed
         if url.scheme == "https":
             context = ssl.create_default_context()
-            connection = http.client.HTTPSConnection(
-                host, port, timeout=limits.WITNESS_TIMEOUT_S, context=context
-            )
+            connection = _TimedTls(host, port, timeout=limits.WITNESS_TIMEOUT_S, context=context)
         else:
-            connection = http.client.HTTPConnection(host, port, timeout=limits.WITNESS_TIMEOUT_S)
+            connection = _Timed(host, port, timeout=limits.WITNESS_TIMEOUT_S)
         try:
             path = f"{url.path.rstrip('/')}/add-checkpoint"
             connection.request("POST", path, body, {"Content-Type": "text/plain; charset=utf-8"})
@@ -92,4 +94,41 @@ class TlogWitness:
                 Reason.SOURCE_UNAVAILABLE, f"witness {self.witness.name} at {self.witness.address}: {error}"
             ) from None
         finally:
+            connection.over()
             connection.close()
+
+
+class _Timed(http.client.HTTPConnection):
+    """A connection that is shut WITNESS_TIMEOUT_S after it was opened, whatever the other side sends meanwhile.
+
+    Timeouts of sockets begin anew with every byte: a third party that sends one every few seconds would hold a thread
+    for hours, and with some of them every thread that this node has for its disk and its policy.
+    """
+
+    _ending: tuple[threading.Timer, socket.socket] | None = None
+
+    def connect(self) -> None:
+        """Connect; in front of TLS, so that its handshake is in time as well."""
+        super().connect()
+        # A socket of its own on the same connection: http.client closes its own when it likes.
+        other = socket.socket(fileno=os.dup(self.sock.fileno()))
+        timer = threading.Timer(limits.WITNESS_TIMEOUT_S, _shut, (other,))
+        timer.daemon = True
+        timer.start()
+        self._ending = (timer, other)
+
+    def over(self) -> None:
+        """Let it be: the answer is here, or will not be waited for."""
+        ending, self._ending = self._ending, None
+        if ending is not None:
+            ending[0].cancel()
+            ending[1].close()
+
+
+class _TimedTls(http.client.HTTPSConnection, _Timed):
+    """The same over TLS."""
+
+
+def _shut(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # it ended at the same moment
+        connection.shutdown(socket.SHUT_RDWR)

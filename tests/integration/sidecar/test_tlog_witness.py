@@ -1,6 +1,9 @@
 """The client of third-party witnesses: the exact request of C2SP tlog-witness, and no trust in the answer."""
 
 import base64
+import contextlib
+import socket
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +12,7 @@ import pytest
 from sidecar.edge.tlog_witness import TlogWitness
 from tests.support.attestation import PARTY_KEY, AttestedNode
 from tests.support.tlog_witness import ThirdParty
+from trust import limits
 from trust.attestation.roster import Witness
 from trust.checkpoint import open_checkpoint
 from trust.errors import MeshError, Reason
@@ -103,3 +107,42 @@ def test_the_request_is_as_specified(party: ThirdParty, monkeypatch: pytest.Monk
     assert bodies[0] == b"old 0\n\n" + first
     lines = "".join(base64.b64encode(h).decode() + "\n" for h in node.tree.proof(3))
     assert bodies[1] == f"old 3\n{lines}\n".encode() + second
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_party_that_sends_a_byte_now_and_then_is_not_listened_to_for_ever(
+    party: ThirdParty, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    """Each byte would begin the time anew: a few of them would take every thread of the node, for hours."""
+    monkeypatch.setattr(limits, "WITNESS_TIMEOUT_S", 0.3)
+    left = threading.Event()
+
+    def drip(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection, contextlib.suppress(OSError):
+            if scheme == "https":
+                connection.sendall(b"\x16\x03\x03\x3f\xff")  # a long handshake record begins
+            while not left.wait(0.02):
+                connection.sendall(b"\x02" if scheme == "https" else b"H")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        dripping = threading.Thread(target=drip, args=(listener,))
+        dripping.start()
+        url = f"{scheme}://127.0.0.1:{listener.getsockname()[1]}"
+        asked = TlogWitness(Witness("w1", party.key, url))
+        node = AttestedNode("n")
+        ended = threading.Event()
+
+        def ask() -> None:
+            with pytest.raises(MeshError) as error:
+                asked.add_checkpoint(node.statement().checkpoint, node.tree.proof)
+            assert error.value.reason is Reason.SOURCE_UNAVAILABLE
+            ended.set()
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        gave_up = ended.wait(10)
+        left.set()
+        asking.join()
+        dripping.join()
+    assert gave_up, "the party ended it, not the node"
