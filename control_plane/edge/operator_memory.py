@@ -3,8 +3,10 @@
 The highest versions that it was shown (a floor), and the digest of each proposal that a person reviewed here.
 """
 
+import contextlib
+import fcntl
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -15,6 +17,7 @@ from trust.metadata import ONLINE_ROLES
 
 FLOOR_FILE: Final = "operator-floor.json"
 REVIEWED_FILE: Final = "reviewed.json"  # proposal id to the digest that `egm policy review` showed here
+_LOCK_FILE: Final = ".operator.lock"
 _MAX_REVIEWED: Final = 200
 V = TypeVar("V", int, str)
 
@@ -42,15 +45,18 @@ class OperatorMemory:
                     f"the control plane shows {f'version {shown}' if shown else 'no version'} of {role}; "
                     f"it showed {lowest} before",
                 )
-        if floor != (raised := floor | dict(versions)):
-            write_atomic(file, json.dumps(raised, sort_keys=True).encode())
+        if floor != floor | dict(versions):
+            with self._alone():
+                raised = _raised(_read_record(file, int), versions)
+                write_atomic(file, json.dumps(raised, sort_keys=True).encode())
 
     def note_reviewed(self, digest: str) -> None:
         """Note what was shown to the person at this terminal, for `check_reviewed`."""
         file = self._directory / REVIEWED_FILE
-        record = {**_read_record(file, str), digest[:ID_DIGITS]: digest}
-        kept = dict(list(record.items())[-_MAX_REVIEWED:])
-        write_atomic(file, json.dumps(kept).encode())
+        with self._alone():
+            record = {**_read_record(file, str), digest[:ID_DIGITS]: digest}
+            kept = dict(list(record.items())[-_MAX_REVIEWED:])
+            write_atomic(file, json.dumps(kept).encode())
 
     def check_reviewed(self, now: str, digest: str | None = None) -> None:
         """Refuse to sign anything but what was shown: an id is the start of a digest, and two may begin alike.
@@ -70,6 +76,22 @@ class OperatorMemory:
                     f"what was reviewed has the digest {seen[:64]}, what would be signed {now}: "
                     "the control plane sent something else; do not sign it",
                 )
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Let one command at a time read and replace: of two in two terminals neither may undo what the other noted."""
+        self._directory.mkdir(parents=True, exist_ok=True)
+        with (self._directory / _LOCK_FILE).open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+
+def _raised(floor: Mapping[str, int], versions: Mapping[str, int]) -> dict[str, int]:
+    """Return the floor with what is shown now; another command may have been shown more of a policy meanwhile."""
+    return dict(floor) | {
+        role: version if role in ONLINE_ROLES else max(version, floor.get(role, 0))
+        for role, version in versions.items()
+    }
 
 
 def _read_record(file: Path, kind: type[V]) -> dict[str, V]:
