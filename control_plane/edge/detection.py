@@ -197,12 +197,13 @@ class Detection:
             if not await stored.claim(connection, self._owner, now_ms=now_ms):
                 self.problem = ""
                 return False
+        async with self._database.read() as connection:  # nobody else writes it as long as the right lasts
             try:
                 state, positions = await stored.load(connection)
-                detector = self._new_detector(state)
+                detector = await asyncio.to_thread(self._new_detector, state)
             except InputError as error:
                 logger.error("%s; learning begins anew", error.detail)
-                _, positions = None, await stored.positions(connection)
+                positions = await stored.positions(connection)
                 detector = self._new_detector(None)
         self._positions, self._saved = dict(positions), dict(positions)
         self._claimed_ms = self._saved_ms = now_ms

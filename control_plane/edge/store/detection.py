@@ -4,7 +4,7 @@ import asyncio
 import json
 import logging
 import zlib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -33,6 +33,7 @@ _MAX_AHEAD_MS: Final = 3_600_000
 _ONLY: Final = 1  # row of detection_state
 _CHUNK: Final = 400  # keys in one statement
 _MIN_SHARE: Final = 64  # records of one node in one step
+_PIECE: Final = 20  # entries of what was learned that are written at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,9 +130,30 @@ async def save(
     )
 
 
-def pack(state: Any) -> bytes:
-    """Return what was learned as bytes for the store."""
-    return zlib.compress(json.dumps(state, separators=(",", ":")).encode(), 1)
+def pack(state: Mapping[str, Any]) -> bytes:
+    """Return what was learned as bytes for the store. In a thread: it may take half a second, and holds up no other."""
+    packer = zlib.compressobj(1)
+    return b"".join([*(packer.compress(text.encode()) for text in _pieces(state)), packer.flush()])
+
+
+def _pieces(state: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the JSON of a mapping in small pieces: one call for all of it would keep every other thread waiting."""
+    before = "{"
+    for key, value in state.items():
+        yield f"{before}{json.dumps(key)}:"
+        before = ","
+        if not isinstance(value, list):
+            yield _json(value)
+            continue
+        yield "["
+        for start in range(0, len(value), _PIECE):
+            yield ("," if start else "") + _json(value[start : start + _PIECE])[1:-1]
+        yield "]"
+    yield "{}" if before == "{" else "}"
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"))
 
 
 def _unpack(data: bytes) -> Any:

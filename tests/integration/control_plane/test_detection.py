@@ -2,6 +2,9 @@
 
 import asyncio
 import contextlib
+import json
+import threading
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import pytest
 import sqlalchemy as sa
 from securesystemslib.signer import CryptoSigner
 
+from control_plane.core.detection import Detector
 from control_plane.core.executions import Batch
 from control_plane.core.incidents import Incident, State
 from control_plane.core.responses import Fate, Response
@@ -184,6 +188,37 @@ async def test_damaged_learning_is_learned_anew_and_detection_goes_on(
     await ship(database, replayed(1))
     await second.look()
     assert len(await second.incidents()) == 1
+
+
+async def test_taking_over_much_that_was_learned_keeps_no_writer_waiting(
+    database: Database, tmp_path: Path
+) -> None:
+    """It may take seconds, in which leases must be renewed and revocations passed on."""
+    plane = Plane(database, tmp_path)
+    await ship(database, replayed(1))
+    real, begun, go = plane.detection._new_detector, threading.Event(), threading.Event()
+
+    def slow(state: object) -> Detector:
+        begun.set()
+        assert go.wait(20), "nobody else could write meanwhile"
+        return real(state)
+
+    plane.detection._new_detector = slow  # type: ignore[method-assign]
+    looking = asyncio.create_task(plane.look())
+    assert await asyncio.to_thread(begun.wait, 20)
+    async with database.write() as connection:
+        await connection.execute(sa.text("UPDATE detection_state SET id = id"))
+    go.set()
+    await looking
+    assert len(await plane.incidents()) == 1
+
+
+@pytest.mark.parametrize(
+    "value", [{}, {"a": []}, {"a": [1, [2], {"b": "c"}], "d": list(range(45)), "e": {"f": 1}}]
+)
+def test_what_was_learned_is_written_in_pieces_that_make_one_value(value: dict[str, object]) -> None:
+    """The same JSON as in one piece, however many entries there are."""
+    assert json.loads(zlib.decompress(stored.pack(value))) == value
 
 
 async def test_damaged_record_and_a_failing_detector_do_not_end_the_control_plane(
