@@ -177,7 +177,7 @@ class Threats:
                 key = (str(rule), str(subject))
                 self._counts[key] = _Count.from_json(count)
                 self._shares.touch(key, str(node))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, OverflowError) as error:
             raise InputError(Reason.INPUT_INVALID, f"counts cannot be read: {error}") from None
 
     def _count(
