@@ -271,6 +271,7 @@ async def _open(config: ControlPlaneConfig, stack: AsyncExitStack) -> _Plane:
     await reports.load()
     status = StatusSource(config, database, publisher, announcer, identity, ca, clock)
     watch = await Watch.open(status, reports=reports, keeper=denials.keeper, broker=broker)
+    stack.callback(watch.observing.close)
     approvals.opened = watch.observing.ticket_opened
     return _Plane(
         status,

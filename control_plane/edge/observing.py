@@ -52,13 +52,14 @@ class ObservationDesk:
         self._database, self._clock = database, clock
         self.sums = ExecutionSums(database, clock)
         self._mqtt = MqttMessages(broker, topic(config.trust_domain))
+        self._webhooks = Webhooks(config.webhooks, clock)
         self.alerting = Alerting(
             database,
             clock,
             self.sums,
             reports,
             settings,
-            webhooks=Webhooks(config.webhooks, clock),
+            webhooks=self._webhooks,
             mqtt=self._mqtt,
             trust_domain=config.trust_domain,
             name=config.name,
@@ -84,3 +85,7 @@ class ObservationDesk:
     def background(self) -> list[Coroutine[Any, Any, None]]:
         """Return what runs beside the server."""
         return [self.sums.run(), self.alerting.run(), self.alerting.deliver_forever(), self._mqtt.run()]
+
+    def close(self) -> None:
+        """Let go of the threads and connections of webhooks; call it when nothing runs any more."""
+        self._webhooks.close()

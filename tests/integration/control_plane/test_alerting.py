@@ -147,6 +147,10 @@ async def test_refusals_become_a_signed_message_once_and_survive_a_restart(
             held = (await run(book(domain, plane), "alerts", "show", message["id"], "--json")).data["alert"]
             assert (held["state"], held["acked_by"]) == ("firing", f"spiffe://{TRUST_DOMAIN}/operator/olga")
         assert sum(json.loads(data)["rule"] == "refused" for _, data in hook.received) == 2
+    await until(
+        lambda: not any(one.name.startswith("webhook-") for one in threading.enumerate()),
+        "the threads of webhooks ended with their control plane",
+    )
 
 
 async def _look(directory: Path, alert: str) -> None:
