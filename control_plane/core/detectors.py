@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from control_plane.core.findings import Decided, Ended, Event, Evidence, Finding, window_of
-from control_plane.core.profiles import CallerProfile, EdgeProfile, Profiles, hour_of
+from control_plane.core.profiles import Baseline, CallerProfile, EdgeProfile, Profiles, hour_of
 from control_plane.core.reasons import FOR_THE_CALLER
 from trust import limits
 from trust.detection import DetectionSettings
@@ -27,6 +27,7 @@ LOOP_DEPTH: Final = 32  # nobody chains calls so deep on purpose
 MIN_SIZE_BYTES: Final = 4_096  # a smaller message is never too large
 _RATIO: Final = 2.0  # below twice the usual nothing is a shift, however steady it was
 _SIZE_RATIO: Final = 4.0
+_FEW_RATIO: Final = 4.0
 # How small a deviation is taken for real: of square roots of counts (Poisson counts have 0.5), and of logarithms.
 _COUNT_FLOOR: Final = 0.6
 _LATENCY_FLOOR: Final = 0.15
@@ -171,9 +172,9 @@ class Behaviour:
         if edge.calls:
             root = math.sqrt(edge.calls)
             baseline = edge.rate_baseline(window)
-            low = -baseline.score(root, floor=_COUNT_FLOOR) >= self._settings.threshold
-            if grown and baseline.ready and low and baseline.mean**2 >= MIN_RATE_CALLS:
-                usual = baseline.mean**2
+            usual = baseline.mean**2
+            few = usual >= MIN_RATE_CALLS and usual >= _FEW_RATIO * edge.calls
+            if grown and baseline.ready and few and _fewer(baseline, edge.calls) >= self._settings.threshold:
                 text = (
                     f"only {edge.calls} calls of {what} in {self._settings.window_s} s; usual are {usual:.0f}"
                 )
@@ -250,6 +251,18 @@ class Behaviour:
     @staticmethod
     def _finding(rule: str, event: Event, window: int, at_ms: int, text: str) -> Finding:
         return Finding(rule, event.caller, window, at_ms, text, (event.evidence,))
+
+
+def _fewer(rate: Baseline, calls: int) -> float:
+    """Return by how many standard deviations `calls` are fewer than usual, as logarithms.
+
+    Nothing is less than no calls: as square roots, counts that vary by a third of their mean are never six deviations
+    too low. One call is added, because half a call is as likely as none.
+    """
+    spread = (
+        2 * max(rate.deviation, _COUNT_FLOOR) / rate.mean
+    )  # of the logarithm of a count, from that of its root
+    return math.log(rate.mean**2 / (calls + 1)) / spread
 
 
 def _close_caller(caller: CallerProfile) -> None:

@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--days", type=int, default=10)
     parser.add_argument("--quiet-days", type=int, default=8)
     parser.add_argument("--callers", type=int, default=12)
-    parser.add_argument("--attacks", type=int, default=56)
+    parser.add_argument("--attacks", type=int, default=76)
     parser.add_argument("--rate", type=float, default=6.0)
     parser.add_argument("--strength", type=float, default=1.0)
     given = parser.parse_args()

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from control_plane.core.detection import Detector
 from control_plane.core.findings import Finding
 from control_plane.core.incidents import Incident, fold
-from tests.support.traffic import WINDOW_MS, Attack, Traffic, generate
+from tests.support.traffic import TD, WINDOW_MS, Attack, Traffic, generate
 from trust.detection import DetectionSettings
 
 
@@ -40,11 +40,13 @@ class Score:
 
 def score(traffic: Traffic, settings: DetectionSettings) -> Score:
     """Run detection over generated traffic as the control plane does: window by window, with the clock behind it."""
-    detector, result = Detector(settings), Score()
+    revoked: set[str] = set()
+    detector, result = Detector(settings, denied=revoked.__contains__, trust_domain=TD), Score()
     attacks: list[Attack] = []
     found: list[Finding] = []
     for events, begun, ordinary in generate(traffic):
         attacks += begun
+        revoked |= {attack.subject for attack in begun if attack.kind == "revoked"}
         result.calls += ordinary
         if events:
             now_ms = events[-1].at_ms + 1

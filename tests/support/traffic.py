@@ -112,6 +112,8 @@ class _World:
                     r.lognormvariate(math.log(2_000), 1.0),
                 )
             )
+        if number == 0:  # a rate can only be too low where it is worth the name
+            caller.edges.append(_Edge("s1", "shop.Busy/M", 16 * what.rate, 2_000, 300, 900))
         # releases: about one caller in four calls something new once
         if number % 4 == 0:
             later = START_MS + r.randrange(what.quiet_days, what.days) * DAY_MS + r.randrange(DAY_MS)
@@ -121,11 +123,15 @@ class _World:
     def _plan(self, what: Traffic) -> list[tuple[int, str, _Caller]]:
         r = self._random
         first, last = START_MS + what.quiet_days * DAY_MS, START_MS + what.days * DAY_MS - 4 * WINDOW_MS
+        # a rate can only be too low where it is worth the name
+        busy = sorted(self.callers, key=lambda one: -max(edge.rate for edge in one.edges))[
+            : what.callers // 2
+        ]
         planned = []
         for number in range(what.attacks):
             kind = _KINDS[number % len(_KINDS)]
             office = [one for one in self.callers if one.hours != (0, 24)]
-            caller = r.choice(office if kind == "night" else self.callers)
+            caller = r.choice(office if kind == "night" else busy if kind == "silence" else self.callers)
             at_ms = r.randrange(first, last) // WINDOW_MS * WINDOW_MS
             low, high = caller.hours
             if kind == "night":
@@ -166,6 +172,7 @@ class _World:
         parent: bytes = b"",
         method: str = "",
         identified: bool = True,
+        foreign: str = "",
     ) -> bytes:
         r = self._random
         self._number += 1
@@ -178,9 +185,21 @@ class _World:
         if allowed:
             events.append(
                 Decided(
-                    caller_side, at_ms, Side.OUTBOUND, who, edge.service, method, True, reason, "", parent
+                    caller_side,
+                    at_ms,
+                    Side.OUTBOUND,
+                    who,
+                    edge.service,
+                    method,
+                    True,
+                    reason,
+                    "",
+                    parent,
+                    foreign,
                 )
             )
+        if foreign:  # nobody else knows of it
+            return execution
         events.append(Decided(callee_side, at_ms, Side.INBOUND, who, edge.service, method, allowed, reason))
         if allowed:
             duration = edge.latency_us * slow * r.lognormvariate(0, 0.35)
@@ -238,6 +257,28 @@ class _World:
             self._call(caller, edge, start_ms, events, response=120 * strength)
         elif kind == "inject":
             self._call(caller, edge, start_ms, events, request=120 * strength)
+        elif kind == "hammer":
+            for _ in range(int(24 * strength)):
+                self._call(caller, edge, start_ms, events, refusal="POLICY_DENIED")
+        elif kind == "silence":
+            quiet = [e for e in events if e.caller == caller.id and e.method == edge.method]
+            drop = set(map(id, quiet[int(len(quiet) * (1 - 0.97 * strength)) :]))
+            events[:] = [e for e in events if id(e) not in drop]
+        elif kind == "revoked":
+            for _ in range(5):
+                self._call(caller, edge, start_ms, events, refusal="REVOKED")
+        elif kind == "unvouched":
+            subject = f"the node that calls for {caller.id}"
+            for _ in range(8):
+                self._call(caller, edge, start_ms, events, refusal="ATTESTATION_MISSING")
+        elif kind == "liar":
+            # a node that makes up calls of a caller whom it does not hold, to have him quarantined
+            node = f"of-{edge.service}"
+            subject = f"spiffe://{TD}/node/{node}"
+            for number in range(20):
+                self._call(
+                    caller, edge, start_ms, events, node=node, method=f"shop.L/M{number}", foreign="lies"
+                )
         elif kind == "map":
             for number in range(int(25 * strength)):
                 self._call(caller, edge, start_ms, events, method=f"shop.S{number % 9}/List{number}")
@@ -280,10 +321,10 @@ _EXPECTED: Final = {
     "burst": frozenset({"EGM-B001"}),
     "slow": frozenset({"EGM-B002"}),
     "lateral": frozenset({"EGM-B003"}),
-    "probe": frozenset({"EGM-T003", "EGM-B004"}),
+    "probe": frozenset({"EGM-T003"}),
     "exfiltrate": frozenset({"EGM-B006"}),
     "inject": frozenset({"EGM-B005"}),
-    "map": frozenset({"EGM-B007", "EGM-B003"}),
+    "map": frozenset({"EGM-B007"}),
     "night": frozenset({"EGM-B008"}),
     "loop": frozenset({"EGM-B009"}),
     "replay": frozenset({"EGM-T002"}),
@@ -291,5 +332,10 @@ _EXPECTED: Final = {
     "stolen": frozenset({"EGM-T001"}),
     "stranger": frozenset({"EGM-T005"}),
     "past-sidecar": frozenset({"EGM-T009"}),
+    "hammer": frozenset({"EGM-B004"}),
+    "silence": frozenset({"EGM-B001"}),
+    "revoked": frozenset({"EGM-T006"}),
+    "unvouched": frozenset({"EGM-T010"}),
+    "liar": frozenset({"EGM-T011"}),
 }
 _KINDS: Final = tuple(_EXPECTED)
