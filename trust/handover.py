@@ -18,7 +18,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from trust import limits
@@ -33,6 +32,7 @@ from trust.compact import (
     uuid7_claim,
     write_object,
 )
+from trust.ed25519 import is_signature
 from trust.errors import EvidenceError, Reason, StateError
 from trust.permit_claims import format_id
 
@@ -106,8 +106,10 @@ def authenticate_handover(token: str, key: Ed25519PublicKey, *, audience: str, n
     if header != _HEADER:
         _refuse(f'its header is not exactly {{"alg":"EdDSA","typ":"{HANDOVER_TYPE}"}}')
     try:
-        key.verify(from_base64url(signature), f"{header}.{body}".encode("ascii"))
-    except (InvalidSignature, ValueError):
+        genuine = is_signature(from_base64url(signature), f"{header}.{body}".encode("ascii"), key)
+    except ValueError:
+        genuine = False
+    if not genuine:
         _refuse("its signature is not that of this node's key")
     try:
         payload = parse_object(from_base64url(body))

@@ -17,11 +17,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, NoReturn
 
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 
 from trust import limits
 from trust.compact import from_base64url, split_token, to_base64url
+from trust.ed25519 import is_signature
 from trust.errors import EvidenceError, Reason, StateError
 from trust.node_key import ENDORSEMENT_KEY, NodeKey
 from trust.permit_claims import NO_MESSAGE, PermitClaims, format_id, parse_claims, refuse, write_claims
@@ -149,8 +149,10 @@ def authenticate(token: str, *, key_of: Callable[[str], NodeKey], audience: str,
     if now_ms >= key.not_after_ms:
         raise StateError(Reason.PERMIT_UNVERIFIABLE, f"the endorsement of {key.node}'s signing key has ended")
     try:
-        key.public_key.verify(from_base64url(signature), f"{header}.{body}".encode("ascii"))
-    except (InvalidSignature, ValueError):
+        genuine = is_signature(from_base64url(signature), f"{header}.{body}".encode("ascii"), key.public_key)
+    except ValueError:
+        genuine = False
+    if not genuine:
         refuse("its signature does not verify")
     claims = _read(body)
     if claims.issuer != str(key.node):

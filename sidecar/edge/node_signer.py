@@ -7,6 +7,7 @@ from typing import Final
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from trust import limits
+from trust.ed25519 import Signer
 from trust.edge.node_key_file import KEY_FILE, load_or_make_key, write_public_key
 from trust.errors import MeshError, Reason, StateError
 from trust.identity import IdentitySource
@@ -48,8 +49,9 @@ class NodeSigner:
         Raises:
             InputError: KEY_UNREADABLE, naming the file and what to do.
         """
-        self._private = load_or_make_key(path)
-        write_public_key(path.with_suffix(PUBLIC_SUFFIX), self._private.public_key())
+        private = load_or_make_key(path)
+        self._public, self._signer = private.public_key(), Signer(private)
+        write_public_key(path.with_suffix(PUBLIC_SUFFIX), self._public)
         self._node, self._identity, self._clock = node, identity, clock
         self._endorsement: bytes | None = None
         self._key_id = ""
@@ -59,11 +61,11 @@ class NodeSigner:
     @property
     def public_key(self) -> Ed25519PublicKey:
         """The public half of the node key."""
-        return self._private.public_key()
+        return self._public
 
     def sign(self, data: bytes) -> bytes:
         """Return the Ed25519 signature of `data`, 64 bytes."""
-        return self._private.sign(data)
+        return self._signer.sign(data)
 
     def key_id(self) -> str:
         """Return the digest of the endorsement in force: the key id of permits.
