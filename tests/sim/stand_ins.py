@@ -46,6 +46,7 @@ def stand_ins(dice: random.Random) -> Iterator[None]:
     loop = SimpleNamespace(to_thread=_at_once, Lock=_Lock)
     swaps: list[tuple[object, str, object]] = [
         (witness_desk, "asyncio", loop),
+        (witness_desk, "to_thread_until_done", _at_once),
         (witness_desk, "secrets", SimpleNamespace(token_bytes=dice.randbytes)),
         (attestation_files, "write_atomic", write_atomic),
         (permit_floor, "write_atomic", write_atomic),
