@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Final
 
 from trust.bundle import MESH
 from trust.detection import Action
@@ -28,8 +29,12 @@ def detection_problems(mesh: MeshSettings, document: Document | None = None) -> 
 
 
 def _never_of_two(rule: str) -> bool:
-    """Behaviour is learned from the records of all nodes together; T001 and T007 are about one of them."""
-    return rule.startswith("EGM-B") or rule in {"EGM-T001", "EGM-T007"}
+    """Behaviour is learned from the records of all nodes together; T001, T007 and T011 are about one of them."""
+    return rule.startswith("EGM-B") or rule in {"EGM-T001", "EGM-T007", "EGM-T011"}
+
+
+# They name nobody, or a node: no record moves anything against a node.
+_ALERT_ONLY: Final = frozenset({"EGM-T005", "EGM-T008", "EGM-T010", "EGM-T011"})
 
 
 def _problems(mesh: MeshSettings) -> Iterator[tuple[Where, str, str, Severity]]:
@@ -54,6 +59,10 @@ def _problems(mesh: MeshSettings) -> Iterator[tuple[Where, str, str, Severity]]:
         if rule.min_nodes > 1 and _never_of_two(rule.on):
             what = f"no two nodes ever show {rule.on} each, so with min_nodes: {rule.min_nodes} this never happens"
             yield (*where, "min_nodes"), what, "remove min_nodes", Severity.WARNING
+        if rule.on in _ALERT_ONLY and set(rule.do) - {Action.ALERT}:
+            what = f"{rule.on} names no workload, so nothing but an alert ever comes of it"
+            hint = "write do: [alert]; a person quarantines a node with: egm node quarantine"
+            yield (*where, "do"), what, hint, Severity.WARNING
         if rule.on in settings.off:
             what = f"{rule.on} is off, so this never happens"
             yield (*where, "on"), what, "remove one of the two", Severity.ERROR

@@ -108,6 +108,11 @@ def test_actions_and_names_are_read_from_yaml_text() -> None:
             True,
             "no two nodes ever show EGM-B003 each",
         ),
+        (
+            {"responses": [{"on": "EGM-T011", "do": ["alert", "quarantine"]}]},
+            True,
+            "EGM-T011 names no workload, so nothing but an alert",
+        ),
     ],
 )
 def test_lint_says_what_can_never_happen(values: dict[str, Any], key: bool, found: str) -> None:
