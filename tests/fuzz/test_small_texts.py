@@ -33,7 +33,6 @@ CREDENTIAL = credential_of(AttestedNode("n").evidence(), WITNESSES)
 KEY, OTHER_KEY = (
     Ed25519PrivateKey.from_private_bytes(bytes([one]) * 32).public_key().public_bytes_raw().hex()
     for one in (1, 2)
-    for number in (1, 2)
 )
 MESH = {
     "trust_domain": "mesh.local",
