@@ -20,16 +20,27 @@ from trust.errors import Reason
 
 _ORDER: Final = ["FRESH", "STALE", "SEALED"]
 _PAUSE_S: Final = 0.05
+_TRIES: Final = 3
 _BALANCE: Final = {"account": "42"}
 
 
 async def stale(world: World) -> str:
-    """Kill the control plane and call while the grace lasts."""
-    await world.lab.control_plane.kill()
-    nodes = await world.lab.wait_until("STALE", WAIT_S)
-    done = await world.executed("alice", 7)
+    """Kill the control plane and call while the grace lasts; on a machine too busy for that, once more."""
+    for left in reversed(range(_TRIES)):
+        await world.lab.control_plane.kill()
+        nodes = await world.wait(lambda seen: all(one.get("lease") in _ORDER[1:] for one in seen.values()))
+        found = await world.transfer("alice", 7)
+        late = any(one["lease"] != "STALE" for one in nodes.values())
+        if not left or not (late or found.reason == Reason.POLICY_STALE.value):
+            break
+        await returned(world)
+    expect(not late, f"every node STALE at one time, got {nodes}")
+    expect(found.ok, f"that alice may transfer 7, got {found}")
     expect(all(one["alarms"] for one in nodes.values()), "an alarm on every node")
-    return f"killed (SIGKILL); lease STALE and an alarm on every node; alice's call still executed: {done}"
+    return (
+        "killed (SIGKILL); lease STALE and an alarm on every node; alice's call still executed: "
+        f"{found.reply['id']}"
+    )
 
 
 async def sealed(world: World) -> str:

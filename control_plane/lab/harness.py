@@ -74,8 +74,10 @@ class LabMesh(Breakable):
 
     async def close(self) -> None:
         """End every process and close every socket; never fails because something is gone already."""
-        for load in self._loads:
-            await load.stop()
+        ends = await asyncio.gather(*(load.stop() for load in self._loads), return_exceptions=True)
+        for end in ends:
+            if isinstance(end, BaseException):
+                self.note(f"a load had failed: {type(end).__name__}: {end}")
         await self._caller.close()
         await self.fleet.close()
         self.note("closed")
