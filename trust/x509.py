@@ -5,6 +5,7 @@ SVID specification, sections 2 to 5). Chains are checked up to given anchors; no
 """
 
 import datetime
+import functools
 import hashlib
 import itertools
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ from trust.spiffe import SpiffeId, check_trust_domain
 _PEM_MARK: Final = b"-----BEGIN "
 _EPOCH: Final = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 MIN_RSA_BITS: Final = 2048
+_KNOWN_PEERS: Final = 4_096  # certificates whose names are remembered; a mesh has one per member
 _UNREADABLE: Final = (
     ValueError,
     TypeError,
@@ -359,15 +361,21 @@ def check_peer(certificate_pem: bytes, *, trust_domain: str, now_ms: int) -> Spi
     Raises:
         EvidenceError: CALLER_AMBIGUOUS, CALLER_CERTIFICATE_EXPIRED, or CALLER_UNIDENTIFIED (another domain).
     """
-    try:
-        certificate = load_certificate(certificate_pem)
-    except MeshError:
-        raise EvidenceError(Reason.CALLER_UNIDENTIFIED, "the peer's certificate is unreadable") from None
-    spiffe_id = spiffe_id_of(certificate)
+    spiffe_id, not_after_ms = _member(certificate_pem)
     if spiffe_id.trust_domain != trust_domain:
         raise EvidenceError(
             Reason.CALLER_UNIDENTIFIED, f"{spiffe_id} is not of this trust domain ({trust_domain})"
         )
-    if now_ms >= validity(certificate)[1]:
+    if now_ms >= not_after_ms:
         raise EvidenceError(Reason.CALLER_CERTIFICATE_EXPIRED, f"the certificate of {spiffe_id} has expired")
     return spiffe_id
+
+
+@functools.lru_cache(_KNOWN_PEERS)
+def _member(certificate_pem: bytes) -> tuple[SpiffeId, int]:
+    """Return whom a certificate names and when it ends (Unix ms): the same for the same bytes, so read once."""
+    try:
+        certificate = load_certificate(certificate_pem)
+    except MeshError:
+        raise EvidenceError(Reason.CALLER_UNIDENTIFIED, "the peer's certificate is unreadable") from None
+    return spiffe_id_of(certificate), validity(certificate)[1]

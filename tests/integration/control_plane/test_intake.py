@@ -2,6 +2,7 @@
 
 import asyncio
 import sqlite3
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,13 @@ from control_plane.edge.store import detection as stored
 from control_plane.edge.store.database import Database
 from control_plane.edge.store.models import executions as table
 from control_plane.edge.tokens import StoredTokens
+from egm.v1 import record_pb2
 from tests.support.index import TRUST_DOMAIN, new_intake, taken
 from tests.support.records import START_MS, callee_side, execution_id, intent, outcome, workload
 from trust import limits
 from trust.errors import MeshError, Reason, StateError
 from trust.record import Intent, Outcome, build_record
+from trust.spiffe import SpiffeId
 
 NOW_MS = START_MS + 120_000
 MIGRATIONS = Path(database.__file__).parents[1] / "migrations"
@@ -140,6 +143,32 @@ async def test_what_waits_is_taken_in_one_transaction_whoever_left_and_at_most_o
     assert await asyncio.gather(*waiting, again) == [*[1] * 20, 2]
     assert groups == [[f"{node}0" for node in nodes], ["n01"]]
     assert gone.cancelled()
+    await store.close()
+
+
+async def test_large_message_is_looked_at_beside_the_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thousand records take as long as a hundred heartbeats of nodes; neither waits for the other."""
+    store = Database(f"sqlite+aiosqlite:///{tmp_path / 's.db'}")
+    await store.migrate()
+    where: list[bool] = []
+
+    def noting(real: Any) -> Any:
+        def call(*arguments: Any, **named: Any) -> Any:
+            where.append(threading.current_thread() is threading.main_thread())
+            return real(*arguments, **named)
+
+        return call
+
+    monkeypatch.setattr(servicers, "check_batch", noting(servicers.check_batch))
+    monkeypatch.setattr(intake, "take", noting(intake.take))
+    servicer = servicers.RecordsServicer(store, FixedClock(), new_intake(), trust_domain=TRUST_DOMAIN)
+    raw = [build_record(intent(n)) for n in range(200)]
+    request = record_pb2.ShipRequest(node="a", ledger="l1", records=raw)
+    found = await servicer._checked(SpiffeId.of(TRUST_DOMAIN, "node", "a"), request)
+    assert await servicer._take(found) == 200
+    assert where == [False, False]
     await store.close()
 
 
