@@ -7,20 +7,18 @@ leads to the CA must vouch for that key (identity); its own times, and those of 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
 
 from trust import limits
 from trust.errors import EvidenceError, MeshError, Reason, StateError
 from trust.evidence_case import Case
 from trust.evidence_report import Permitted, Section
 from trust.execution import id_text
+from trust.levels import CRYPTOGRAPHIC
 from trust.node_key import NODE_KIND, NodeKey, endorsement_digest, verify_endorsement
 from trust.permit import authenticate, read_claims
 from trust.permit_claims import PermitClaims
 from trust.record import Intent, Side
 from trust.spiffe import SpiffeId
-
-_CRYPTOGRAPHIC: Final = 5  # the level that asks for permits
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +59,7 @@ def _read(case: Case, where: str, intent: Intent) -> _Found | None:
         if intent.permit_sha256:
             what = "who signed its permit: the record holds the digest alone; permits were not kept when it was written"
             case.open(Section.IDENTITY, where, what)
-        elif intent.allowed and intent.level >= _CRYPTOGRAPHIC:
+        elif intent.allowed and intent.level >= CRYPTOGRAPHIC:
             case.open(Section.AUTHORITY, where, "by which permit: it was allowed at level 5 and names none")
         return None
     try:

@@ -6,6 +6,7 @@ from trust import limits
 from trust.errors import Reason
 from trust.evidence_case import Case
 from trust.evidence_report import Section
+from trust.levels import GOVERNED
 from trust.record import Intent, Outcome
 
 
@@ -46,7 +47,7 @@ def _check_policy_time(case: Case, where: str, intent: Intent) -> None:
         return
     name, policy = held
     if intent.wall_ms >= policy.expires_ms:
-        if intent.allowed and intent.level >= 4:
+        if intent.allowed and intent.level >= GOVERNED:
             case.wrong(Section.TIME, where, f"allowed after {name} had expired", Reason.POLICY_EXPIRED)
     elif intent.wall_ms >= policy.lease_expires_ms:
         case.open(Section.TIME, where, f"whether it was within the grace of {name}, whose lease had ended")

@@ -2,14 +2,13 @@
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final
+from typing import Any
 
 from trust.bundle import MESH, bundle_files, read_claimed_bundle, write_bundle
 from trust.errors import InputError, Reason
+from trust.levels import CRYPTOGRAPHIC, REACTIVE
 from trust.mesh import MeshSettings
 
-CRYPTOGRAPHIC: Final = 5
-REACTIVE: Final = 2
 Change = Callable[[bytes, MeshSettings], bytes]  # base archive and its settings -> the amended archive
 
 

@@ -15,6 +15,7 @@ from typing import Final
 
 from trust import limits
 from trust.errors import Reason
+from trust.levels import GOVERNED, POLICY_AWARE
 from trust.policy.engine import Engine
 from trust.policy.types import Authn, Call, Verdict
 from trust.record import Intent, Side
@@ -22,8 +23,6 @@ from trust.record import Intent, Side
 # What `trust.record_rules.plain` puts in the place of a text that no record can hold.
 _SHORTENED: Final = re.compile(r"~[0-9a-f]{16}\Z")
 _WRITTEN_MS: Final = 5_000  # a decision was made at most so long before its record was written
-_GOVERNED: Final = 4
-_POLICY_AWARE: Final = 3
 _BY_POLICY: Final = frozenset(
     {
         Reason.POLICY_DENIED.value,
@@ -201,7 +200,7 @@ def _compare(old: Engine | None, new: Engine, one: Recorded) -> tuple[Change, st
     if change is not None:
         return change, reason, verdict.reason.value, verdict
     more = sorted(set(verdict.obligations) - asked) if after is Answer.ALLOW else []
-    if more and new.mesh.level_of(intent.service) >= _POLICY_AWARE:
+    if more and new.mesh.level_of(intent.service) >= POLICY_AWARE:
         return Change.MORE_ASKED, reason, ", ".join(f'@{name}("{value}")' for name, value in more), verdict
     return Change.UNCHANGED, reason, verdict.reason.value, verdict
 
@@ -242,7 +241,7 @@ def _decide(engine: Engine, one: Recorded, principal: str, *, before_ms: int = 0
     verdict = engine.decide(call, now_ms=max(0, intent.wall_ms - before_ms))
     if verdict.allowed or level == 0:
         return verdict, Answer.ALLOW
-    if level >= _GOVERNED:
+    if level >= GOVERNED:
         return verdict, Answer.DENY
     spoken = verdict.reason is not Reason.NO_POLICY_PERMITS or engine.governs(intent.method, intent.service)
-    return verdict, Answer.DENY if level == _POLICY_AWARE and spoken else Answer.WOULD_DENY
+    return verdict, Answer.DENY if level == POLICY_AWARE and spoken else Answer.WOULD_DENY

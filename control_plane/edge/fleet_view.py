@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass
 from typing import Final
 
 from egm.v1 import operator_pb2
+from trust.levels import CRYPTOGRAPHIC
 
-CRYPTOGRAPHIC: Final = 5
 WITHOUT_ATTESTATION: Final = (
     "level 5 is in force without attestation: the signed policy names no witnesses, so nodes do not vouch for each "
     "other (attestation in bundle.yaml)"

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from sidecar.core.call import Decision
-from sidecar.core.levels import GOVERNED, OBSERVABLE, POLICY_AWARE
 from trust import limits
 from trust.approval import SignedApproval, Standing, judge, open_approval
 from trust.approval_rule import REQUIRE, Groups, Requirement, members_of, parse_requirement, why_unmeetable
 from trust.errors import CapacityError, EvidenceError, MeshError, Reason, StateError
+from trust.levels import GOVERNED, OBSERVABLE, POLICY_AWARE
 from trust.ticket import Ticket
 
 NOT_ASKED: Final = "not-asked"  # a level that blocks nothing; recorded, so never renamed

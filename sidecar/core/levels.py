@@ -14,14 +14,9 @@ from typing import Final
 from sidecar.core.bundle_state import Lease
 from sidecar.core.obligations import beyond_us
 from trust.errors import InputError, Reason
+from trust.levels import GOVERNED, OBSERVABLE, POLICY_AWARE, REACTIVE
 from trust.mesh import SUPPORTED_LEVELS, MeshSettings
 from trust.policy.types import Verdict
-
-CRYPTOGRAPHIC: Final = 5  # decides as level 4, and adds permits and a durable record (sidecar.edge.notary)
-GOVERNED: Final = 4  # the level without any policy, and the level that `would_deny` speaks of
-POLICY_AWARE: Final = 3
-REACTIVE: Final = 2  # blocks nothing by policy, but what incident response takes away is gone
-OBSERVABLE: Final = 1
 
 
 @enum.unique

@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 from typing import Final
 
 from sidecar.core.call import Decision
-from sidecar.core.levels import POLICY_AWARE, REACTIVE
 from sidecar.core.meters import NOTHING, Charge, Meters, Short, Taken
 from trust.errors import MeshError, Reason
+from trust.levels import POLICY_AWARE, REACTIVE
 from trust.policy.controls import BUDGET, UNITS_PER_ONE, Control
 
 _SOON_MS: Final = 120_000  # told as a duration, not as a time

@@ -10,18 +10,7 @@ from sidecar.core.call import Attempt, Decision, Permitted, RefusedError, permit
 from sidecar.core.counters import Counters
 from sidecar.core.gate import Shape
 from sidecar.core.hearers import Journal, Shadow
-from sidecar.core.levels import (
-    CRYPTOGRAPHIC,
-    GOVERNED,
-    OBSERVABLE,
-    POLICY_AWARE,
-    REACTIVE,
-    Effect,
-    Finding,
-    effect_of,
-    finding_of,
-    level_in_force,
-)
+from sidecar.core.levels import Effect, Finding, effect_of, finding_of, level_in_force
 from sidecar.core.metering import Use, left, metered, previewed, unreadable
 from sidecar.core.meters import NOTHING, Meters
 from sidecar.core.obligations import Obligations, beyond_us
@@ -32,6 +21,7 @@ from trust import limits
 from trust.approval_rule import REQUIRE
 from trust.denials import By, Denial, Denials
 from trust.errors import MeshError, Reason, StateError
+from trust.levels import CRYPTOGRAPHIC, GOVERNED, OBSERVABLE, POLICY_AWARE, REACTIVE
 from trust.policy.controls import Control, controls_of
 from trust.policy.types import Authn, Call, Verdict
 from trust.ports import Clock

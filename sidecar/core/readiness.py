@@ -4,9 +4,9 @@ import enum
 from dataclasses import dataclass, field
 
 from sidecar.core.bundle_state import Lease
-from sidecar.core.levels import CRYPTOGRAPHIC, GOVERNED
 from trust import limits
 from trust.errors import Reason
+from trust.levels import CRYPTOGRAPHIC, GOVERNED
 
 
 @enum.unique

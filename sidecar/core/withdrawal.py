@@ -4,9 +4,9 @@ from dataclasses import replace
 from typing import Final
 
 from sidecar.core.call import Decision
-from sidecar.core.levels import CRYPTOGRAPHIC, GOVERNED
 from sidecar.core.obligations import newly_asked
 from trust.errors import Reason
+from trust.levels import CRYPTOGRAPHIC, GOVERNED
 
 # What ends a stream for a reason of its own; everything else is AUTHORIZATION_WITHDRAWN.
 _NAMED_AS_THEY_ARE: Final = frozenset(

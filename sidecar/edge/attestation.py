@@ -12,7 +12,6 @@ from egm.v1 import operator_pb2
 from sidecar.core.attester import Bundles, Schedule
 from sidecar.core.bundle_state import InForce
 from sidecar.core.endorsements import Endorsements
-from sidecar.core.levels import CRYPTOGRAPHIC
 from sidecar.core.trust_state import Standing
 from sidecar.edge.attestation_files import WITNESS_DIRECTORY, WitnessStore
 from sidecar.edge.attestation_parts import Parts, accepted_builds
@@ -21,6 +20,7 @@ from sidecar.edge.witness_desk import WitnessDesk, WitnessServicer
 from trust.attestation.roster import Roster
 from trust.attestation.witness import Seen, View
 from trust.errors import MeshError
+from trust.levels import CRYPTOGRAPHIC
 
 logger = logging.getLogger(__name__)
 

@@ -17,13 +17,13 @@ from typing import Final
 
 from sidecar.core.bundle_state import BundleState
 from sidecar.core.call import Decision
-from sidecar.core.levels import GOVERNED
 from sidecar.core.meters import Meters, Spent
 from sidecar.core.obligations import noted
 from sidecar.edge.case import Case
 from trust import limits
 from trust.edge.files import write_atomic
 from trust.errors import Reason, StateError
+from trust.levels import GOVERNED
 from trust.policy.controls import BUDGET, control_of
 from trust.ports import Clock
 

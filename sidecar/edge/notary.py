@@ -11,7 +11,6 @@ from typing import Final
 
 from sidecar.core.bundle_state import InForce
 from sidecar.core.call import Attempt, Decision, Direction
-from sidecar.core.levels import CRYPTOGRAPHIC, GOVERNED, OBSERVABLE
 from sidecar.core.permits import carried, check_enough, presented
 from sidecar.edge.case import Case, Journal, Signing, Trust
 from sidecar.edge.duties import Duties
@@ -23,6 +22,7 @@ from trust.approval import APPROVAL_KEY
 from trust.attestation.credential import Credential
 from trust.errors import MeshError, Reason, StateError
 from trust.handover import HANDOVER_KEY
+from trust.levels import CRYPTOGRAPHIC, GOVERNED, OBSERVABLE
 from trust.permit import ENDORSEMENT_KEY, NO_MESSAGE, PERMIT_KEY, Permit, permit_sha256
 from trust.ports import Clock
 from trust.record import Intent, Link

@@ -15,11 +15,11 @@ from joserfc.jwk import OKPKey
 
 from sidecar.core.bundle_state import InForce
 from sidecar.core.call import Attempt, Decision, Direction
-from sidecar.core.levels import GOVERNED
 from sidecar.core.obligations import MET, Kept, Obligations, asks_payload, explain, noted, why_unsealable
 from trust import limits
 from trust.auditor import AuditorKey
 from trust.errors import Reason, StateError
+from trust.levels import GOVERNED
 from trust.mesh import MeshSettings
 from trust.payload import Binding, Part, registry, write_sealed
 from trust.permit_claims import NO_MESSAGE

@@ -6,8 +6,8 @@ from typing import Final
 from trust.attestation.measurement import ReferenceValues, parse_reference_values
 from trust.attestation.roster import AttestationSettings
 from trust.errors import EvidenceError
+from trust.levels import CRYPTOGRAPHIC
 
-_CRYPTOGRAPHIC: Final = 5
 _RESETTABLE: Final = {16, 23}  # PCRs that any program may reset (TCG PC Client Platform TPM Profile)
 
 
@@ -38,7 +38,7 @@ def _roster_doubts(
     settings: AttestationSettings | None, levels: AbstractSet[int], *, references: bool
 ) -> list[tuple[str, str]]:
     if settings is None:
-        if _CRYPTOGRAPHIC not in levels:
+        if CRYPTOGRAPHIC not in levels:
             return []
         what = "level 5 without attestation: no witnesses are named, so nodes do not vouch for each other"
         return [(what, "name them: attestation: witnesses: (docs/trust.md)")]

@@ -4,16 +4,13 @@ A folder as `egm policy new` writes it names neither witnesses nor emergency key
 its witnesses is of a mesh that somebody else keeps, who has to name the key as well.
 """
 
-from typing import Final
-
+from trust.levels import POLICY_AWARE
 from trust.mesh import MeshSettings
-
-_ENFORCING: Final = 3  # the first level that refuses calls by policy
 
 
 def emergency_problems(mesh: MeshSettings) -> list[tuple[tuple[str, ...], str, str]]:
     """Return (where in bundle.yaml, what, what to do) when a mesh with witnesses and level 3 or above has no key."""
-    if mesh.emergency_keys or mesh.attestation is None or max(mesh.levels()) < _ENFORCING:
+    if mesh.emergency_keys or mesh.attestation is None or max(mesh.levels()) < POLICY_AWARE:
         return []
     return [
         (
