@@ -123,10 +123,7 @@ class _World:
     def _plan(self, what: Traffic) -> list[tuple[int, str, _Caller]]:
         r = self._random
         first, last = START_MS + what.quiet_days * DAY_MS, START_MS + what.days * DAY_MS - 4 * WINDOW_MS
-        # a rate can only be too low where it is worth the name
-        busy = sorted(self.callers, key=lambda one: -max(edge.rate for edge in one.edges))[
-            : what.callers // 2
-        ]
+        busy = self.callers[:1]
         planned = []
         for number in range(what.attacks):
             kind = _KINDS[number % len(_KINDS)]
@@ -262,7 +259,10 @@ class _World:
                 self._call(caller, edge, start_ms, events, refusal="POLICY_DENIED")
         elif kind == "silence":
             quiet = [e for e in events if e.caller == caller.id and e.method == edge.method]
-            drop = set(map(id, quiet[int(len(quiet) * (1 - 0.97 * strength)) :]))
+            kept = max(
+                3, int(len(quiet) * (1 - 0.97 * strength))
+            )  # none at all is nothing that anybody records
+            drop = set(map(id, quiet[kept:]))
             events[:] = [e for e in events if id(e) not in drop]
         elif kind == "revoked":
             for _ in range(5):

@@ -11,6 +11,8 @@ import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 
+from control_plane.core import executions as checks
+from control_plane.core import taking
 from control_plane.core.analytics import windows
 from control_plane.core.executions import Batch
 from control_plane.core.fresh import FreshEvents
@@ -161,8 +163,8 @@ async def test_large_message_is_looked_at_beside_the_loop(
 
         return call
 
-    monkeypatch.setattr(servicers, "check_batch", noting(servicers.check_batch))
-    monkeypatch.setattr(intake, "take", noting(intake.take))
+    monkeypatch.setattr(servicers, "check_batch", noting(checks.check_batch))
+    monkeypatch.setattr(intake, "take", noting(taking.take))
     servicer = servicers.RecordsServicer(store, FixedClock(), new_intake(), trust_domain=TRUST_DOMAIN)
     raw = [build_record(intent(n)) for n in range(200)]
     request = record_pb2.ShipRequest(node="a", ledger="l1", records=raw)
