@@ -18,7 +18,7 @@ from typing import Final
 from sidecar.core.decider import Decider
 from trust.errors import Reason, StateError
 from trust.mesh import LeaseSettings
-from trust.verified import VerifiedPolicy
+from trust.verified import BASE_ROLE, VerifiedPolicy
 
 _ROOT, _SNAPSHOT, _TIMESTAMP = "root", "snapshot", "timestamp"
 _NEVER_MS: Final = 2**62
@@ -160,11 +160,9 @@ class BundleState:
                     f"{role} version {version} was offered, version {floor} was already accepted",
                 )
         held = self._held
+        if held is not None:
+            _check_same_content(held.policy, policy)
         if held is not None and _content_versions(held.policy) == _content_versions(policy):
-            if held.policy.digest != policy.digest:
-                raise StateError(
-                    Reason.POLICY_ROLLBACK, f"other content under version {policy.base.version}, already held"
-                )
             if all(
                 policy.versions.get(role) == held.policy.versions.get(role) for role in (_ROOT, _TIMESTAMP)
             ):
@@ -265,6 +263,16 @@ class BundleState:
 def _content_versions(policy: VerifiedPolicy) -> tuple[int, tuple[tuple[str, int], ...]]:
     """Return what identifies the enforced content in signed terms: versions of base and namespaces."""
     return policy.base.version, tuple(sorted((name, t.version) for name, t in policy.namespaces.items()))
+
+
+def _check_same_content(held: VerifiedPolicy, policy: VerifiedPolicy) -> None:
+    """Refuse other content under the version of a bundle that is in force, whatever else of the policy is newer."""
+    for role, before in {BASE_ROLE: held.base, **held.namespaces}.items():
+        now = policy.target(role)
+        if now is not None and now.version == before.version and now.sha256 != before.sha256:
+            raise StateError(
+                Reason.POLICY_ROLLBACK, f"other content under version {now.version} of {role}, already held"
+            )
 
 
 def _deadlines(

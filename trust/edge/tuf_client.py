@@ -259,11 +259,17 @@ class PolicyClient:
                 self._trusted_version + 1, self._trusted_version + 1 + limits.MAX_ROOT_ROTATIONS
             ):
                 roots.append((history / f"{version}.root.json").read_bytes())
-        try:
-            newest = verify_roots(self._trusted_root, roots, now_ms=self._clock.now_ms())
-            self._floor.learned(newest)
-        except MeshError as error:
-            logger.warning("new root not taken note of: %s", error)
+        while roots:
+            try:
+                newest = verify_roots(self._trusted_root, roots, now_ms=self._clock.now_ms())
+            except MeshError as error:
+                logger.warning(
+                    "root version %d not taken note of: %s", self._trusted_version + len(roots), error
+                )
+                roots.pop()  # those before it may be good
+            else:
+                self._floor.learned(newest)
+                return
 
     def _verify(self, stored: Stored) -> tuple[VerifiedMetadata, VerifiedPolicy]:
         now_ms = self._clock.now_ms()

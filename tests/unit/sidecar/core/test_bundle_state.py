@@ -111,6 +111,17 @@ def test_replaced_online_key_may_start_its_versions_again() -> None:
     assert node.record.versions["timestamp"] == 1
 
 
+def test_other_content_of_the_base_is_refused_although_a_namespace_is_newer() -> None:
+    """Who holds back one of two signed contents of a version must not bring it in beside the next of a namespace."""
+    node = Node()
+    first = verified(3, timestamp=1, lease_expires_ms=T0 + 60_000, namespaces={"store": 1})
+    node.offer(first)
+    other = verified(3, timestamp=2, lease_expires_ms=T0 + 60_000, namespaces={"store": 2})
+    with pytest.raises(StateError, match="other content under version 3 of targets"):
+        node.offer(replace(other, base=replace(other.base, sha256="other")))
+    assert node.state.in_force is not None and node.state.in_force.policy is first
+
+
 def test_other_content_under_the_same_version_is_refused() -> None:
     """Two contents with one version are a split view."""
     node = Node()

@@ -346,6 +346,25 @@ def test_keys_that_a_new_root_replaced_extend_no_lease_though_what_came_with_it_
     assert again.refresh(world.source()).base.version == 5
 
 
+def test_a_root_counts_although_the_one_after_it_is_refused(world: World, client: PolicyClient) -> None:
+    """Whoever adds a root that nobody can accept must not undo the rotation before it."""
+    thief = copy.deepcopy(world)
+    client.refresh(thief.source())
+    new, old = signer("timestamp"), world.online.timestamp.public_key.keyid
+    root = world.rotate(role="timestamp", add=[new.public_key], remove=[old])
+    world.online = type(world.online)(world.online.snapshot, new)
+    world.publish({"root": root.to_bytes()})
+    unsafe = world.rotate(threshold=2)
+    unsafe.signed.roles["targets"].threshold = 1
+    unsafe.signatures.clear()
+    source = world.source()
+    source.files["metadata/3.root.json"] = sign_raw(unsafe, world.roots[:2])
+    refuses(Reason.METADATA_UNSAFE, lambda: client.refresh(source))
+    thief.renew()
+    refuses(Reason.POLICY_ROLLBACK, lambda: client.refresh(thief.source()))
+    assert client.refresh(world.source()).versions["root"] == 2
+
+
 def test_expired_lease_is_refused_online_and_still_loads_offline(
     tmp_path: Path,
 ) -> None:
