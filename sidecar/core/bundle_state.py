@@ -162,9 +162,9 @@ class BundleState:
         held = self._held
         if held is not None:
             _check_same_content(held.policy, policy)
-        if held is not None and _content_versions(held.policy) == _content_versions(policy):
-            if all(
-                policy.versions.get(role) == held.policy.versions.get(role) for role in (_ROOT, _TIMESTAMP)
+            same = _content_versions(held.policy) == _content_versions(policy)
+            if same and all(
+                policy.versions.get(o) == held.policy.versions.get(o) for o in (_ROOT, _TIMESTAMP)
             ):
                 return False
         now = self.trusted_now_ms(now_ms, monotonic_ms)
