@@ -6,9 +6,9 @@ import typer
 
 from control_plane.cli.context import JsonFlag, MeshOption, open_mesh, run
 from control_plane.cli.output import Exit, console, emit, table
+from control_plane.cli.when import utc
 from control_plane.edge.analytics_client import analytics as connect
 from egm.v1 import analytics_pb2
-from trust.x509 import to_datetime
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help="Alerts of this mesh: list, show, ack, test."
@@ -143,7 +143,7 @@ def _print_list(answer: analytics_pb2.ListAlertsResponse, *, everything: bool) -
                     alert.severity,
                     alert.rule,
                     alert.subject or "-",
-                    _when(alert.since_ms),
+                    utc(alert.since_ms),
                     alert.acked_by.rpartition("/")[2] or "-",
                     alert.id,
                     alert.detail,
@@ -168,9 +168,9 @@ def _print_one(answer: analytics_pb2.GetAlertResponse) -> None:
     times = (("since", alert.since_ms), ("fired", alert.fired_ms), ("ended", alert.ended_ms))
     for name, ms in times:
         if ms:
-            console.print(f"  {name:<14}{_when(ms)} UTC")
+            console.print(f"  {name:<14}{utc(ms)} UTC")
     if alert.acked_by:
-        console.print(f"  acknowledged  {_when(alert.acked_ms)} UTC by {alert.acked_by}")
+        console.print(f"  acknowledged  {utc(alert.acked_ms)} UTC by {alert.acked_by}")
     if not answer.deliveries:
         console.print("  told nobody: its rule names no channel, or it is pending")
     for delivery in answer.deliveries:
@@ -178,10 +178,6 @@ def _print_one(answer: analytics_pb2.GetAlertResponse) -> None:
             f": {delivery.error}" if delivery.error else ""
         )
         console.print(
-            f"  {_when(delivery.created_ms)}  {delivery.channel:<24}{became}",
+            f"  {utc(delivery.created_ms)}  {delivery.channel:<24}{became}",
             soft_wrap=True,
         )
-
-
-def _when(ms: int) -> str:
-    return f"{to_datetime(ms):%Y-%m-%d %H:%M:%S}"

@@ -11,7 +11,8 @@ import typer
 from control_plane.cli.context import JsonFlag, MeshOption, open_mesh, run
 from control_plane.cli.keys import passphrase_for
 from control_plane.cli.output import Exit, console, emit, table
-from control_plane.cli.when import left, seconds
+from control_plane.cli.when import iso, left, seconds
+from control_plane.core.analytics import caller_name
 from control_plane.core.approval_content import Shown as How
 from control_plane.edge.approval_client import ApprovalClient, Shown, approvals, check_shown, note_shown, sign
 from egm.v1 import approvals_pb2 as pb
@@ -22,9 +23,7 @@ from trust.edge.clock import SystemClock
 from trust.edge.files import write_atomic
 from trust.edge.keyfiles import load_signer
 from trust.errors import InputError, Reason
-from trust.spiffe import SpiffeId
 from trust.ticket import Ticket
-from trust.x509 import to_datetime
 
 T = TypeVar("T")
 
@@ -274,7 +273,7 @@ def _row(one: pb.TicketEntry, ticket: Ticket, now_ms: int) -> tuple[object, ...]
     return (
         one.id[:16],
         _NAMES.get(one.state, "unknown"),
-        _short(ticket.caller),
+        caller_name(ticket.caller),
         ticket.method,
         ticket.service,
         ticket.needs,
@@ -295,12 +294,12 @@ def _print(shown: Shown) -> None:
             f"{ticket.policies} (level {entry.level}, asked by the {_side(entry)} sidecar, node {entry.node})",
         ),
         ("needs", ticket.needs + (f"; missing {', '.join(entry.missing)}" if entry.missing else "")),
-        ("ends", f"{to_datetime(entry.until_ms):%Y-%m-%dT%H:%M:%SZ}"),
+        ("ends", iso(entry.until_ms)),
     ]
     rows += [
         (
             one.approval.verdict.value,
-            f"{one.name}, until {to_datetime(one.approval.until_s * 1000):%Y-%m-%dT%H:%M:%SZ}: {one.approval.reason}",
+            f"{one.name}, until {iso(one.approval.until_s * 1000)}: {one.approval.reason}",
         )
         for one in shown.said
     ]
@@ -332,8 +331,3 @@ def _about_content(shown: Shown) -> str:
 
 def _side(entry: pb.TicketEntry) -> str:
     return "callee's" if entry.inbound else "caller's"
-
-
-def _short(caller: str) -> str:
-    parsed = SpiffeId.parse(caller)
-    return parsed.name if parsed.kind == "workload" else caller

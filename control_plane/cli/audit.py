@@ -6,10 +6,10 @@ import typer
 
 from control_plane.cli.context import JsonFlag, MeshOption, open_mesh, run
 from control_plane.cli.output import emit, table
+from control_plane.cli.when import utc
 from control_plane.edge import operator_client
 from egm.v1 import operator_pb2
 from trust import limits
-from trust.x509 import to_datetime
 
 app = typer.Typer(add_completion=False)
 
@@ -39,10 +39,7 @@ def audit(
         }
         for e in entries
     ]
-    rows = (
-        (f"{to_datetime(e.at_ms):%Y-%m-%d %H:%M:%S}", e.who, e.action, e.proposal_id, e.detail)
-        for e in entries
-    )
+    rows = ((utc(e.at_ms), e.who, e.action, e.proposal_id, e.detail) for e in entries)
     emit(
         {"entries": data},
         as_json=as_json,

@@ -6,13 +6,12 @@ import typer
 
 from control_plane.cli.context import JsonFlag, MeshOption, open_mesh, run
 from control_plane.cli.output import Exit, console, emit, table
-from control_plane.cli.when import parse_when
+from control_plane.cli.when import parse_when, utc
 from control_plane.edge.incidents_client import incidents as connect
 from egm.v1 import incidents_pb2
 from trust import limits
 from trust.edge.clock import SystemClock
 from trust.execution import id_text
-from trust.x509 import to_datetime
 
 app = typer.Typer(
     add_completion=False,
@@ -76,7 +75,7 @@ def _print_page(answer: incidents_pb2.ListIncidentsResponse) -> None:
     table(
         columns,
         (
-            (i.id, i.severity, i.rule, i.title, i.subject, _time(i.last_ms), i.findings, i.state)
+            (i.id, i.severity, i.rule, i.title, i.subject, utc(i.last_ms), i.findings, i.state)
             for i in answer.incidents
         ),
     )
@@ -174,13 +173,13 @@ def _print(answer: incidents_pb2.GetIncidentResponse) -> None:
         ("who", one.subject),
         ("what", one.text),
         ("think of", one.advice),
-        ("from, to", f"{_time(one.opened_ms)} to {_time(one.last_ms)} UTC, {one.findings} findings"),
+        ("from, to", f"{utc(one.opened_ms)} to {utc(one.last_ms)} UTC, {one.findings} findings"),
         ("seen by", ", ".join(one.nodes)),
     ):
         console.print(f"  {name:<10} {value}", soft_wrap=True)
     if one.resolved_by:
         console.print(
-            f"  {'resolved':<10} {_time(one.resolved_ms)} UTC by {one.resolved_by}: {one.resolved_why}"
+            f"  {'resolved':<10} {utc(one.resolved_ms)} UTC by {one.resolved_by}: {one.resolved_why}"
         )
     console.print("\nevidence (a node's word; check it with: egm lineage show, egm evidence export):")
     for item in answer.evidence:
@@ -193,14 +192,8 @@ def _print(answer: incidents_pb2.GetIncidentResponse) -> None:
 
 def _print_response(done: incidents_pb2.IncidentResponse) -> None:
     what = f"{done.action} {done.value}".strip()
-    until = (
-        f", until {_time(done.until_ms)} UTC" if done.until_ms and done.fate in {"done", "planned"} else ""
-    )
+    until = f", until {utc(done.until_ms)} UTC" if done.until_ms and done.fate in {"done", "planned"} else ""
     why = f": {done.why}" if done.why else ""
-    console.print(f"  {_time(done.at_ms)}  {what}  {done.fate}{until}{why}", soft_wrap=True)
+    console.print(f"  {utc(done.at_ms)}  {what}  {done.fate}{until}{why}", soft_wrap=True)
     if done.in_effect:
         console.print(f"    in effect; propose to end it: egm revoke lift {done.directive[:16]}")
-
-
-def _time(ms: int) -> str:
-    return f"{to_datetime(ms):%Y-%m-%d %H:%M:%S}"

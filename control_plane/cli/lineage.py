@@ -6,14 +6,14 @@ from typing import Annotated
 
 import typer
 
+from control_plane.cli.analytics import caller_id
 from control_plane.cli.context import JsonFlag, MeshOption, open_mesh, run
 from control_plane.cli.lineage_payload import payload
 from control_plane.cli.output import console, emit, table
-from control_plane.cli.when import parse_when
+from control_plane.cli.when import parse_when, utc
 from control_plane.core.executions import DEFAULT_PAGE, Decided
 from control_plane.edge import operator_client
 from control_plane.edge.lineage_view import seen_of
-from control_plane.edge.mesh_file import MeshFile
 from egm.v1 import record_pb2
 from trust import limits
 from trust.edge.clock import SystemClock
@@ -22,8 +22,6 @@ from trust.execution import id_text, parse_id
 from trust.lineage import Hop, build_tree, facts, hop_json, short_names, standing, title, to_json
 from trust.lineage_export import to_dot, to_mermaid, to_text
 from trust.record import record_digest
-from trust.spiffe import SpiffeId
-from trust.x509 import to_datetime
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help="Executions over all nodes: list, show, tree, payload."
@@ -117,7 +115,7 @@ def list_executions(
     request = record_pb2.ListExecutionsRequest(
         limit=limit,
         cursor=cursor,
-        caller=_spiffe_id(caller, file),
+        caller=caller_id(caller, file),
         service=service,
         method=method.removeprefix("/"),
         decision=decision or "",
@@ -207,7 +205,7 @@ def _print_sides(hop: Hop, names: Mapping[str, str], sides: list[dict[str, objec
         if isinstance(outcome, dict):
             rows += [(f"outcome {name}", value) for name, value in outcome.items() if value not in ("", 0)]
         for name, value in rows:
-            shown = f"{_when(value)} UTC" if name.endswith("at_ms") else value
+            shown = f"{utc(int(str(value)))} UTC" if name.endswith("at_ms") else value
             console.print(f"  {name:<28}{shown}", markup=False, soft_wrap=True)
         if outcome is None and side["allowed"]:
             console.print("  no outcome recorded yet", markup=False)
@@ -224,7 +222,7 @@ def _print_list(sides: list[dict[str, object]], next_cursor: str) -> None:
         caller = str(side["caller"]).rpartition("/workload/")[2] or "(nobody)"
         rows.append(
             (
-                _when(side["at_ms"]),
+                utc(int(str(side["at_ms"]))),
                 caller,
                 side["service"],
                 side["method"],
@@ -237,16 +235,6 @@ def _print_list(sides: list[dict[str, object]], next_cursor: str) -> None:
     table(("when (UTC)", "caller", "service", "method", "decision", "status", "recorded by", "id"), rows)
     if next_cursor:
         console.print(f"\nmore: --cursor {next_cursor}", markup=False)
-
-
-def _when(ms: object) -> str:
-    return f"{to_datetime(int(str(ms))):%Y-%m-%d %H:%M:%S}"
-
-
-def _spiffe_id(caller: str, mesh: MeshFile) -> str:
-    if not caller or caller.startswith("spiffe://"):
-        return caller
-    return str(SpiffeId.of(mesh.trust_domain, "workload", caller))
 
 
 def _reason(text: str) -> str:

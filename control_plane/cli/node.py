@@ -1,6 +1,5 @@
 """`egm node`: the nodes of the mesh, and one-time tokens for new ones."""
 
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +8,7 @@ import typer
 from control_plane.cli.context import JsonFlag, MeshOption, open_mesh, run
 from control_plane.cli.node_quarantine import accuse, proof, quarantine, release
 from control_plane.cli.output import console, emit, table
+from control_plane.cli.when import iso
 from control_plane.edge import operator_client
 from control_plane.edge.ca import CertificateAuthority, issue_to_directory
 from control_plane.edge.domain import open_domain
@@ -98,9 +98,7 @@ def forget(name: str, mesh: MeshOption = None, as_json: JsonFlag = False) -> Non
 
     not_after_ms = run(ask())
     until = (
-        f"; the certificate it last reported with is valid until {_time(not_after_ms)}"
-        if not_after_ms
-        else ""
+        f"; the certificate it last reported with is valid until {iso(not_after_ms)}" if not_after_ms else ""
     )
     emit(
         {"node": name, "certificate_not_after_ms": not_after_ms},
@@ -212,10 +210,6 @@ def _attested(node: NodeView) -> str:
     if node.attestation == "ATTESTED":
         return "says so"
     return "no" if node.attestation == "NOT_ATTESTED" else "-"
-
-
-def _time(at_ms: int) -> str:
-    return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _seen(ago_s: float) -> str:

@@ -6,7 +6,7 @@ import typer
 
 from control_plane.cli.context import JsonFlag, MeshOption, open_mesh, run
 from control_plane.cli.output import Exit, console, emit, errors, table
-from control_plane.cli.when import parse_when
+from control_plane.cli.when import iso, parse_when
 from control_plane.core.replay import SHOWN, Change, Group, ReplayReport
 from control_plane.core.replay import replay as decide_again
 from control_plane.edge import operator_client, past
@@ -16,7 +16,6 @@ from trust import limits
 from trust.edge.clock import SystemClock
 from trust.errors import MeshError
 from trust.execution import id_text
-from trust.x509 import to_datetime
 
 REVIEW_SINCE = "7d"
 REVIEW_MOST = 20_000  # executions: a review should not take minutes
@@ -152,8 +151,8 @@ def _group_json(group: Group) -> dict[str, object]:
         "after": group.after,
         "policies": list(group.policies),
         "count": group.count,
-        "first": f"{to_datetime(group.first_ms):%Y-%m-%dT%H:%M:%SZ}",
-        "last": f"{to_datetime(group.last_ms):%Y-%m-%dT%H:%M:%SZ}",
+        "first": iso(group.first_ms),
+        "last": iso(group.last_ms),
         "examples": [id_text(example) for example in group.examples],
     }
 

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from control_plane.cli.output import Exit, JsonOption, console, emit, table
+from control_plane.core.analytics import caller_name
 from control_plane.edge.given_file import read_given
 from control_plane.edge.reflection import fetch_descriptors
 from control_plane.edge.source_folder import bundle_at, read_folder, write_folder
@@ -204,9 +205,7 @@ def _said(text: str) -> Callable[[], None]:
 
 
 def _show_reach(title: str, reach: Iterable[differ.Reach]) -> None:
-    rows = [
-        (f"  {differ.short_name(r.caller)}", r.service, r.method, f"{r.before} -> {r.after}") for r in reach
-    ]
+    rows = [(f"  {caller_name(r.caller)}", r.service, r.method, f"{r.before} -> {r.after}") for r in reach]
     if rows:
         console.print(title)
         table(("  caller", "service", "method", "change"), rows)

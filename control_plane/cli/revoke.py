@@ -1,6 +1,5 @@
 """`egm revoke`: deny or restrict at once, with one emergency key and for a bounded time."""
 
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -11,7 +10,7 @@ from control_plane.cli.context import JsonFlag, MeshOption, open_mesh, run
 from control_plane.cli.fingerprint import fingerprint
 from control_plane.cli.keys import passphrase_for
 from control_plane.cli.output import Exit, console, emit, table
-from control_plane.cli.when import left, seconds
+from control_plane.cli.when import iso, left, seconds
 from control_plane.core import amend
 from control_plane.edge.emergency_client import Answer, EmergencyClient
 from control_plane.edge.given_file import read_given
@@ -298,9 +297,7 @@ def _revoke(
         raise InputError(Reason.INPUT_INVALID, error.detail) from None
     if output is not None:
         write_atomic(output, data)
-        text = (
-            f"{output}: {subject} until {_time(directive.until_s)}; hand it in with: egm revoke send {output}"
-        )
+        text = f"{output}: {subject} until {iso(directive.until_s * 1000)}; hand it in with: egm revoke send {output}"
         emit({"id": directive.id, "file": str(output)}, as_json=as_json, text=text)
         return
     _hand_in(book, directory, directive, data, as_json=as_json)
@@ -313,7 +310,7 @@ def _hand_in(book: MeshFile, directory: Path, directive: Directive, data: bytes,
     away = [one.member for one in answers if not one.reached]
 
     def text() -> None:
-        until = _time(directive.until_s)
+        until = iso(directive.until_s * 1000)
         if taken:
             verb = "restricted:" if directive.subject.restricts else "revoked"
             console.print(f"{verb} {directive.subject} until {until} (id {directive.id[:16]})")
@@ -366,7 +363,3 @@ def _development_key(book: MeshFile) -> str:
             "approvers then name in bundle.yaml (emergency_keys)",
         )
     return str(path)
-
-
-def _time(at_s: int) -> str:
-    return datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

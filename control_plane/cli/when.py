@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from trust.errors import InputError, Reason
+from trust.x509 import to_datetime
 
 _UNIT_MS: Final = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
 _LONG: Final = re.compile(r"([1-9][0-9]{0,8})([smhd])\Z")
@@ -62,3 +63,20 @@ def left(until_ms: int, now_ms: int) -> str:
     if left_s >= 3600:
         return f"{left_s // 3600} h {left_s % 3600 // 60} min"
     return f"{left_s // 60} min {left_s % 60} s"
+
+
+def utc(ms: int) -> str:
+    """Return a time (Unix ms) as a table shows it, in UTC: "2026-01-31 12:00:00"."""
+    return _moment(ms, "%Y-%m-%d %H:%M:%S")
+
+
+def iso(ms: int) -> str:
+    """Return a time (Unix ms) in ISO 8601: "2026-01-31T12:00:00Z", which `parse_when` reads."""
+    return _moment(ms, "%Y-%m-%dT%H:%M:%SZ")
+
+
+def _moment(ms: int, form: str) -> str:
+    try:
+        return format(to_datetime(ms), form)
+    except OverflowError:  # after the year 9999: a node may record any number as its time
+        return f"{ms} ms"

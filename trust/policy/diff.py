@@ -23,7 +23,6 @@ from trust.policy.entities_text import parse_entities
 from trust.policy.source import principal
 from trust.policy.types import Authn, Call
 from trust.policy.worlds import ACTION, parse_bundle
-from trust.spiffe import SpiffeId
 
 # Stand for everything that no bundle names, so that a rule for everybody shows up as such.
 ANY_OTHER_WORKLOAD: Final = "any-other-workload"
@@ -313,9 +312,3 @@ class _Judge:
 def _has_condition(text: str) -> bool:
     """Whether a policy's text has a `when` or `unless`; a stray mention counts, which only makes it conditional."""
     return re.search(r"\b(when|unless)\b", text) is not None
-
-
-def short_name(caller: str) -> str:
-    """Return the caller as a person would name it: a workload by its name, anybody else by SPIFFE ID."""
-    parsed = SpiffeId.parse(caller)
-    return parsed.name if parsed.kind == "workload" else caller

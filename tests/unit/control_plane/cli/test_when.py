@@ -2,7 +2,7 @@
 
 import pytest
 
-from control_plane.cli.when import left, parse_when, seconds
+from control_plane.cli.when import iso, left, parse_when, seconds, utc
 from trust.errors import InputError
 
 NOW = 1_790_000_000_000
@@ -51,3 +51,16 @@ def test_other_durations_are_refused_with_the_option_that_they_were_given_for(te
     assert seconds("90m", "--ttl") == 5_400
     with pytest.raises(InputError, match="--ttl"):
         seconds(text, "--ttl")
+
+
+def test_a_time_is_shown_in_utc() -> None:
+    """One way in tables, one that can be given back as an option."""
+    assert utc(1_769_860_800_123) == "2026-01-31 12:00:00"
+    assert iso(1_769_860_800_123) == "2026-01-31T12:00:00Z"
+    assert parse_when(iso(1_769_860_800_000), now_ms=NOW) == 1_769_860_800_000
+
+
+@pytest.mark.parametrize("ms", [253_402_300_800_000, 2**63 - 1], ids=["year-10000", "largest"])
+def test_a_time_that_a_lying_node_recorded_is_shown_as_it_is(ms: int) -> None:
+    """One record must not make lists of executions, incidents and replays unreadable for everybody."""
+    assert utc(ms) == iso(ms) == f"{ms} ms"
