@@ -5,11 +5,12 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 from pathlib import Path
 
 import pytest
+
+from control_plane.lab.ports import free_port
 
 _PUBLISHER = "control-plane"
 
@@ -23,13 +24,6 @@ def require() -> Path:
             pytest.fail(message)
         pytest.skip(message)
     return Path(found)
-
-
-def free_port() -> int:
-    """Return a port that was free a moment ago; Mosquitto cannot tell which one it chose by itself."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Mosquitto:
@@ -56,7 +50,9 @@ class Mosquitto:
     async def start(self) -> str:
         """Start, on the same port as before if there was one; return `url`."""
         for _ in range(5):
-            port = self._port or free_port()
+            # Mosquitto cannot tell which one it chose. Not one of the kernel's: while the broker is stopped, that could
+            # become the near end of somebody's connection.
+            port = self._port or free_port(set())
             process = self._launch(port)
             if await self._answers(process, port):
                 self._process, self._port = process, port

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from obstore.store import S3Store
 
+from control_plane.lab.ports import free_port
+
 BUCKET = "ledgers"
 
 
@@ -19,7 +21,7 @@ class S3Server:
     def __init__(self, directory: Path) -> None:
         self._log = directory / "s3.log"
         self._process: subprocess.Popen[bytes] | None = None
-        self._port = 0
+        self._port = free_port(set())  # none of the kernel's: it must be free again after a stop
 
     @property
     def endpoint(self) -> str:
@@ -27,7 +29,7 @@ class S3Server:
         return f"http://127.0.0.1:{self._port}"
 
     def start(self) -> None:
-        """Start on the same port as before, if there was one, and make the bucket."""
+        """Start, on the same port each time, and make the bucket."""
         with self._log.open("wb") as log:
             process = subprocess.Popen(
                 [

@@ -11,6 +11,7 @@ import grpc.aio
 import pytest
 
 from control_plane.edge.ca import CertificateAuthority, issue_to_directory
+from control_plane.lab.ports import free_port
 from egm.v1 import record_pb2 as pb
 from egm.v1 import record_pb2_grpc as rpc
 from sidecar.edge.shipping import Shipper
@@ -145,16 +146,17 @@ async def test_a_disk_that_cannot_be_read_is_told_and_does_not_end_shipping(doma
 async def test_records_written_during_a_partition_arrive_after_it(domain: Domain) -> None:
     """The control plane stops and comes back elsewhere with its store: none is lost, none twice."""
     ledger = MemoryLedger(intents(1, 5))
-    config = domain.config()
+    config = domain.config(
+        listen=f"127.0.0.1:{free_port(set())}"
+    )  # none that the kernel gives away meanwhile
     async with contextlib.AsyncExitStack() as stack:
         async with running(domain, config) as plane:
             shipper = await stack.enter_async_context(shipping(domain, ledger, [plane.listen]))
             await shipped(shipper, 5)
-            address = plane.listen
         ledger.append(*intents(6, 2_500))
         await eventually(lambda: shipper.last_error, "the shipper says that nobody answers")
         assert shipper.lag == 2_495
-        async with running(domain, config.model_copy(update={"listen": address})) as plane:
+        async with running(domain, config) as plane:
             await shipped(shipper, 2_500)
             assert shipper.last_error is None
             assert await indexed(plane) == intents(1, 2_500)
