@@ -12,7 +12,8 @@ class Callees:
     def __init__(self, config: SidecarConfig, in_force: Callable[[], InForce | None]) -> None:
         """Take the configuration, and what returns the policy in force."""
         self._config, self._in_force = config, in_force
-        self._ids: dict[str, str] = {}  # by workload; names come from signed policy and configuration
+        self._known: dict[str, str] = {}  # by service, under one policy; every call asks, several times
+        self._under: InForce | None = None
 
     def signed_workload(self, service: str) -> str | None:
         """Return who may serve `service` by the signed policy; None when it does not speak of the service."""
@@ -23,10 +24,13 @@ class Callees:
 
     def callee(self, service: str) -> str:
         """Return who serves `service`, a SPIFFE ID: by the signed policy or, without a word there, as configured."""
-        name = self.signed_workload(service) or self._config.workload_of(service)
-        known = self._ids.get(name)
+        held = self._in_force()
+        if held is not self._under:
+            self._under, self._known = held, {}
+        known = self._known.get(service)
         if known is None:
-            known = self._ids[name] = str(self._config.spiffe_id("workload", name))
+            name = self.signed_workload(service) or self._config.workload_of(service)
+            known = self._known[service] = str(self._config.spiffe_id("workload", name))
         return known
 
     def notes(self) -> tuple[str, ...]:
