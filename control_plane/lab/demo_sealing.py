@@ -1,5 +1,6 @@
 """Steps of the demonstration: no control plane, no network; who goes on, who stops, and how it comes back."""
 
+import asyncio
 import time
 from collections.abc import Mapping
 from typing import Final
@@ -28,8 +29,13 @@ async def stale(world: World) -> str:
     """Kill the control plane and call while the grace lasts; on a machine too busy for that, once more."""
     for left in reversed(range(_TRIES)):
         await world.lab.control_plane.kill()
-        nodes = await world.wait(lambda seen: all(one.get("lease") in _ORDER[1:] for one in seen.values()))
-        found = await world.transfer("alice", 7)
+        held = await world.wait(lambda seen: all("lease_remaining_ms" in one for one in seen.values()))
+        # Nobody renews the lease any more: it has lapsed everywhere when the longest that a node holds has.
+        await asyncio.sleep(max(int(one["lease_remaining_ms"]) for one in held.values()) / 1000 + _PAUSE_S)
+        found, nodes = await asyncio.gather(
+            world.transfer("alice", 7),
+            world.wait(lambda seen: all(one.get("lease") in _ORDER[1:] for one in seen.values())),
+        )
         late = any(one["lease"] != "STALE" for one in nodes.values())
         if not left or not (late or found.reason == Reason.POLICY_STALE.value):
             break

@@ -20,20 +20,23 @@ class Slow:
     """A world on a machine that is busy for some tries: what nodes say, and what becomes of alice's call."""
 
     def __init__(self, *tries: tuple[str, Outcome]) -> None:
-        self._tries, self.killed = list(tries), 0
+        self._tries, self._said, self.killed = list(tries), [tries[0][0]], 0
         self.lab = SimpleNamespace(
             control_plane=SimpleNamespace(kill=self._kill, start=self._nothing), wait_until=self._nothing
         )
 
     async def wait(self, wanted: Callable[[Mapping[str, Any]], object]) -> Mapping[str, Any]:
         """Return what nodes say."""
-        nodes = {"a": {"lease": self._tries[0][0], "alarms": ["x"]}, "b": {"lease": "STALE", "alarms": ["x"]}}
+        shown = {"alarms": ["x"], "lease_remaining_ms": 0}
+        nodes = {"a": {"lease": self._said[0]} | shown, "b": {"lease": "STALE"} | shown}
         assert wanted(nodes)
         return nodes
 
     async def transfer(self, _caller: str, _amount: int) -> Outcome:
         """Return what becomes of it."""
-        return self._tries.pop(0)[1]
+        said, done = self._tries.pop(0)
+        self._said = [said]
+        return done
 
     async def executed(self, *_: object, **__: object) -> str:
         """Succeed, when the control plane is back."""
