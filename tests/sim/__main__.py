@@ -74,6 +74,7 @@ def _one(options: argparse.Namespace) -> int:
         "events": mesh.events,
         "forwarded": seen.forwards,
         "executed": seen.executions,
+        "saw": dict(sorted((+seen.saw).items())),
         "trace": mesh.trace,
     }
     sys.stdout.write(
@@ -119,6 +120,8 @@ def _many(options: argparse.Namespace) -> int:
         keep_going=options.keep_going,
     )
     sums = campaign.run()
+    for what, seeds in () if options.json else sorted(sums.saw.items()):
+        sys.stderr.write(f"{seeds:7d} seeds: {what}\n")
     sys.stdout.write(json.dumps(sums.as_object()) if options.json else str(sums))
     sys.stdout.write("\n")
     return _FELL if sums.violations else _OK

@@ -31,11 +31,11 @@ class Attacker:
     def __init__(self, world: "Mesh") -> None:
         self.world = world
         self.intercepts = False  # keeps calls back and sends what it likes instead
-        self._calls: list[tuple[str, Pairs, bytes]] = []
+        self._calls: list[tuple[str, Pairs, bytes, str]] = []
         self._credentials: dict[str, bytes] = {}  # by digest, base64url
         self._gossip: list[tuple[str, str, Any]] = []
 
-    def overheard_call(self, target: str, pairs: Pairs, body: bytes) -> None:
+    def overheard_call(self, target: str, pairs: Pairs, body: bytes, method: str) -> None:
         """Keep a call, and the credential that its permit names even if an earlier call carried it."""
         carried = dict(pairs)
         credential = carried.get(CREDENTIAL_KEY)
@@ -45,7 +45,7 @@ class Attacker:
             named = json.loads(from_base64url(str(carried[PERMIT_KEY]).split(".")[1])).get("att")
             if named in self._credentials:
                 pairs = [*pairs, (CREDENTIAL_KEY, self._credentials[named])]
-        self._calls = [*self._calls[1 - _KEPT :], (target, pairs, body)]
+        self._calls = [*self._calls[1 - _KEPT :], (target, pairs, body, method)]
 
     def overheard(self, source: str, target: str, message: Any) -> None:
         """Keep a message of gossip."""
@@ -76,14 +76,14 @@ class Attacker:
         for call in dice.sample(newest, min(2, len(newest))):
             self._replay(call, self.world.nodes[call[0]], changed=changed)
 
-    def _replay(self, call: tuple[str, Pairs, bytes], node: "Node", *, changed: bool) -> None:
+    def _replay(self, call: tuple[str, Pairs, bytes, str], node: "Node", *, changed: bool) -> None:
         # Each sidecar of a service remembers what it spent itself; at another one the permit fits only the
         # certificate of its caller, which the attacker does not have (docs/threat-model.md).
-        target, pairs, body = call
+        target, pairs, body, method = call
         certificate = CERTIFICATE if node.name == target else b"\x66" * 32
         if node.up:
             sent = body[::-1] + b"!" if changed else body
-            self.world.spawn(node, node.calling.called(pairs, sent, certificate=certificate))
+            self.world.spawn(node, node.calling.called(pairs, sent, method, certificate=certificate))
 
     def _replay_gossip(self, source: "Node", target: "Node", message: Any) -> None:
         member = target.talking.member if target.up and source.up else None

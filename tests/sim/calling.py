@@ -3,16 +3,19 @@
 import contextlib
 from typing import TYPE_CHECKING
 
-from sidecar.core.call import Attempt, Direction, RefusedError
+from sidecar.core.call import Attempt, Direction, Permitted, RefusedError
 from sidecar.core.carriage import HELD_KEY
 from sidecar.core.permits import Minter, Verifier
 from sidecar.core.replay import ReplayCache
+from sidecar.edge.approvals import ApprovalDuty
 from sidecar.edge.case import Case, Signing
 from sidecar.edge.notary import Notary
 from sidecar.edge.permit_floor import PermitFloor
+from tests.sim.approving import duty_of
 from tests.sim.kernel import SimPath, UnreachableError
-from tests.sim.realm import CALLEES, PAYMENTS, endorsed
-from tests.support.sidecar_core import ALICE, PAY
+from tests.sim.realm import CALLEES, DOMAIN, REFUND, RESTOCK, endorsed
+from tests.sim.streaming import Stream
+from tests.support.sidecar_core import ALICE, PAY, WATCH
 from trust.errors import MeshError
 from trust.policy.types import Authn
 
@@ -21,6 +24,15 @@ if TYPE_CHECKING:
 
 CERTIFICATE = b"\x22" * 32
 Pairs = list[tuple[str, str | bytes]]
+
+
+def workload_of(service: str) -> str:
+    """Return who serves a service."""
+    return f"spiffe://{DOMAIN}/workload/{service}"
+
+
+def _service_of(method: str) -> str:
+    return "stock" if method == RESTOCK else "payments"
 
 
 class Calling:
@@ -36,60 +48,109 @@ class Calling:
             node=node.name,
             boot_id=f"{node.name}{node.boots}",
             clock=node,
-            ids=self._execution_id,
+            ids=self.execution_id,
             level=node.pipeline.level,
             in_force=lambda: node.state.in_force,
-            callee=lambda _service: PAYMENTS,
+            callee=workload_of,
             journal=node.ledger,
             signing=Signing(minter, verifier, lambda: node.endorsement, lambda _who: CERTIFICATE),
             alarm=lambda _text: None,
             trust=node.trust,
         )
+        self.approvals: ApprovalDuty | None = None
 
-    def _execution_id(self) -> bytes:
+    def begin(self) -> None:
+        """Read what approvals were used up, and have them asked for."""
+        self.approvals = duty_of(self.node)
+        self.notary.duties.add(self.approvals)
+
+    def tick(self) -> None:
+        """Tell the desk what was used up, as `ApprovalDuty.run` does."""
+        duty = self.approvals
+        if duty is not None and duty._untold:
+            self.node.world.spawn(self.node, duty._round())
+
+    def execution_id(self) -> bytes:
+        """Draw a UUIDv7."""
         rand = self.node.world.random.getrandbits(74)
         head = self.node.now_ms() << 80 | 7 << 76 | (rand >> 62) << 64 | 2 << 62 | rand & (2**62 - 1)
         return head.to_bytes(16)
 
     async def call(self) -> None:
-        """The workload alice next to this sidecar pays: outbound door."""
+        """The workload alice next to this sidecar pays, refunds, or watches: outbound door."""
         node, world = self.node, self.node.world
-        attempt = Attempt(Direction.OUTBOUND, "payments", PAY, ALICE, Authn.MTLS)
-        body = world.random.randbytes(8)
+        method, body = PAY, world.random.randbytes(8)
+        if world.chance(0.3):
+            method, body = REFUND, self._refund(body)
+        elif world.chance(0.15):
+            method = RESTOCK
+        elif len(node.pipeline.streams) < 2 and world.chance(0.3):
+            method = WATCH
+        attempt = Attempt(Direction.OUTBOUND, _service_of(method), method, ALICE, Authn.MTLS)
         case = self.notary.arrived(attempt, [], CERTIFICATE)
         if case is None:
             return
-        pairs = await self._through(attempt, case, body)
-        if pairs is None:
+        through = await self._through(attempt, case, body)
+        if through is None:
             return
+        pairs, permitted = through
         target = world.random.choice(CALLEES)
         world.observer.forwarded(node, case, body)
-        world.attacker.overheard_call(target, pairs, body)
+        world.attacker.overheard_call(target, pairs, body, method)
+        stream = None
+        if method == WATCH:
+            stream = Stream(world)
+            stream.begin(node, permitted, case)
         status = "UNAVAILABLE"
         with contextlib.suppress(UnreachableError):
             status = await world.rpc(
-                node.name, target, lambda: world.nodes[target].calling.called(pairs, body), twice=True
+                node.name,
+                target,
+                lambda: world.nodes[target].calling.called(pairs, body, method, stream=stream),
+                twice=True,
             )
         if status == "OK" and case.carries:
             # what comes back first from the callee's door
             self.notary.answered(case, [(HELD_KEY, case.named)])
+        if stream is not None and status == "OK":
+            await stream.over
         self.notary.closed(case, status, 0.001)
         if status == "OK":
             world.observer.acknowledged.append((node.name, case.execution_id))
 
-    async def called(self, pairs: Pairs, body: bytes, *, certificate: bytes = CERTIFICATE) -> str:
+    def _refund(self, body: bytes) -> bytes:
+        """Return a request that waits for approvers, mostly one of before: made again, byte for byte."""
+        waiting, dice = self.node.refunds, self.node.world.random
+        if waiting and dice.random() < 0.8:
+            return dice.choice(waiting)
+        self.node.refunds = [*waiting[-1:], body]
+        return body
+
+    async def called(
+        self,
+        pairs: Pairs,
+        body: bytes,
+        method: str = PAY,
+        *,
+        certificate: bytes = CERTIFICATE,
+        stream: Stream | None = None,
+    ) -> str:
         """A call arrives for the workload payments next to this sidecar: inbound door."""
-        attempt = Attempt(Direction.INBOUND, "payments", PAY, ALICE, Authn.MTLS)
+        attempt = Attempt(Direction.INBOUND, _service_of(method), method, ALICE, Authn.MTLS)
         case = self.notary.arrived(attempt, pairs, certificate)
         if case is None or self.node.name not in CALLEES:
             return "UNAVAILABLE"
-        if await self._through(attempt, case, body) is None:
+        through = await self._through(attempt, case, body)
+        if through is None:
             return "UNAVAILABLE"
         self.node.world.observer.executed(self.node, case, body)
-        self.notary.closed(case, "OK", 0.001)
+        if stream is None:
+            self.notary.closed(case, "OK", 0.001)
+        else:
+            stream.begin(self.node, through[1], case)
         return "OK"
 
-    async def _through(self, attempt: Attempt, case: Case, body: bytes) -> Pairs | None:
+    async def _through(self, attempt: Attempt, case: Case, body: bytes) -> tuple[Pairs, Permitted] | None:
         node, observer = self.node, self.node.world.observer
         try:
             try:
@@ -114,5 +175,5 @@ class Calling:
                 except MeshError:
                     observer.unproven += 1
             return None
-        observer.allowed(node, permitted.decision)
-        return list(pairs)
+        observer.allowed(node, method=attempt.method)
+        return list(pairs), permitted

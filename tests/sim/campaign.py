@@ -4,7 +4,7 @@ import multiprocessing
 import signal
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from multiprocessing.pool import AsyncResult, Pool
@@ -34,6 +34,7 @@ class Sums:
     seeds: int = 0
     events: int = 0
     violations: list[int] = field(default_factory=list)
+    saw: Counter[str] = field(default_factory=Counter)  # in how many seeds something happened
 
     @property
     def elapsed_s(self) -> float:
@@ -58,6 +59,7 @@ class Sums:
             "events_per_second": round(self.events / self.elapsed_s),
             "jobs": self.jobs,
             "violations": self.violations,
+            "seeds_in_which": dict(sorted(self.saw.items())),
         }
 
 
@@ -108,6 +110,7 @@ class Campaign:
         outcome = pending.popleft().get()
         self.sums.seeds += 1
         self.sums.events += outcome.events
+        self.sums.saw.update(what for what, often in outcome.saw.items() if often)
         if outcome.fell:
             self.sums.violations.append(outcome.seed)
             sys.stdout.write(f"{outcome.fell}\n\n")

@@ -74,6 +74,35 @@ class Disk:
         if self._dies():
             raise DiedError(self.owner)
 
+    def append(self, name: str, data: bytes) -> None:
+        """Add to a file; the process may die before, in the middle, or just after."""
+        if self._dies():
+            self.files[name] += data[: len(data) // 2]
+            raise DiedError(self.owner)
+        self.files[name] += data
+        if self._dies():
+            raise DiedError(self.owner)
+
+
+class SimLock:
+    """What `asyncio.Lock` promises, for simulated coroutines."""
+
+    def __init__(self) -> None:
+        self._held = False
+        self._waiting: list[Future] = []
+
+    async def __aenter__(self) -> None:
+        while self._held:
+            future = Future()
+            self._waiting.append(future)
+            await future
+        self._held = True
+
+    async def __aexit__(self, *_: object) -> None:
+        self._held = False
+        if self._waiting:
+            self._waiting.pop(0).finish()
+
 
 class SimPath:
     """As much of `pathlib.Path` as the product's stores use, on a simulated disk."""
@@ -93,6 +122,13 @@ class SimPath:
             raise FileNotFoundError(self.name)
         data: bytes = self.disk.files[self.name]
         return data
+
+    def write_bytes(self, data: bytes) -> None:
+        """Replace the content."""
+        self.disk.write(self.name, data)
+
+    def mkdir(self) -> None:
+        """Make a directory, of which there is nothing to make."""
 
     def open(self, _mode: str) -> io.BytesIO:
         """Open it for reading."""

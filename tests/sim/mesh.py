@@ -7,13 +7,16 @@ held after every event by `tests.sim.observer`.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from tests.sim.approving import ApprovalHouse
 from tests.sim.attacker import Attacker
+from tests.sim.engines import Engines
 from tests.sim.kernel import START_MS, Coro, DiedError, Future, Kernel, UnreachableError
 from tests.sim.node import Node
 from tests.sim.observer import Observer
 from tests.sim.policy_house import PolicyHouse
 from tests.sim.realm import CALLERS, LEASE_MS, MAX_LAG_MS, NODES, TRUST_TTL_MS
 from tests.sim.stand_ins import stand_ins
+from tests.sim.thieves import Thieves
 from tests.sim.trouble import TROUBLE_MS, Step, Trouble
 from trust.errors import MeshError
 
@@ -34,11 +37,14 @@ class Mesh(Kernel):
         self.slack_ms = 12_000 + LEASE_MS if self.jumps else 2_500
         self.restored: set[str] = set()
         self.observer, self.attacker = Observer(self), Attacker(self)
-        self.policy, self.trouble = PolicyHouse(self), Trouble(self)
+        self.policy, self.thieves, self.trouble = PolicyHouse(self), Thieves(self), Trouble(self)
+        self.engines = Engines()
+        self.approving = ApprovalHouse(self)
         self.nodes = {name: Node(name, self) for name in NODES}
         for name, lie in sorted((liars or {}).items()):
             self.nodes[name].lies |= set(lie.split(","))
         self.policy.publish(self.policy.settings)
+        self.policy.space.delegate(self.random)
         for node in self.nodes.values():
             self.after(self.random.randint(0, 200), self._boot, node)
         self.after(LEASE_MS // 3, self.policy.renew)
@@ -207,7 +213,7 @@ class Mesh(Kernel):
         Raises:
             Violation: naming the invariant.
         """
-        with stand_ins(self.random):
+        with stand_ins(self):
             for at, what, number in schedule:
                 self.after(START_MS + at - self.now_ms, self.trouble.happen, what, number)
             while self.now_ms < START_MS + trouble_ms:
@@ -216,7 +222,7 @@ class Mesh(Kernel):
             self._converge()
 
     def _converge(self) -> None:
-        until_ms, every_ms = self.now_ms + CONVERGE_MS, 1_000
+        until_ms, every_ms = self.now_ms + CONVERGE_MS, 500
         while self.now_ms < until_ms:
             looks_ms = min(self.now_ms + every_ms, until_ms)
             while self.now_ms < looks_ms:

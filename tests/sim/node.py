@@ -5,7 +5,6 @@ and tasks (driver, door, attestation loop, gossip loop), and does in the same or
 """
 
 import functools
-import hashlib
 from typing import TYPE_CHECKING
 
 from sidecar.core.bundle_state import BundleState, Effect, Persist, Record, Swap
@@ -17,17 +16,20 @@ from tests.sim.attesting import Attesting
 from tests.sim.calling import Calling
 from tests.sim.kernel import Disk, SimPath, UnreachableError
 from tests.sim.ledger import SimLedger
-from tests.sim.realm import DOMAIN, LEASE_MS, NODES, endorsed, endorsement_of, engine_of, key_of
+from tests.sim.policy_client import Policing
+from tests.sim.realm import DOMAIN, LEASE_MS, NODES, endorsed, endorsement_of, key_of
+from tests.sim.streaming import Streaming
 from tests.sim.talking import Talking
 from tests.sim.witnessing import Witnessing
 from trust.edge.denial_keeper import DenialKeeper
-from trust.errors import MeshError, StateError
+from trust.errors import MeshError
 from trust.misbehaviour import Anchors
 from trust.spiffe import SpiffeId
+from trust.verified import VerifiedPolicy
 
 if TYPE_CHECKING:
     from tests.sim.mesh import Mesh
-    from tests.sim.policy_house import Files
+    from tests.sim.policy_client import Files
 
 
 class Node:
@@ -42,6 +44,7 @@ class Node:
         self.disk = Disk(name, lambda: world.chance(world.torn))
         self.ledger = SimLedger(self)
         self.skew_ms = world.random.randint(-1_000, 1_000)
+        self.refunds: list[bytes] = []  # what alice beside it wants approved
         self.lies: set[str] = set()
         self.fork_at: int | None = None  # from which record on it has two histories
         self.rewrote_at: int | None = None  # which record it changed, or where it cut
@@ -71,6 +74,7 @@ class Node:
         self.feed = FeedState(poll_ms=poll_interval_ms(LEASE_MS / 1000))
         self.newest: tuple[int, bytes] = (0, b"")
         self.base: tuple[int, bytes] = (0, b"")
+        self.policing = Policing(self)
         self.keeper = DenialKeeper(
             SimPath(disk, "denials.json"),  # type: ignore[arg-type]
             DOMAIN,
@@ -86,6 +90,7 @@ class Node:
             denials=self.keeper.denials,
             verified=lambda credential: self.talking.vouched(credential.data),
         )
+        self.streaming = Streaming(self)
         self.pipeline = Pipeline(
             node=self.name,
             trust_domain=DOMAIN,
@@ -94,17 +99,21 @@ class Node:
             clock=self,
             denials=self.keeper.denials,
             attested=self._attested,
+            doubtful=self.streaming.doubtful,
+            vouched=lambda caller, now_ms: self.trust.check_caller(caller, now_ms=now_ms),
         )
         self.endorsements = Endorsements(lambda: b"", DOMAIN)
         for name in NODES:
             self.endorsements.hold(endorsed(endorsement_of(name)))
         self.calling = Calling(self)
+        self.calling.begin()
         self.attesting = Attesting(self)
         self.talking = Talking(self)
         self.witness = Witnessing(self)
-        files = disk.files.get("policy")
-        if files is not None:
-            self.offer(files, resumed=True)
+        policy = self.policing.load()
+        if policy is not None:
+            self._kept()
+            self._take(policy, resumed=True)
         world.after(0, self._tick, self.boots)
 
     def crash(self) -> None:
@@ -125,32 +134,32 @@ class Node:
 
     # policy
 
-    def offer(self, files: "Files", *, resumed: bool = False) -> None:
-        """Verify files as the policy client does, keep them, and offer what they say."""
+    def offer(self, files: "Files") -> int | None:
+        """Have the client verify and keep files, and take up what they say; return the lease's version, or None."""
         try:
-            policy = self.world.policy.verified(files)
+            policy = self.policing.take(files)
         except MeshError:
-            return
-        kept = self.disk.files.get("policy")
-        if not resumed and (
-            kept is None
-            or self.world.policy.verified(kept).versions["timestamp"] <= policy.versions["timestamp"]
-        ):
-            self.disk.write("policy", files)
-        if policy.versions["timestamp"] >= self.newest[0]:
-            self.newest = (policy.versions["timestamp"], files.timestamp)
-            self.base = (policy.base.version, hashlib.sha256(files.targets).digest())
+            return None
+        self._kept()
+        self._take(policy)
+        return policy.versions["timestamp"]
+
+    def _kept(self) -> None:
+        self.newest, self.base = self.policing.client.newest, self.policing.client.base
+        self.world.observer.kept(self)
+
+    def _take(self, policy: VerifiedPolicy, *, resumed: bool = False) -> None:
         try:
             effects = self.state.offer(
                 policy,
-                engine_of(files.archive),
+                self.world.engines.of(policy),
                 now_ms=self.now_ms(),
                 monotonic_ms=self.monotonic_ms(),
                 resumed=resumed,
             )
-        except StateError:
+        except MeshError:
             return
-        self.world.observer.leased(self, policy)
+        self.world.observer.leased(self, policy, resumed=resumed)
         self.run(effects)
 
     def run(self, effects: list[Effect]) -> None:
@@ -180,12 +189,9 @@ class Node:
                 continue
             if files is None:
                 continue
-            try:
-                self.offer(files)
-                version = self.world.policy.verified(files).versions["timestamp"]
+            version = self.offer(files)
+            if version is not None:
                 break
-            except MeshError:
-                continue
         now_ms, jitter = self.monotonic_ms(), self.world.random.random()
         if version is None:
             self.feed.failed(now_ms=now_ms, jitter=jitter)
@@ -203,6 +209,8 @@ class Node:
         self.look(self.feed.tick(now_ms=mono_ms))
         self.witness.tick()
         self.attesting.tick()
+        self.calling.tick()
+        self.streaming.tick()
         self.talking.tick()
         self.world.after(250, self._tick, boot)
 

@@ -8,21 +8,17 @@ import functools
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Any
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from securesystemslib.signer import CryptoSigner
+from tuf.api.metadata import Metadata, Root
 
 from tests.sim.kernel import START_MS
 from tests.support.emergency import EmergencyKey
-from tests.support.sidecar_core import ALICE, ALLOW, PAY, RuleDecider
 from tests.support.tuf_world import public
-from trust.attestation.roster import AttestationSettings, WitnessSettings, witness_key_name
 from trust.keys import NAME_FIELD
-from trust.mesh import LeaseSettings, MeshSettings, PermanentRevocation
 from trust.node_key import NodeKey, endorsement_digest
-from trust.note import KeyKind, Verifier
 from trust.repository import Holders, OnlineSigners, new_root, sign
 from trust.spiffe import SpiffeId
 
@@ -30,49 +26,67 @@ DOMAIN = "mesh.local"
 NODES = ("n0", "n1", "n2", "n3")  # all are witnesses; 3 of them are the quorum, so one may lie
 QUORUM = 3
 CALLERS, CALLEES = ("n0", "n3"), ("n1", "n2")
-PAYMENTS = f"spiffe://{DOMAIN}/workload/payments"
+REFUND = "shop.Payments/Refund"  # needs approvers
+RESTOCK = "shop.Stock/Restock"  # is a namespace's
+APPROVERS = ("ann", "ben", "cleo")
 LEASE_MS, GRACE_MS = 4_000, 4_000
 TRUST_TTL_MS, MAX_LAG_MS = 6_000, 3_000
 EMERGENCY = EmergencyKey("emergency-1")
 STRANGER = EmergencyKey("stranger")  # signs like one, and no policy names it
 
 
+@functools.cache
 def key_of(name: str) -> Ed25519PrivateKey:
     """Return the key that a name has in every run."""
     return Ed25519PrivateKey.from_private_bytes(hashlib.sha256(f"sim {name}".encode()).digest())
 
 
-def _signer(name: str) -> CryptoSigner:
+@functools.cache
+def signer(name: str) -> CryptoSigner:
+    """Return who signs metadata with the key of a name."""
     made = CryptoSigner(key_of(name))
     made.public_key.unrecognized_fields[NAME_FIELD] = name
     return made
 
 
-@functools.cache
-def approvers() -> tuple[CryptoSigner, ...]:
-    """Three approvers; two must sign."""
-    return tuple(_signer(f"approver-{index}") for index in range(3))
+@dataclass(frozen=True)
+class Keys:
+    """Who may sign, under one root. Two must, where there are three."""
+
+    holders: tuple[CryptoSigner, ...]
+    approvers: tuple[CryptoSigner, ...]
+    online: OnlineSigners
+
+    def root(self, version: int = 1) -> Metadata[Root]:
+        """Return root metadata that names them, unsigned."""
+        metadata = new_root(
+            trust_domain=DOMAIN,
+            root=Holders(public(self.holders), 2),
+            approvers=Holders(public(self.approvers), 2),
+            snapshot=self.online.snapshot.public_key,
+            timestamp=self.online.timestamp.public_key,
+            now_ms=START_MS - 60_000,
+        )
+        metadata.signed.version = version
+        return metadata
 
 
 @functools.cache
-def online() -> OnlineSigners:
-    """The control plane's keys."""
-    return OnlineSigners(_signer("snapshot"), _signer("timestamp"))
+def keys_named(kind: str = "") -> Keys:
+    """Return three root holders, three approvers and the online keys; those of the beginning, or others."""
+    return Keys(
+        tuple(signer(f"{kind}root-{index}") for index in range(3)),
+        tuple(signer(f"{kind}approver-{index}") for index in range(3)),
+        OnlineSigners(signer(f"{kind}snapshot"), signer(f"{kind}timestamp")),
+    )
 
 
 @functools.cache
 def root() -> bytes:
     """The trust anchor."""
-    holders = [_signer(f"root-{index}") for index in range(3)]
-    metadata = new_root(
-        trust_domain=DOMAIN,
-        root=Holders(public(holders), 2),
-        approvers=Holders(public(approvers()), 2),
-        snapshot=online().snapshot.public_key,
-        timestamp=online().timestamp.public_key,
-        now_ms=START_MS - 60_000,
-    )
-    for holder in holders[:2]:
+    keys = keys_named()
+    metadata = keys.root()
+    for holder in keys.holders[:2]:
         metadata = sign(metadata, holder, metadata.signed)
     return metadata.to_bytes()
 
@@ -90,44 +104,6 @@ class Settings:
     def archive(self) -> bytes:
         """Return the bytes that approvers sign."""
         return json.dumps(self.__dict__, sort_keys=True).encode()
-
-
-@functools.cache
-def _witnesses() -> AttestationSettings:
-    return AttestationSettings(
-        witnesses={
-            name: WitnessSettings(
-                key=Verifier(
-                    witness_key_name(DOMAIN, name),
-                    key_of(name).public_key().public_bytes_raw(),
-                    KeyKind.COSIGNATURE_V1,
-                ).encode()
-            )
-            for name in NODES
-        },
-        ttl_s=TRUST_TTL_MS // 1000,
-        max_lag_s=MAX_LAG_MS // 1000,
-    )
-
-
-@functools.lru_cache(maxsize=256)
-def engine_of(archive: bytes) -> RuleDecider:
-    """Return the rules and signed settings of an archive; level 5 everywhere."""
-    said: dict[str, Any] = json.loads(archive)
-    settings = MeshSettings(
-        trust_domain=DOMAIN,
-        level=5,
-        lease=LeaseSettings(ttl_s=LEASE_MS // 1000, grace_s=GRACE_MS // 1000),
-        attestation=_witnesses(),
-        emergency_keys={EMERGENCY.name: EMERGENCY.public.hex()},
-        revocations=tuple(
-            PermanentRevocation(kind="workload", value=one, reason="for good") for one in said["permanent"]
-        ),
-        ended_revocations=tuple(said["ended"]),
-        released_proofs=tuple(said["released"]),
-    )
-    rules = {(ALICE, PAY): ALLOW} if said["may_pay"] else {}
-    return RuleDecider(mesh=settings, rules=rules)
 
 
 # node keys: a certificate authority by table (X.509 is tested elsewhere)

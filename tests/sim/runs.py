@@ -1,7 +1,7 @@
 """Runs seeds, and makes a failure small: which few steps of the schedule are enough for the same invariant to fall."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from tests.sim.kernel import Violation
 from tests.sim.mesh import Mesh
@@ -13,11 +13,12 @@ _MAX_TRIES = 60
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one seed. `fell`: the whole message, empty when nothing fell."""
+    """What became of one seed. `fell`: the whole message, empty when nothing fell; `saw`: what happened, how often."""
 
     seed: int
     events: int
     fell: str = ""
+    saw: Mapping[str, int] = field(default_factory=dict)
 
 
 def live(
@@ -58,7 +59,7 @@ def one_seed(work: tuple[int, int]) -> Outcome:
     schedule = schedule_of(seed, trouble_ms)
     mesh, error = live(seed, schedule, trouble_ms)
     fell = "" if error is None else _told(mesh, seed, schedule, trouble_ms, error)
-    return Outcome(seed, mesh.events, fell)
+    return Outcome(seed, mesh.events, fell, dict(mesh.observer.saw))
 
 
 def _told(mesh: Mesh, seed: int, schedule: Sequence[Step], trouble_ms: int, error: BaseException) -> str:

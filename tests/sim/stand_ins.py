@@ -3,19 +3,21 @@
 import contextlib
 import functools
 import logging
-import random
 import sys
 from collections.abc import Callable, Iterator
 from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest import mock
 
-from sidecar.edge import attestation_files, permit_floor, witness_desk
-from tests.sim.kernel import write_atomic
+from sidecar.edge import approvals, attestation_files, permit_floor, spent_file, witness_desk
+from tests.sim import policy_client
+from tests.sim.kernel import Coro, Kernel, SimLock, SimPath, write_atomic
+from tests.sim.policy_client import SimCache, scratch_of
 from tests.sim.realm import RememberedKey, endorsed
-from trust import heads, node_key, note
+from trust import authoring, chain, checkpoint, heads, limits, node_key, note, repository, repository_state
 from trust.attestation import cosignature, dsse, statement
-from trust.edge import denial_keeper
+from trust.authoring import parse_metadata
+from trust.edge import denial_keeper, policy_cache, tuf_client
 
 
 class _Lock:
@@ -32,6 +34,57 @@ async def _at_once(action: Callable[..., Any], *arguments: Any) -> Any:
     return action(*arguments)
 
 
+class _Flag:
+    """An event that nobody waits for: rounds are ticks here."""
+
+    def set(self) -> None:
+        """Set it."""
+
+    def clear(self) -> None:
+        """Clear it."""
+
+
+class _Task:
+    """A task that runs when it is waited for, which it is at once."""
+
+    def __init__(self, coroutine: Coro) -> None:
+        self._coroutine = coroutine
+
+    def __await__(self) -> Any:
+        return self._coroutine.__await__()
+
+    def add_done_callback(self, _action: object) -> None:
+        """Nobody keeps it longer than it runs."""
+
+
+def _slow_disk(world: Kernel) -> SimpleNamespace:
+    """Return an asyncio in which a thread writes a little later, and whose process may have died by then."""
+
+    async def to_thread(action: Callable[..., Any], *arguments: Any) -> Any:
+        await world.sleep(world.random.randint(1, 40))
+        return action(*arguments)
+
+    loop = SimpleNamespace(create_task=_Task)
+    return SimpleNamespace(
+        Lock=SimLock,
+        to_thread=to_thread,
+        timeout=lambda _seconds: _Lock(),
+        shield=lambda task: task,
+        get_running_loop=lambda: loop,
+    )
+
+
+def _written(path: SimPath, data: bytes) -> int:
+    path.disk.append(path.name, data)
+    return len(data)
+
+
+_APPENDING = SimpleNamespace(
+    O_WRONLY=0, O_APPEND=0, O_CLOEXEC=0,
+    open=lambda path, _flags: path, write=_written, fsync=lambda _path: None, close=lambda _path: None,
+)  # fmt: skip
+
+
 @functools.cache
 def users_of(name: str) -> tuple[ModuleType, ...]:
     """Return the modules of `trust` that call this function of `trust.node_key`."""
@@ -40,9 +93,27 @@ def users_of(name: str) -> tuple[ModuleType, ...]:
     return tuple(module for module in loaded if getattr(module, name, None) is real)
 
 
+def _once_each(pure: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `pure`, which answers once for the same objects; they are kept, or another could take their place."""
+    known: dict[tuple[int, ...], tuple[Any, Any]] = {}
+
+    def answer(*arguments: Any) -> Any:
+        key = tuple(map(id, arguments))
+        if key not in known:
+            known[key] = (arguments, pure(*arguments))
+        return known[key][1]
+
+    return answer
+
+
+# they read what was parsed and change none of it
+_PARSING = (authoring, chain, policy_cache, policy_client, repository, repository_state, tuf_client)
+
+
 @contextlib.contextmanager
-def stand_ins(dice: random.Random) -> Iterator[None]:
+def stand_ins(world: Kernel) -> Iterator[None]:
     """Replace the edges' doors to the real world."""
+    dice = world.random
     loop = SimpleNamespace(to_thread=_at_once, Lock=_Lock)
     swaps: list[tuple[object, str, object]] = [
         (witness_desk, "asyncio", loop),
@@ -51,6 +122,14 @@ def stand_ins(dice: random.Random) -> Iterator[None]:
         (attestation_files, "write_atomic", write_atomic),
         (permit_floor, "write_atomic", write_atomic),
         (denial_keeper, "write_atomic", write_atomic),
+        (policy_cache, "write_atomic", write_atomic),
+        (tuf_client, "PolicyCache", SimCache),
+        (tuf_client, "Path", scratch_of),
+        (approvals, "asyncio", SimpleNamespace(Event=_Flag)),
+        (spent_file, "write_atomic", write_atomic),
+        (spent_file, "asyncio", _slow_disk(world)),
+        (spent_file, "os", _APPENDING),
+        (limits, "MAX_APPROVAL_LIFETIME_S", 10),  # so that what was used up is forgotten within a run
         *(
             (where, "verify_endorsement", lambda data, *_: endorsed(data))
             for where in users_of("verify_endorsement")
@@ -69,7 +148,16 @@ def stand_ins(dice: random.Random) -> Iterator[None]:
             (statement, "parse_statement"),
             (dsse, "decode"),
             (heads, "open_checkpoint"),
+            (policy_cache, "_from_json"),
+            (attestation_files, "read_memory"),
+            (checkpoint, "parse_checkpoint"),
         )
+    ]
+    parsed = functools.cache(parse_metadata)
+    swaps += [(where, "parse_metadata", parsed) for where in _PARSING]
+    swaps += [
+        (where, name, _once_each(getattr(where, name)))
+        for where, name in ((chain, "quorum_of"), (repository, "quorum_of"), (tuf_client, "digest_of"))
     ]
     quiet = logging.root.manager.disable
     with contextlib.ExitStack() as stack:

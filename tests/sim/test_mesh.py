@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -11,16 +12,57 @@ import pytest
 from tests.sim.kernel import Violation
 from tests.sim.mesh import Mesh
 from tests.sim.mutants import MUTANTS, Mutant
-from tests.sim.mutation import MAX_SEEDS, look_for
-from tests.sim.runs import SHORT_MS, live, run_seed, shrink
+from tests.sim.mutation import look_for
+from tests.sim.runs import SHORT_MS, live, run_seed
 from tests.sim.trouble import FORKS, schedule_of
 from trust.attestation.roster import Roster
 
 SEEDS = 200
-_BATCH = 10
+_FIRST, _BATCH = 30, 10
+HAPPENS = {  # each must have happened in some of the first seeds
+    "root rotated",
+    "several roots at once",
+    "root learned, policy refused",
+    "quorum stolen",
+    "stolen quorum believed",
+    "policy lost",
+    "floor lost",
+    "approval used outbound",
+    "approval used inbound",
+    "restocked",
+    "delegation ended",
+    "delegated to others",
+    "namespaces mixed",
+    "namespace wants more",
+    "stream opened",
+    "stream cut: NODE_NOT_ATTESTED",
+    "stream cut: AUTHORIZATION_WITHDRAWN",
+    "stream cut: REVOKED",
+}
+_REFUSED = {
+    "PERMIT_REPLAYED",
+    "PERMIT_MISMATCH",
+    "NODE_NOT_ATTESTED",
+    "POLICY_STALE",
+    "APPROVAL_EXPIRED",
+    "APPROVAL_DENIED",
+}
 
 
-@pytest.mark.parametrize("first", range(0, SEEDS, _BATCH))
+def test_no_invariant_falls_in_the_first_meshes_and_all_that_may_happen_does() -> None:
+    """A simulation in which nothing is executed, or what it is about does not happen, would prove nothing."""
+    saw, refused, executions, restarts = Counter[str](), set[str](), 0, 0
+    for seed in range(_FIRST):
+        mesh = run_seed(seed, trouble_ms=SHORT_MS)
+        saw += mesh.observer.saw
+        refused |= mesh.observer.refusals.keys()
+        executions += mesh.observer.executions
+        restarts += sum(node.boots - 1 for node in mesh.nodes.values())
+    assert not HAPPENS - saw.keys() and not _REFUSED - refused
+    assert executions > 10 * _FIRST and restarts > _FIRST
+
+
+@pytest.mark.parametrize("first", range(_FIRST, SEEDS, _BATCH))
 def test_no_invariant_falls_in_a_whole_mesh(first: int) -> None:
     """Seeds are fixed, so that a failure is the change's and not the dice's; `make sim` looks further."""
     for seed in range(first, first + _BATCH):
@@ -47,17 +89,6 @@ def test_a_mesh_replays_exactly_under_another_hash_seed() -> None:
         for hash_seed in (1, 2)
     }
     assert len(seen) == 1
-
-
-def test_the_mesh_lives_and_suffers() -> None:
-    """A simulation in which nothing is executed, or nothing goes wrong, would prove nothing."""
-    meshes = [run_seed(seed) for seed in range(6)]
-    seen = [mesh.observer for mesh in meshes]
-    assert sum(one.executions for one in seen) > 20 * len(meshes)
-    assert sum(node.boots - 1 for mesh in meshes for node in mesh.nodes.values()) > 2 * len(meshes)
-    assert {"PERMIT_REPLAYED", "PERMIT_MISMATCH", "NODE_NOT_ATTESTED", "POLICY_STALE"} <= {
-        reason for one in seen for reason in one.refusals
-    }
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
@@ -107,41 +138,33 @@ def test_a_quorum_of_clocks_that_jump_together_costs_liveness_and_nothing_else()
 
 
 def _with_clocks_ahead(*names: str) -> Mesh:
-    mesh = Mesh(3)
+    mesh = Mesh(0)
     for name in names:
-        mesh.after(2_000, setattr, mesh.nodes[name], "skew_ms", 3_600_000)
+        mesh.after(3_500, setattr, mesh.nodes[name], "skew_ms", 3_600_000)
     mesh.run([], SHORT_MS)
     return mesh
 
 
-def test_a_failure_says_seed_few_steps_and_how_to_replay_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever sees it must be able to look at it at once."""
+def test_a_failure_says_seed_the_few_steps_that_are_needed_and_how_to_replay_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever sees it must be able to look at it at once, without what has nothing to do with it."""
     by_name = {mutant.name: mutant for mutant in MUTANTS}
     by_name["quorum of approvers"].remove(monkeypatch)
+    schedules = {seed: schedule_of(seed, SHORT_MS) for seed in range(SEEDS)}
     with pytest.raises(Violation) as raised:
-        for seed in range(MAX_SEEDS):
-            run_seed(seed, trouble_ms=SHORT_MS)
+        for seed, steps in schedules.items():
+            if len(steps) > 5 and any(what == "no_quorum" for _, what, _ in steps):
+                run_seed(seed, trouble_ms=SHORT_MS)
     text = str(raised.value)
     assert re.search(r"invariant 1.*\nseed \d+, event \d+", text)
-    assert re.search(r"python -m tests\.sim --seed \d+ --trouble-ms 7000 --keep [\d,-]+", text)
-
-
-def test_shrinking_keeps_only_what_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A schedule of many steps shrinks to those without which the invariant holds."""
-    by_name = {mutant.name: mutant for mutant in MUTANTS}
-    by_name["quorum of approvers"].remove(monkeypatch)
-    for seed in range(MAX_SEEDS):
-        schedule = schedule_of(seed, SHORT_MS)
-        error = live(seed, schedule, SHORT_MS)[1]
-        if error is not None and "invariant 1" in str(error):
-            small = shrink(seed, schedule, SHORT_MS, error)
-            assert [what for _, what, _ in small] == ["no_quorum"]
-            return
-    pytest.fail("no seed published without a quorum")
+    assert re.findall(r"ms  (\w+) \(\d+\)", text) == ["no_quorum"]
+    assert re.search(r"python -m tests\.sim --seed \d+ --trouble-ms 7000 --keep \d+$", text)
 
 
 def _roster() -> Roster:
-    from tests.sim.realm import Settings, engine_of
+    from tests.sim.engines import engine_of
+    from tests.sim.realm import Settings
 
     roster = engine_of(Settings(may_pay=True).archive()).mesh.roster()
     assert roster is not None

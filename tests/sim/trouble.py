@@ -1,8 +1,11 @@
 """What goes wrong: the kinds of steps, how a seed draws a schedule of them, and how each is carried out."""
 
 import random
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from tests.sim.namespace_house import Stock
+from tests.sim.policy_client import CACHE, FLOOR, Files
 from tests.sim.realm import CALLEES, CALLERS, EMERGENCY, NODES, QUORUM
 from trust.revocation import Kind, read_directive
 
@@ -18,7 +21,9 @@ Step = tuple[int, str, int]  # at (ms), what, a number to choose with
 _KINDS = (
     ("publish", 5), ("partition", 4), ("one_way", 3), ("heal", 5), ("crash", 6), ("bounce", 2), ("crash_all", 1),
     ("control_plane", 2), ("broker", 2), ("clock", 3), ("slow", 2), ("intercept", 2), ("replay", 2), ("misdirect", 1),
-    ("revoke", 3), ("backup", 4), ("restore", 4),
+    ("revoke", 3), ("backup", 4), ("restore", 4), ("wipe", 2),
+    ("rotate", 3), ("steal", 2), ("forge_root", 1), ("desk", 2),
+    ("space", 3), ("delegate", 2), ("mix", 2),
     ("lie", 3), ("no_quorum", 2), ("freeze", 1),
 )  # fmt: skip
 
@@ -84,6 +89,12 @@ class Trouble:
         if node.up:
             self.world.died(node, longest_ms=500)
 
+    def _do_restart(self, dice: random.Random) -> None:
+        """A caller restarts at once, while what it used up can still be shown to it."""
+        node = self.world.nodes[dice.choice(CALLERS)]
+        if node.up:
+            self.world.died(node, longest_ms=500)
+
     def _do_crash_all(self, _dice: random.Random) -> None:
         for node in self.world.nodes.values():
             if node.up:
@@ -117,7 +128,40 @@ class Trouble:
         self.world.policy.publish_something(dice)
 
     def _do_no_quorum(self, dice: random.Random) -> None:
-        files = self.world.policy.without_quorum(dice)
+        self._shown_to_all(self.world.policy.without_quorum(dice))
+
+    def _do_desk(self, _dice: random.Random) -> None:
+        """The desk of approvals begins, or ends, to show what it likes."""
+        self.world.approving.lies = not self.world.approving.lies
+
+    def _do_rotate(self, dice: random.Random) -> None:
+        self.world.policy.rotate_something(dice)
+
+    def _do_space(self, dice: random.Random) -> None:
+        self.world.policy.space.publish_something(dice)
+
+    def _do_delegate(self, dice: random.Random) -> None:
+        self.world.policy.space.delegate(dice, anew=dice.random() < 0.5)
+
+    def _do_mix(self, dice: random.Random) -> None:
+        files = self.world.policy.space.mixed(dice)
+        if files is not None:
+            self._shown_to_all(files)
+
+    def _do_widen(self, _dice: random.Random) -> None:
+        """The namespace's approvers sign a bundle that speaks of the base's service, which withdrew the right."""
+        house = self.world.policy
+        if house.up:
+            house.publish(replace(house.settings, may_pay=False, serial=house.version))
+            house.space.publish(Stock(may=True, wide="anything", serial=house.version))
+
+    def _do_steal(self, dice: random.Random) -> None:
+        self.world.thieves.steal(dice)
+
+    def _do_forge_root(self, _dice: random.Random) -> None:
+        self._shown_to_all(self.world.thieves.forged_root())
+
+    def _shown_to_all(self, files: Files) -> None:
         for node in self.world.nodes.values():
             if node.up:
                 self.world.guarded(node, lambda node=node: node.offer(files))  # type: ignore[misc]
@@ -158,6 +202,17 @@ class Trouble:
         for node in self.world.nodes.values():
             self._backups[node.name] = (dict(node.disk.files), node.ledger.durable_size)
 
+    def _do_wipe(self, dice: random.Random) -> None:
+        """A node loses the cache of its policy, sometimes with the floor beside it, and starts anew."""
+        world, floor = self.world, dice.random() < 0.5
+        node = world.nodes[dice.choice(NODES)]
+        if node.up:
+            world.died(node, longest_ms=500)
+            lost = [one for one in node.disk.files if one.startswith(f"{CACHE}/") or (floor and one == FLOOR)]
+            for name in lost:
+                del node.disk.files[name]
+            world.observer.wiped(node, floor=floor)
+
     def _do_restore(self, dice: random.Random) -> None:
         """One disk comes back from a backup: its owner counts as the member that may lie."""
         world, name = self.world, dice.choice(NODES)
@@ -171,7 +226,7 @@ class Trouble:
                 node.disk.files = dict(files)
                 node.ledger.cut(size)
                 world.restored.add(name)
-                world.observer.heard = {k: v for k, v in world.observer.heard.items() if k[0] != name}
+                world.observer.restored(name)
 
     def _do_lie(self, dice: random.Random) -> None:
         """One member begins to lie: as many as the roster tolerates."""
