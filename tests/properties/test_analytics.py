@@ -52,7 +52,8 @@ def sums(records: list[Intent | Outcome], resolution: int) -> dict[Key, Totals]:
     """Return the sums of one resolution over all time."""
     began = {(r.execution_id, r.side): key_of(r) for r in records if isinstance(r, Intent)}
     found: dict[Key, Totals] = {}
-    for (step, _, key, measure, label), count in deltas(records, began, now_ms=NOW_MS).items():
+    keyed = [(record, began[record.execution_id, record.side]) for record in records]
+    for (step, _, key, measure, label), count in deltas(keyed, now_ms=NOW_MS).items():
         if step == resolution:
             found.setdefault(key, Totals()).add(measure, label, count)
     return found
