@@ -179,6 +179,25 @@ async def run_many(connection: AsyncConnection, statements: Sequence[Statement])
         await connection.exec_driver_sql(_numbered(sql), [tuple(row) for row in rows])
 
 
+async def fetch(connection: AsyncConnection, sql: str, values: Sequence[Any]) -> list[Sequence[Any]]:
+    """Return the rows of one reading statement; on SQLite in one go, as `run_many`.
+
+    Args:
+        connection: in a transaction.
+        sql: `?` stands for a value, and occurs in the text for nothing else.
+        values: as many.
+    """
+    if connection.dialect.name == "sqlite":
+        raw = await connection.get_raw_connection()
+        driver: Any = raw.driver_connection
+        return list(await driver._execute(_fetch, driver._conn, sql, values))
+    return list((await connection.exec_driver_sql(_numbered(sql), tuple(values))).all())
+
+
+def _fetch(connection: sqlite3.Connection, sql: str, values: Sequence[Any]) -> list[Sequence[Any]]:
+    return connection.execute(sql, values).fetchall()
+
+
 def _numbered(sql: str) -> str:
     """Return a statement with `$1`, `$2`, … for each `?`, as PostgreSQL wants it."""
     first, *rest = sql.split("?")

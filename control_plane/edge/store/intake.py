@@ -14,7 +14,7 @@ from control_plane.core.fresh import FreshEvents
 from control_plane.core.standing import Serves, Standing, Weight
 from control_plane.core.taking import EXECUTION_COLUMNS, Begun, Place, Taken, missing_intents, take
 from control_plane.edge.store import analytics, fleet
-from control_plane.edge.store.database import Database, run_many
+from control_plane.edge.store.database import Database, fetch, run_many
 from control_plane.edge.store.models import executions as table
 from control_plane.edge.store.models import record_ledgers, records
 from trust import limits
@@ -42,6 +42,8 @@ _ENDINGS: Final = (
     "WHERE node = ? AND execution_id = ? AND side = ? AND ledger_id = ? AND intent_index < ? "
     "AND outcome_index IS NULL"
 )
+# in one order, so that two control planes never deadlock
+_NEXT: Final = "SELECT id, next_index FROM record_ledgers WHERE id IN ({marks}) ORDER BY id {locking}"
 _REACHED: Final = "UPDATE record_ledgers SET next_index = ?, missing = missing + ? WHERE id = ?"
 Ledger = tuple[str, str]  # node, name
 
@@ -186,13 +188,13 @@ class Intake:
                     found[ledger] = error
                     continue
             ids[self._ledgers[ledger]] = ledger
+        locking = "" if connection.dialect.name == "sqlite" else "FOR UPDATE"
         wanted = sorted(ids)
         for start in range(0, len(wanted), _CHUNK):
-            query = sa.select(record_ledgers.c.id, record_ledgers.c.next_index).where(
-                record_ledgers.c.id.in_(wanted[start : start + _CHUNK])
-            )
-            for row in await connection.execute(query.order_by(record_ledgers.c.id).with_for_update()):
-                found[ids[row.id]] = (row.id, row.next_index)
+            some = wanted[start : start + _CHUNK]
+            query = _NEXT.format(marks=", ".join("?" * len(some)), locking=locking)
+            for ledger_id, next_index in await fetch(connection, query, some):
+                found[ids[ledger_id]] = (ledger_id, next_index)
         return found
 
     async def _standings_of(
