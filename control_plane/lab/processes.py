@@ -92,7 +92,9 @@ class Process:
                 preexec_fn=self._forked,
             )
         try:
-            self.ready = await asyncio.wait_for(self.until_ready(self._process), START_TIMEOUT_S)
+            # Not `wait_for`, which in Python 3.11 forgets a cancellation that comes together with the answer.
+            async with asyncio.timeout(START_TIMEOUT_S):
+                self.ready = await self.until_ready(self._process)
         except BaseException as error:
             await self.kill()
             if isinstance(error, TimeoutError):
@@ -137,7 +139,8 @@ class Process:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._process.pid, how)
             try:
-                await asyncio.wait_for(self._process.wait(), STOP_TIMEOUT_S)
+                async with asyncio.timeout(STOP_TIMEOUT_S):
+                    await self._process.wait()
             except TimeoutError:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(self._process.pid, signal.SIGKILL)
