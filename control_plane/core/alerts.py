@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from control_plane.core.analytics import Edge, Filter, Totals, caller_name
+from control_plane.core.text import one_line
 from trust import limits
 from trust.alerting import ABSENCES, AlertRule, Condition, EventKind, Severity
 from trust.errors import InputError, Reason, StateError
@@ -160,7 +161,7 @@ def observe(
             edges = {edge: totals for edge, totals in sums[rule.window_s].items() if wanted.takes(edge)}
             found.append(_measured(name, rule, edges))
     for seen in nodes:
-        alarm = one_line("; ".join(seen.alarms))[: limits.MAX_ALERT_DETAIL_CHARS]
+        alarm = one_line("; ".join(seen.alarms), limits.MAX_ALERT_DETAIL_CHARS)
         rule_name = event_rule(EventKind.NODE_ALARM)
         found.append(
             Observed(rule_name, seen.node, Severity.WARNING, bool(alarm), float(len(seen.alarms)), alarm)
@@ -317,11 +318,6 @@ def past(then_ms: int, span_ms: float, *, now_ms: int) -> bool:
     long as that clock was ahead.
     """
     return abs(now_ms - then_ms) >= span_ms
-
-
-def one_line(text: str) -> str:
-    """Return a text that nodes chose parts of, as logs, terminals and every database take it."""
-    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def acknowledge(alert: Alert, who: str, *, now_ms: int) -> Alert:

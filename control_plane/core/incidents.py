@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from control_plane.core.findings import Evidence, Finding
+from control_plane.core.text import one_line
 from trust import limits
 from trust.detection import RULES, RuleInfo, Severity
 from trust.errors import InputError, Reason
@@ -128,7 +129,7 @@ def _opened(identifier: str, finding: Finding) -> Incident:
         opened_ms=finding.at_ms,
         last_ms=finding.at_ms,
         findings=1,
-        text=_shown(finding.text),
+        text=one_line(finding.text, limits.MAX_INCIDENT_TEXT_CHARS),
         evidence=finding.evidence[: limits.MAX_INCIDENT_EVIDENCE],
         nodes=_nodes((), finding),
         alone=_ascending(finding.alone),
@@ -138,12 +139,13 @@ def _opened(identifier: str, finding: Finding) -> Incident:
 def _grown(incident: Incident, finding: Finding) -> Incident:
     kept = incident.evidence
     new = tuple(one for one in finding.evidence if one not in kept)
+    newest = one_line(finding.text, limits.MAX_INCIDENT_TEXT_CHARS)
     return replace(
         incident,
         opened_ms=min(incident.opened_ms, finding.at_ms),
         last_ms=max(incident.last_ms, finding.at_ms),
         findings=incident.findings + 1,
-        text=_shown(finding.text) if finding.at_ms >= incident.last_ms else incident.text,
+        text=newest if finding.at_ms >= incident.last_ms else incident.text,
         evidence=(*kept, *new)[: limits.MAX_INCIDENT_EVIDENCE],
         nodes=_nodes(incident.nodes, finding),
         alone=_ascending((*incident.alone, *finding.alone)),
@@ -156,12 +158,6 @@ def _nodes(known: tuple[str, ...], finding: Finding) -> tuple[str, ...]:
 
 def _ascending(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(set(names)))[: limits.MAX_INCIDENT_NODES]
-
-
-def _shown(text: str) -> str:
-    """Nodes chose parts of it: bounded, and one line."""
-    printable = "".join(c if c.isprintable() else "?" for c in text)
-    return printable[: limits.MAX_INCIDENT_TEXT_CHARS]
 
 
 def _digest(what: str, rule: str, subject: str, window_ms: int) -> str:

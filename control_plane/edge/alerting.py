@@ -7,9 +7,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, Protocol
-
-import grpc.aio
+from typing import Any, Final
 
 from control_plane.core.alerts import (
     Alert,
@@ -20,12 +18,13 @@ from control_plane.core.alerts import (
     channels,
     message,
     observe,
-    one_line,
     past,
     retry_ms,
 )
 from control_plane.core.analytics import Edge, Totals, edges
+from control_plane.core.text import one_line
 from control_plane.edge.analytics import ExecutionSums
+from control_plane.edge.fleet import Reports
 from control_plane.edge.store import alerts
 from control_plane.edge.store import fleet as stored_fleet
 from control_plane.edge.store.database import Database
@@ -40,18 +39,9 @@ from trust.ports import Clock
 
 logger = logging.getLogger(__name__)
 
-Context = grpc.aio.ServicerContext[Any, Any]
 _DELIVER_PERIOD_S: Final = 1.0
 _LEASE_MS: Final = 60_000  # of one attempt; longer than any takes
-_MAX_LISTED: Final = 1_000
 _TEST_RULE: Final = "test"
-
-
-class Reports(Protocol):
-    """What nodes last said; `control_plane.edge.fleet.NodeReports` is one."""
-
-    async def records(self) -> Sequence[stored_fleet.StoredNode]:
-        """Return the last report of every node."""
 
 
 class Alerting:
@@ -106,8 +96,8 @@ class Alerting:
         self._events.append(
             AlertEvent(
                 kind,
-                one_line(subject)[: limits.MAX_RECORD_TEXT_BYTES],
-                one_line(detail)[: limits.MAX_ALERT_DETAIL_CHARS],
+                one_line(subject, limits.MAX_RECORD_TEXT_BYTES),
+                one_line(detail, limits.MAX_ALERT_DETAIL_CHARS),
             )
         )
 

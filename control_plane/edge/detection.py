@@ -9,9 +9,9 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -21,11 +21,11 @@ from control_plane.core.fresh import FreshEvents
 from control_plane.core.incidents import Change, Incident
 from control_plane.core.responses import Fate, Response, directive_of, plan, withdrawn
 from control_plane.core.threats import proven, tampered
+from control_plane.edge.fleet import Reports
 from control_plane.edge.responder import Responder
 from control_plane.edge.store import audit, incidents
 from control_plane.edge.store import detection as stored
 from control_plane.edge.store.database import Database
-from control_plane.edge.store.fleet import StoredNode
 from egm.v1 import operator_pb2
 from trust import limits
 from trust.denials import Denials
@@ -43,13 +43,6 @@ _ALARMS_EVERY_MS: Final = 30_000
 WHO: Final = "detection"  # in the audit trail
 
 Opened = Callable[[Incident], None]
-
-
-class Reports(Protocol):
-    """What nodes last said; `control_plane.edge.fleet.NodeReports` is one."""
-
-    async def records(self) -> Sequence[StoredNode]:
-        """Return the last report of every node."""
 
 
 class Detection:

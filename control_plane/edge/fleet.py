@@ -4,11 +4,13 @@ import asyncio
 import contextlib
 import hashlib
 import logging
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Any, Final, Protocol
 
 import grpc.aio
 
 from control_plane.core.fleet import Change, check_report, check_room, is_change
+from control_plane.core.text import one_line
 from control_plane.edge.callers import current_caller
 from control_plane.edge.distribution import Announcements
 from control_plane.edge.store import fleet
@@ -23,7 +25,17 @@ from trust.x509 import validity
 logger = logging.getLogger(__name__)
 
 FLUSH_PERIOD_S: Final = 1.0
+_MAX_CHANGES: Final = 10 * limits.MAX_NODE_HISTORY  # of all nodes, that wait for the store
+_STATE_CHARS: Final = 32  # as wide as the columns (control_plane.edge.store.models.node_history)
+_LEASE_CHARS: Final = 16
 Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class Reports(Protocol):
+    """What nodes last said; `NodeReports` is one."""
+
+    async def records(self) -> Sequence[fleet.StoredNode]:
+        """Return the last report of every node."""
 
 
 class NodeReports:
@@ -79,7 +91,7 @@ class NodeReports:
         if is_change(self._last.get(node), change):
             self._last[node] = change
             self._changes.append((node, at_ms, change))
-            del self._changes[: -limits.MAX_NODE_HISTORY * 10]  # bounded also while the store is away
+            del self._changes[:-_MAX_CHANGES]  # bounded also while the store is away
 
     def forget(self, node: str) -> None:
         """Forget what `node` said; should it report again, it is listed again."""
@@ -94,7 +106,7 @@ class NodeReports:
         if address:
             if node not in self._addresses:
                 self._ring = {}
-            self._addresses[node] = address[:255]
+            self._addresses[node] = address[: limits.MAX_ADDRESS_CHARS]
 
     async def flush(self) -> None:
         """Write what is pending; after a failure it stays pending."""
@@ -167,4 +179,6 @@ class FleetServicer(node_pb2_grpc.FleetServicer):
 
 
 def _change(status: operator_pb2.NodeStatus) -> Change:
-    return Change(status.state[:32], status.policy_version, status.lease[:16])
+    return Change(
+        one_line(status.state, _STATE_CHARS), status.policy_version, one_line(status.lease, _LEASE_CHARS)
+    )

@@ -11,7 +11,8 @@ from control_plane.config import ControlPlaneConfig
 from control_plane.core.incidents import ID_DIGITS, Incident, State, resolved
 from control_plane.core.responses import Response
 from control_plane.edge.callers import current_caller
-from control_plane.edge.detection import Detection, Reports
+from control_plane.edge.detection import Detection
+from control_plane.edge.fleet import Reports
 from control_plane.edge.responder import Responder
 from control_plane.edge.store import audit, incidents
 from control_plane.edge.store.database import Database

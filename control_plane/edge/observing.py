@@ -9,8 +9,9 @@ from control_plane.config import ControlPlaneConfig
 from control_plane.core.analytics import caller_name
 from control_plane.core.approvals import Stored
 from control_plane.edge.alert_answers import AlertsServicer
-from control_plane.edge.alerting import Alerting, Reports
+from control_plane.edge.alerting import Alerting
 from control_plane.edge.analytics import AnalyticsServicer, ExecutionSums
+from control_plane.edge.fleet import Reports
 from control_plane.edge.store.database import Database
 from control_plane.edge.webhooks import Webhooks
 from egm.v1 import analytics_pb2_grpc
