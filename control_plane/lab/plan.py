@@ -1,5 +1,6 @@
 """What a lab mesh consists of: nodes, the services and workloads on each, and the policy that starts in force."""
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ NETWORKS: Final = (LINKS, NAMESPACES)
 LEASE_S: Final = 4  # short, so that a partition shows soon
 GRACE_S: Final = 4
 _ROLE: Final = "member"
+_UNITS_MS: Final = (("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000))  # "ms" ends in "s", too
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,15 +224,12 @@ def parse_duration_ms(text: str | float) -> int:
     Raises:
         InputError: INPUT_INVALID, saying how to write one.
     """
-    if isinstance(text, int | float):
-        return round(text * 1000)
-    for unit, factor in (("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000)):
-        number = text.removesuffix(unit)
-        if number != text:
-            try:
-                return round(float(number) * factor)
-            except ValueError:
-                break
+    with contextlib.suppress(ValueError, OverflowError):  # no number, or none that is finite
+        if isinstance(text, int | float):
+            return round(text * 1000)
+        for unit, factor in _UNITS_MS:
+            if text.endswith(unit):
+                return round(float(text.removesuffix(unit)) * factor)
     raise InputError(Reason.INPUT_INVALID, f"{text!r} is not a duration; write 500ms, 90s, -2m or 1h")
 
 

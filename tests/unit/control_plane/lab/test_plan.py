@@ -75,8 +75,10 @@ def test_durations_are_read(text: str | float, milliseconds: int) -> None:
     assert parse_duration_ms(text) == milliseconds
 
 
-@pytest.mark.parametrize("text", ["", "90", "soon", "s", "1d"])
-def test_what_is_no_duration_is_refused(text: str) -> None:
+@pytest.mark.parametrize(
+    "text", ["", "90", "soon", "s", "1d", "infs", "1e400h", "nanm", float("inf"), float("nan")]
+)
+def test_what_is_no_duration_is_refused(text: str | float) -> None:
     """And the message says how to write one."""
     with pytest.raises(InputError, match="90s"):
         parse_duration_ms(text)
