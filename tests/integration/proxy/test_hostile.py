@@ -21,6 +21,7 @@ from tests.support.interop_cases import EOF
 from tests.support.interop_service import DUPLEX, EMPTY, UNARY, ask
 from tests.support.open_gate import OpenGate
 from tests.support.proxies import ALICE, KNOWN, path, pool
+from trust.edge import serving
 from trust.edge.clock import SystemClock
 from trust.policy.types import Authn
 
@@ -80,6 +81,23 @@ async def test_malformed_request_makes_grpc_write_into_no_freed_memory() -> None
     async with grpc.aio.insecure_channel(address) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         await stub.Check(health_pb2.HealthCheckRequest(), wait_for_ready=True, timeout=10)
+    await server.stop(0)
+
+
+@pytest.mark.filterwarnings(GRPC_DIES)
+async def test_listener_is_back_because_its_loop_has_ended_not_because_somebody_looks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Looking fifty times a second was a third of what a sidecar used while nobody called."""
+    for period in ("CHECK_PERIOD_S", "_LOOK_PERIOD_S"):
+        monkeypatch.setattr(serving, period, 3_600.0)
+    server, address = own_server(Health().add_to, "127.0.0.1:0")
+    await server.start()
+    for _ in range(2):
+        await knock_out(address)
+        async with grpc.aio.insecure_channel(address) as channel:
+            stub = health_pb2_grpc.HealthStub(channel)
+            await stub.Check(health_pb2.HealthCheckRequest(), wait_for_ready=True, timeout=20)
     await server.stop(0)
 
 
