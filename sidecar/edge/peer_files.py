@@ -5,9 +5,9 @@ Nothing that arrives here is trusted; the TUF client verifies it, so it does not
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 
 import grpc
 import grpc.aio
@@ -200,19 +200,29 @@ class AnySource:
         """Close every channel; transfers under way fail, and their threads have ended."""
         with self._lock:
             self._closed = True
-            sources = tuple(self._sources)
+            sources, places = tuple(self._sources), (self._first, *self._known.values())
         for source in sources:
             source.close()
-        for place in (self._first, *self._known.values()):
+        for place in places:
             place.join()
 
     def _places(self, path: str) -> list[Place]:
         peers = list(self._peers().items())
+        self._forget_all_but(peers)
         if path != TIMESTAMP_PATH:
             # Who had the newest lease has the files that go with it. The lease itself is asked of anybody: one that
             # has fallen behind must not be asked for ever.
             peers.sort(key=lambda peer: peer[0] != self._last_peer)
         return [self._first, *(self._peer(name, address) for name, address in peers[:_TRIED_PEERS])]
+
+    def _forget_all_but(self, peers: Sequence[tuple[str, str]]) -> None:
+        """Close the way to where no peer is any more: a control plane may name other addresses with every report."""
+        with self._lock:
+            gone = [key for key, place in self._known.items() if key not in peers and not place.busy]
+            places = [self._known.pop(key) for key in gone]
+            self._sources = [one for one in self._sources if all(one is not place.files for place in places)]
+        for place in places:
+            cast("RotatingSource", place.files).close()
 
     def _peer(self, name: str, address: str) -> Place:
         known = self._known.get((name, address))

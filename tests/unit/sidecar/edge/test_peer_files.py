@@ -178,3 +178,25 @@ def test_two_peers_that_ask_at_once_for_a_new_policy_both_get_it(tmp_path: Path)
     for thread in threads:
         thread.join()
     assert got == [world.root]
+
+
+def test_the_way_to_an_address_that_is_no_peer_s_any_more_is_closed() -> None:
+    """A control plane that names other addresses with every report would else leave a connection at each of them."""
+    peers, closed = {"a": "127.0.0.1:1"}, []
+
+    class Closing(Fake):
+        def close(self) -> None:
+            closed.append(self)
+
+    old, kept = Closing({"x": b"1"}), Closing({"x": b"2"})
+    me = SpiffeId.of("mesh.local", "node", "me")
+    source = AnySource(Fake(None), StaticIdentity(Authority()), me, lambda: peers)
+    source._known["a", "127.0.0.1:1"] = Place("a", old)
+    source._known["a", "127.0.0.1:2"] = Place("a", kept)
+    source._sources += [old, kept]
+    peers["a"] = "127.0.0.1:2"
+    assert list(source.fetch("x")) == [b"2"]
+    assert closed == [old]
+    assert list(source._known) == [("a", "127.0.0.1:2")]
+    source.close()
+    assert closed == [old, kept]
