@@ -17,7 +17,7 @@ from trust.detection import DetectionSettings
 from trust.record import Side
 
 MIN_RATE_CALLS: Final = 30  # in a window, before a rate can be too high
-MIN_LATENCY_CALLS: Final = 10  # in a window, before its mean says anything
+MIN_LATENCY_CALLS: Final = 10  # before their mean says anything
 MIN_REFUSALS: Final = 10
 MIN_FANOUT: Final = 8
 MIN_DAYS: Final = 7  # of calls, before an hour can be unusual
@@ -169,6 +169,10 @@ class Behaviour:
                 text = f"{what} took {now:.1f} ms (geometric mean); usual are {usual:.1f} ms"
                 yield Finding("EGM-B002", caller, window, over_ms, text, evidence)
             edge.latency.learn(value, floor=_LATENCY_FLOOR)
+            edge.latency_count, edge.latency_sum = (
+                0,
+                0.0,
+            )  # fewer calls than that wait for those of later windows
         if edge.calls:
             root = math.sqrt(edge.calls)
             baseline = edge.rate_baseline(window)
@@ -185,8 +189,7 @@ class Behaviour:
             if own is None:
                 own = edge.hourly[hour] = type(edge.rate)()
             own.learn(root, floor=_COUNT_FLOOR)
-        edge.calls, edge.latency_count, edge.latency_sum = 0, 0, 0.0
-        edge.window_ms = 0
+        edge.calls, edge.window_ms = 0, 0
 
     def _refused(self, caller: CallerProfile, event: Decided, window: int, at_ms: int) -> Iterator[Finding]:
         if window < caller.window_ms:

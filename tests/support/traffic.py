@@ -244,7 +244,7 @@ class _World:
             for _ in range(40):
                 self._call(caller, edge, start_ms, events, slow=1 + 3 * strength)
         elif kind == "lateral":
-            self._call(caller, edge, start_ms, events, method="shop.Admin/Dump")
+            self._call(caller, edge, start_ms, events, method=f"shop.Admin/Dump{self._number}")
         elif kind == "probe":
             for number in range(14):
                 self._call(

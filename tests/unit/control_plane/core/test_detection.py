@@ -145,6 +145,16 @@ def test_calls_that_nearly_cease_are_found_although_their_number_varies() -> Non
     assert found.text.startswith("only 2 calls")
 
 
+def test_latency_of_a_kind_of_call_with_few_calls_is_learned_over_windows() -> None:
+    """Most kinds of calls are rare; what is slow about them must be noticed all the same."""
+    detector = Detector(NO_WARMUP)
+    assert not rules(seen(detector, steady(100, 2)))
+    late = START + 100 * WINDOW
+    slow = [e for n in range(20) for e in (decided(late + n, n), ended(late + n + 1, duration_us=40_000))]
+    found = seen(detector, [*slow, decided(late + WINDOW)])
+    assert "EGM-B002" in rules(found)
+
+
 def test_ordinary_traffic_raises_nothing() -> None:
     """The same calls for two days: no rule has anything to say."""
     assert not seen(Detector(NO_WARMUP), steady(windows=576, calls=3))
