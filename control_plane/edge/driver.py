@@ -144,9 +144,9 @@ class _Plane:
         main, listen = self._bound(self._config.listen, add_all, require_client=True)
         join, join_listen = self._bound(self._config.join_listen, add_join, require_client=False)
         for server in (main, join):
+            stack.push_async_callback(server.stop, 0)
             await server.start()
             self._servers.append(server)
-            stack.push_async_callback(server.stop, 0)
         return {
             "name": self._config.name,
             "trust_domain": self._config.trust_domain,

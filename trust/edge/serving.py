@@ -64,11 +64,12 @@ class SteadyServer(grpc.aio.Server):
         self._listen = listen if listen.startswith("unix:") else f"{listen.rpartition(':')[0]}:{self.port}"
         self._accepting: asyncio.Task[Any] | None = None  # grpc's, of the server that listens now
         self._watching: asyncio.Task[None] | None = None
+        self._starting: asyncio.Future[asyncio.Task[Any] | None] | None = None
         self._worn_out: dict[grpc.aio.Server, asyncio.Task[None]] = {}  # they still carry calls
 
     async def start(self) -> None:
         """Serve, and see to it that it stays so."""
-        self._accepting = await _started(self._server)
+        self._accepting = await self._begin(self._server)
         self._watching = asyncio.get_running_loop().create_task(self._watch())
 
     async def stop(self, grace: float | None = None) -> None:
@@ -77,6 +78,9 @@ class SteadyServer(grpc.aio.Server):
             self._watching.cancel()
         for waiting in self._worn_out.values():
             waiting.cancel()
+        if self._starting is not None:
+            await asyncio.wait({self._starting})
+            self._starting.exception()  # whoever began it has it, or is being stopped
         await asyncio.gather(*(_bury(server, grace) for server in (self._server, *self._worn_out)))
 
     async def wait_for_termination(self, timeout: float | None = None) -> bool:
@@ -101,7 +105,7 @@ class SteadyServer(grpc.aio.Server):
             try:
                 server, _ = self._build(self._listen)
                 self._server = server  # before it starts: `stop` may come meanwhile
-                self._accepting = await _started(server)
+                self._accepting = await self._begin(server)
             except (RuntimeError, grpc.aio.BaseError):
                 logger.exception("cannot listen on %s again; trying on", self._listen)
 
@@ -111,6 +115,15 @@ class SteadyServer(grpc.aio.Server):
             await asyncio.sleep(CHECK_PERIOD_S)  # also between attempts to listen again
         else:
             await asyncio.wait([self._accepting], timeout=_LOOK_PERIOD_S)
+
+    async def _begin(self, server: grpc.aio.Server) -> asyncio.Task[Any] | None:
+        """Start a server, to the end also when whoever waits for it is cancelled; return what `_started` does.
+
+        Measured with grpcio 1.85: a server that is stopped after its start was cancelled half-way ends the process with
+        a segmentation fault.
+        """
+        self._starting = asyncio.ensure_future(_started(server))
+        return await asyncio.shield(self._starting)
 
     def _retire(self, server: grpc.aio.Server) -> None:
         """Let a worn-out server finish its calls, and free it then."""

@@ -1,15 +1,18 @@
 """Servers lend gRPC core nothing that a malformed request could make it write to after it was freed."""
 
+import asyncio
 import re
 from pathlib import Path
 from typing import Any, cast
 
+import pytest
 from grpc_health.v1 import health, health_pb2_grpc
 
 import control_plane
 import sidecar
 import trust
-from trust.edge.serving import new_server
+from tests.support.eventually import eventually
+from trust.edge.serving import SteadyServer, new_server
 
 _LAB = "sample.py"  # stands for a user's own service, in plaintext on loopback
 
@@ -53,3 +56,56 @@ def test_no_server_is_made_in_another_way() -> None:
         if made.search(path.read_text())
     }
     assert found == {"serving.py", _LAB}
+
+
+class Slow:
+    """A server that takes its time to start, and notes what becomes of it. It never runs for long."""
+
+    def __init__(self, events: list[str]) -> None:
+        self._server = Recorder()  # where grpc.aio keeps the one that can die
+        self._events = events
+        self.go_on = asyncio.Event()
+
+    async def start(self) -> None:
+        """Start when the test says so."""
+        self._events.append("starts")
+        try:
+            await self.go_on.wait()
+        except asyncio.CancelledError:
+            self._events.append("cancelled")
+            raise
+        self._events.append("started")
+
+    async def stop(self, _grace_s: float | None) -> None:
+        """Note."""
+        self._events.append("stopped")
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["first", "again"])
+async def test_a_server_that_is_stopped_while_it_starts_is_stopped_when_it_has(again: bool) -> None:
+    """gRPC ends the process with a segmentation fault otherwise, both at the first start and when it listens again."""
+    events: list[str] = []
+    built: list[Slow] = []
+
+    def build(_address: str) -> Any:
+        built.append(Slow(events))
+        return built[-1], 1
+
+    server = SteadyServer(build, "127.0.0.1:0")
+    if again:
+        built[0].go_on.set()
+        await server.start()
+        await eventually(lambda: events.count("starts") == 2, "it listens again")
+        events.clear()
+    else:
+        starting = asyncio.create_task(server.start())
+        await eventually(lambda: events, "it starts")
+        starting.cancel()
+    stopping = asyncio.create_task(server.stop(0))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert "cancelled" not in events
+    assert not stopping.done()
+    built[-1].go_on.set()
+    await stopping
+    assert events.index("started") < events.index("stopped")
