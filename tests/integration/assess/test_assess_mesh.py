@@ -91,11 +91,13 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
         lease_s=LEASE_S,
         grace_s=LEASE_S,
     )
-    async with LabMesh(plan, tmp_path_factory.mktemp("assess")) as mesh:
-        version = await mesh.publish(_with_responses)
-        await mesh.wait_until({"policy_version_at_least": version, "lease": "FRESH", "state": "READY"})
-        yield World(mesh, calls, f"127.0.0.1:{port}")
-    await server.stop(0)
+    try:  # a server that outlives its loop takes other tests of this process with it
+        async with LabMesh(plan, tmp_path_factory.mktemp("assess")) as mesh:
+            version = await mesh.publish(_with_responses)
+            await mesh.wait_until({"policy_version_at_least": version, "lease": "FRESH", "state": "READY"})
+            yield World(mesh, calls, f"127.0.0.1:{port}")
+    finally:
+        await server.stop(0)
 
 
 def verdicts(assessment: Assessment, service: str = "shop") -> dict[str, Verdict]:
