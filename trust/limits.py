@@ -190,6 +190,7 @@ ANALYTICS_FINE_S: Final = 6 * 3600  # a longer time is summed up in whole hours
 MAX_ANALYTICS_KEYS_PER_NODE: Final = (
     4_096  # callers, services and methods of one node; more count as "(other)"
 )
+MAX_ANALYTICS_COUNT: Final = 2**50  # of one counter: what nodes record of bytes and times is their word
 MAX_ANALYTICS_ROWS: Final = 1_000  # groups in one answer
 MAX_ALERT_RULES: Final = 200
 MAX_ALERT_CHANNELS: Final = 8  # that one rule names

@@ -178,7 +178,7 @@ def deltas(records: Iterable[tuple[Intent | Outcome, Key]], *, now_ms: int) -> C
     """Return what new records add to which counter.
 
     A time in the future, which only a wrong clock writes, counts as now; what is older than a resolution is kept adds
-    nothing to it.
+    nothing to it. No sum is larger than MAX_ANALYTICS_COUNT, whatever a node records.
 
     Args:
         records: each taken for the first time, with the key of its execution.
@@ -201,7 +201,8 @@ def deltas(records: Iterable[tuple[Intent | Outcome, Key]], *, now_ms: int) -> C
             if bucket >= now_s - kept_s:
                 for (measure, label), count in sums.items():
                     if count:
-                        found[resolution, bucket, key, measure, label] += count
+                        delta = (resolution, bucket, key, measure, label)
+                        found[delta] = min(found[delta] + count, limits.MAX_ANALYTICS_COUNT)
     return found
 
 

@@ -18,6 +18,7 @@ from trust.ports import Clock
 logger = logging.getLogger(__name__)
 
 Context = grpc.aio.ServicerContext[Any, Any]
+_MAX_INT64: Final = 2**63 - 1
 _QUANTILES: Final = {"p50_ms": 0.5, "p95_ms": 0.95, "p99_ms": 0.99}
 
 
@@ -109,8 +110,8 @@ def to_wire(totals: Totals) -> analytics_pb2.AnalyticsSums:
         refused=_counts(totals.refused),
         would_deny=_counts(totals.would_deny),
         ended=_counts(totals.ended),
-        request_bytes=totals.request_bytes,
-        response_bytes=totals.response_bytes,
+        request_bytes=min(totals.request_bytes, _MAX_INT64),  # nodes say how much it was
+        response_bytes=min(totals.response_bytes, _MAX_INT64),
         mean_ms=totals.duration_us / measured / 1000 if measured else 0.0,
         **{name: totals.quantile_ms(share) for name, share in _QUANTILES.items()},
     )

@@ -14,10 +14,14 @@ from trust import limits
 from trust.record import Side
 
 _FIND_CHUNK: Final = 400  # keys in one statement
+# No counter grows beyond what its column holds: one node's numbers would refuse the records of every node with its own.
+_MOST: Final = limits.MAX_ANALYTICS_COUNT
 ADD: Final = (
-    "INSERT INTO analytics_counts (resolution_s, bucket_s, key_id, measure, label, count) VALUES (?, ?, ?, ?, ?, ?) "
-    "ON CONFLICT (resolution_s, bucket_s, key_id, measure, label) "
-    "DO UPDATE SET count = analytics_counts.count + excluded.count"
+    "INSERT INTO analytics_counts "  # noqa: S608  # a number of ours
+    "(resolution_s, bucket_s, key_id, measure, label, count) VALUES (?, ?, ?, ?, ?, ?) "
+    "ON CONFLICT (resolution_s, bucket_s, key_id, measure, label) DO UPDATE SET count = CASE "
+    f"WHEN analytics_counts.count + excluded.count < {_MOST} "
+    f"THEN analytics_counts.count + excluded.count ELSE {_MOST} END"
 )
 
 
@@ -113,5 +117,5 @@ def rows_of(found: Mapping[Delta, int], ids: Mapping[Key, int]) -> list[tuple[in
     summed: dict[tuple[int, int, int, int, str], int] = {}
     for (resolution, bucket, key, measure, label), number in found.items():
         place = (resolution, bucket, ids[key], measure, label)
-        summed[place] = summed.get(place, 0) + number
+        summed[place] = min(summed.get(place, 0) + number, _MOST)
     return [(*place, number) for place, number in sorted(summed.items())]  # in one order: no deadlocks

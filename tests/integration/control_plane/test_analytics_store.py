@@ -16,11 +16,13 @@ from control_plane.core.analytics import (
     RETENTION_S,
     Edge,
     Key,
+    Measure,
     Totals,
     edges,
     windows,
 )
 from control_plane.core.executions import Batch
+from control_plane.edge.analytics import to_wire
 from control_plane.edge.store import alerts, analytics
 from control_plane.edge.store.database import Database
 from control_plane.edge.store.models import alert_deliveries
@@ -70,6 +72,26 @@ async def test_records_add_up_and_the_same_again_changes_nothing(database: Datab
     )
     assert (total.request_bytes, total.response_bytes, total.duration_us) == (240, 160, 41_500)
     assert total.quantile_ms(1.0) == pytest.approx(40, rel=0.1)
+
+
+async def test_numbers_that_a_lying_node_records_keep_nobody_from_shipping(database: Database) -> None:
+    """Its batch is taken in one transaction with those of others: a sum beyond every column would refuse them all."""
+    largest = {"duration_us": 2**63 - 1, "request_bytes": 2**63 - 1, "response_bytes": 2**63 - 1}
+    liars, honest = [intent(number) for number in range(1, 5)], intent(9, node="b")
+    endings = [outcome(one, **largest) for one in liars]
+    together = [batch(*liars, *endings[:2]), batch(honest, outcome(honest), node="b", ledger="l2")]
+    assert await new_intake(now_ms=NOW_MS).take(database, together) == [6, 2]
+    await take(database, batch(endings[2], at=6), batch(endings[3], at=7))
+    found = {key.node: sums for key, sums in (await summed(database)).items()}
+    assert {node: (sums.calls, sums.ended.total()) for node, sums in found.items()} == {
+        "a": (4, 4),
+        "b": (1, 1),
+    }
+    assert found["a"].request_bytes == found["a"].duration_us == limits.MAX_ANALYTICS_COUNT
+    assert found["b"].request_bytes == 120
+    many = Totals()
+    many.add(Measure.REQUEST_BYTES, "", 2**70)
+    assert to_wire(many).request_bytes == 2**63 - 1
 
 
 async def test_both_sides_of_a_call_are_one_call(database: Database) -> None:
