@@ -8,7 +8,7 @@ from typing import Final
 from control_plane.edge.store import retention
 from control_plane.edge.store.database import Database
 from trust import limits
-from trust.errors import StateError
+from trust.errors import MeshError
 from trust.ports import Clock
 
 logger = logging.getLogger(__name__)
@@ -24,11 +24,14 @@ class Retention:
         self._database, self._clock, self._days = database, clock, days
 
     async def run(self) -> None:
-        """Forget what is too old, again and again, until cancelled. A store that fails is tried again later."""
+        """Forget what is too old, again and again, until cancelled.
+
+        A store that fails, or in which a record is damaged, is tried again later: it must not end the control plane.
+        """
         while True:
             try:
                 forgotten = await self.once()
-            except StateError as error:
+            except MeshError as error:
                 logger.warning("the index could not be shortened, will try again: %s", error)
             else:
                 if forgotten:
