@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import Any, Final
 
@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 # however many records come in.
 _YIELD: Final = 0.25
 _INLINE: Final = 64  # records that are checked without a thread: some milliseconds
+_FAILED_IN_A_ROW: Final = 8  # transactions of one node each, after which the store counts as away
 _POSITIONS_AT_ONCE: Final = 4  # when every node asks at once, others need the store, too
 Context = grpc.aio.ServicerContext[Any, Any]
 _Waiting = tuple[Batch, asyncio.Future[int]]
@@ -128,18 +129,43 @@ class RecordsServicer(record_pb2_grpc.RecordsServicer):
         while self._waiting:
             began = time.monotonic()
             group = self._next_group()
-            try:
-                found = await self._intake.take(self._database, [batch for batch, _ in group])
-            except BaseException as error:
-                told = error if isinstance(error, Exception) else _not_taken()
-                for _, answer in group:
-                    _tell(answer, told)
-                if told is not error:
-                    raise
-            else:
-                for (_, answer), one in zip(group, found, strict=True):
-                    _tell(answer, one)
+            error = await self._take_group(group)
+            if error is not None and len(group) > 1:
+                logger.warning(
+                    "records of %d nodes are not taken together, each is tried: %s", len(group), error
+                )
+                await self._take_each(group)
+            elif error is not None:
+                _tell(group[0][1], error)
             await asyncio.sleep((time.monotonic() - began) * _YIELD)
+
+    async def _take_group(self, group: Sequence[_Waiting]) -> Exception | None:
+        """Take batches in one transaction and tell who waits; or return why none was taken, and tell nobody."""
+        try:
+            found = await self._intake.take(self._database, [batch for batch, _ in group])
+        except Exception as error:  # noqa: BLE001  # whoever waits is told, and raises it
+            return error
+        except BaseException:  # this control plane stops
+            for _, answer in group:
+                _tell(answer, _not_taken())
+            raise
+        for (_, answer), one in zip(group, found, strict=True):
+            _tell(answer, one)
+        return None
+
+    async def _take_each(self, group: Sequence[_Waiting]) -> None:
+        """Take batches one by one: what the store does not take of one node must not keep back those of others."""
+        failed = 0
+        for place, one in enumerate(group):
+            error = await self._take_group([one])
+            if error is None:
+                continue
+            _tell(one[1], error)
+            failed += 1
+            if failed == place + 1 == _FAILED_IN_A_ROW:  # it is the store itself
+                for _, answer in group[place + 1 :]:
+                    _tell(answer, error)
+                return
 
     def _next_group(self) -> list[_Waiting]:
         """Return what comes next, in order: at most one batch of each ledger, and so many records."""

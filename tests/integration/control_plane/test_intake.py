@@ -148,6 +148,35 @@ async def test_what_waits_is_taken_in_one_transaction_whoever_left_and_at_most_o
     await store.close()
 
 
+@pytest.mark.parametrize("poisoned", [1, 20])
+async def test_records_that_the_store_does_not_take_keep_back_those_of_no_other_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, poisoned: int
+) -> None:
+    """Whatever a node finds to make a transaction fail, it fails alone; a store that is away is not asked for each."""
+    store = Database(f"sqlite+aiosqlite:///{tmp_path / 's.db'}")
+    await store.migrate()
+    by, asked = new_intake(), 0
+    real = by.take
+
+    async def take(to: Database, batches: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        if any(one.node.startswith("p") for one in batches):
+            raise OverflowError("too large")
+        return await real(to, batches)
+
+    monkeypatch.setattr(by, "take", take)
+    servicer = servicers.RecordsServicer(store, FixedClock(), by, trust_domain=TRUST_DOMAIN)
+    nodes = ["a", "b"] if poisoned == 1 else []
+    nodes = [*nodes[:1], *(f"p{n}" for n in range(poisoned)), *nodes[1:]]
+    waiting = [servicer._take(batch(intent(n, node=node), node=node)) for n, node in enumerate(nodes)]
+    found = await asyncio.gather(*waiting, return_exceptions=True)
+    kinds = [one if isinstance(one, int) else type(one) for one in found]
+    assert kinds == ([1, OverflowError, 1] if poisoned == 1 else [OverflowError] * poisoned)
+    assert asked == (4 if poisoned == 1 else 1 + 8)
+    await store.close()
+
+
 async def test_large_message_is_looked_at_beside_the_loop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
