@@ -10,7 +10,7 @@ from egm.v1 import approvals_pb2 as pb
 from sidecar.edge.approvals import ApprovalDuty
 from sidecar.edge.spent_file import SPENT_FILE, SpentFile
 from tests.sim.kernel import SimPath, UnreachableError
-from tests.sim.realm import APPROVERS, DOMAIN, key_of
+from tests.sim.realm import APPROVERS, DOMAIN, signing_key
 from trust.approval import Approval, Verdict, sign_approval
 from trust.errors import Reason, StateError
 
@@ -71,9 +71,9 @@ class ApprovalHouse:
             return
         verdict = Verdict.DENY if draw < 0.22 else Verdict.APPROVE
         issued_s = world.now_ms // 1000
-        said = Approval(stored.ticket, verdict, issued_s, issued_s + world.random.choice((1, 3, 9)))
-        key = key_of(f"approves {name}")
-        note = sign_approval(said, name, key.sign, public_key=key.public_key().public_bytes_raw())
+        said = Approval(stored.ticket, verdict, issued_s, issued_s + world.random.choice((2, 9, 9)))
+        key = signing_key(f"approves {name}")
+        note = sign_approval(said, name, key.sign, public_key=key.public)
         world.observer.approved(said, name)
         self._tickets[ticket_id] = replace(stored, notes=(*stored.notes, note))
 

@@ -84,7 +84,7 @@ class Calling:
             method, body = REFUND, self._refund(body)
         elif world.chance(0.15):
             method = RESTOCK
-        elif len(node.pipeline.streams) < 2 and world.chance(0.3):
+        elif len(node.pipeline.streams) < 3 and world.chance(world.watches):
             method = WATCH
         attempt = Attempt(Direction.OUTBOUND, _service_of(method), method, ALICE, Authn.MTLS)
         case = self.notary.arrived(attempt, [], CERTIFICATE)
@@ -114,6 +114,8 @@ class Calling:
             self.notary.answered(case, [(HELD_KEY, case.named)])
         if stream is not None and status == "OK":
             await stream.over
+        elif stream is not None:
+            stream.end()
         self.notary.closed(case, status, 0.001)
         if status == "OK":
             world.observer.acknowledged.append((node.name, case.execution_id))

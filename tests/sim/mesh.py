@@ -32,6 +32,7 @@ class Mesh(Kernel):
         super().__init__(seed)
         self.torn, self.quiet = 0.001, False
         self.misdirects = 0.15  # how often evidence comes to a witness that did not ask, or not lately
+        self.watches, self.watched_ms = 0.4, 500  # how often alice watches, and how long at least
         self.jumps = seed % 4 == 3
         self.stays = seed % 10 == 0  # is looked at until the end, when all is well long before
         self.slack_ms = 12_000 + LEASE_MS if self.jumps else 2_500

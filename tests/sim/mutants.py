@@ -55,7 +55,8 @@ _WIDE = ((3_000, "widen", 1),)
 _MIXED = tuple((at, "mix", at) for at in range(2_500, 6_500, 400))
 _DESK = ((2_500, "desk", 1),)
 _DESK_CRASHES = (*_DESK, *((at, "restart", at) for at in (5_000, 5_001, 8_000, 8_001, 11_000, 11_001)))
-_BOAST_LATER = ((500, "boast", 1), (3_600, "alone", 1))
+_LONGER_MS = 18_000  # a credential and its slack after they are alone
+_BOAST_LATER = ((400, "watch", 1), (500, "boast", 1), (5_000, "alone", 1))
 _ONE_REVOKED = tuple((6_000 + 50 * number, "revoke", number) for number in range(1, 4))
 _UNVOUCHED = "invariant 2.*stream of n[03], for which nobody"
 _NO_LEASE = ((1_500, "control_plane", 1),)
@@ -156,10 +157,10 @@ MUTANTS = (
         TROUBLE_MS,
     ),
     Mutant(
-        "streams: lapse of the caller", removals.callers_not_doubted, _UNVOUCHED, _BOAST_LATER, TROUBLE_MS
+        "streams: lapse of the caller", removals.callers_not_doubted, _UNVOUCHED, _BOAST_LATER, _LONGER_MS
     ),
     Mutant(
-        "streams: caller vouched for", removals.callers_not_asked_for, _UNVOUCHED, _BOAST_LATER, TROUBLE_MS
+        "streams: caller vouched for", removals.callers_not_asked_for, _UNVOUCHED, _BOAST_LATER, _LONGER_MS
     ),
     Mutant("lease", removals.endless_lease, "invariant 2", _NO_LEASE, TROUBLE_MS),
     Mutant("version floor: state", removals.no_floor, "invariant 3", _LOST),

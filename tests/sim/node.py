@@ -17,7 +17,7 @@ from tests.sim.calling import Calling
 from tests.sim.kernel import Disk, SimPath, UnreachableError
 from tests.sim.ledger import SimLedger
 from tests.sim.policy_client import Policing
-from tests.sim.realm import DOMAIN, LEASE_MS, NODES, endorsed, endorsement_of, key_of
+from tests.sim.realm import DOMAIN, LEASE_MS, NODES, endorsed, endorsement_of, signing_key
 from tests.sim.streaming import Streaming
 from tests.sim.talking import Talking
 from tests.sim.witnessing import Witnessing
@@ -38,8 +38,8 @@ class Node:
     def __init__(self, name: str, world: "Mesh") -> None:
         self.name, self.world = name, world
         self.me = SpiffeId.of(DOMAIN, "node", name)
-        self.private = key_of(name)
-        self.public = self.private.public_key().public_bytes_raw()
+        self.private = signing_key(name)
+        self.public = self.private.public
         self.endorsement = endorsement_of(name)
         self.disk = Disk(name, lambda: world.chance(world.torn))
         self.ledger = SimLedger(self)

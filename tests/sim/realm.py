@@ -125,13 +125,49 @@ def endorsed(data: bytes) -> NodeKey:
     return NodeKey(node, key_of(name).public_key(), 2**52, endorsement_digest(data))
 
 
-@functools.lru_cache(maxsize=100_000)
+_MOST_KNOWN = 200_000
+_known: dict[tuple[bytes, bytes, bytes], bool] = {}  # key, signature, message -> whether it verifies
+
+
 def _verified(key: bytes, signature: bytes, message: bytes) -> bool:
+    signed = (key, signature, message)
+    known = _known.get(signed)
+    return _remembered(signed, good=_verify(*signed)) if known is None else known
+
+
+def _remembered(signed: tuple[bytes, bytes, bytes], *, good: bool) -> bool:
+    if len(_known) >= _MOST_KNOWN:
+        _known.clear()
+    _known[signed] = good
+    return good
+
+
+def _verify(key: bytes, signature: bytes, message: bytes) -> bool:
     try:
         Ed25519PublicKey.from_public_bytes(key).verify(signature, message)
     except InvalidSignature:
         return False
     return True
+
+
+class SigningKey:
+    """A private key: what it signed itself need not be verified any more."""
+
+    def __init__(self, name: str) -> None:
+        self._private = key_of(name)
+        self.public = self._private.public_key().public_bytes_raw()
+
+    def sign(self, data: bytes) -> bytes:
+        """Sign."""
+        signature = self._private.sign(data)
+        _remembered((self.public, signature, data), good=True)
+        return signature
+
+
+@functools.cache
+def signing_key(name: str) -> SigningKey:
+    """Return the key of a name, as members sign with it."""
+    return SigningKey(name)
 
 
 class RememberedKey:

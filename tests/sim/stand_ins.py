@@ -14,7 +14,18 @@ from tests.sim import policy_client
 from tests.sim.kernel import Coro, Kernel, SimLock, SimPath, write_atomic
 from tests.sim.policy_client import SimCache, scratch_of
 from tests.sim.realm import RememberedKey, endorsed
-from trust import authoring, chain, checkpoint, heads, limits, node_key, note, repository, repository_state
+from trust import (
+    authoring,
+    chain,
+    checkpoint,
+    heads,
+    limits,
+    node_key,
+    note,
+    quorum,
+    repository,
+    repository_state,
+)
 from trust.attestation import cosignature, dsse, statement
 from trust.authoring import parse_metadata
 from trust.edge import denial_keeper, policy_cache, tuf_client
@@ -106,6 +117,14 @@ def _once_each(pure: Callable[..., Any]) -> Callable[..., Any]:
     return answer
 
 
+def _current(where: ModuleType, name: str) -> Callable[..., Any]:
+    """Return what is there now, which may be a guard that was taken away."""
+    found: Callable[..., Any] = getattr(where, name)
+    return found
+
+
+_tuf_verifies = functools.lru_cache(maxsize=100_000)(quorum._verifies)
+
 # they read what was parsed and change none of it
 _PARSING = (authoring, chain, policy_cache, policy_client, repository, repository_state, tuf_client)
 
@@ -155,9 +174,11 @@ def stand_ins(world: Kernel) -> Iterator[None]:
     ]
     parsed = functools.cache(parse_metadata)
     swaps += [(where, "parse_metadata", parsed) for where in _PARSING]
+    counted = _once_each(_current(chain, "quorum_of"))
+    swaps += [(where, "quorum_of", counted) for where in (chain, repository)]
     swaps += [
-        (where, name, _once_each(getattr(where, name)))
-        for where, name in ((chain, "quorum_of"), (repository, "quorum_of"), (tuf_client, "digest_of"))
+        (tuf_client, "digest_of", _once_each(_current(tuf_client, "digest_of"))),
+        (quorum, "_verifies", _tuf_verifies),
     ]
     quiet = logging.root.manager.disable
     with contextlib.ExitStack() as stack:

@@ -41,7 +41,7 @@ class Stream:
         self.over = Future()
         self._world = world
         self._ends: list[_End] = []
-        self._until_ms = world.now_ms + world.random.randint(500, 20_000)
+        self._until_ms = world.now_ms + world.random.randint(world.watched_ms, 20_000)
 
     def begin(self, node: "Node", permitted: Permitted, case: Case) -> None:
         """Open it at a door: first the caller's, then the callee's."""
@@ -51,22 +51,16 @@ class Stream:
         handle = node.pipeline.opened(permitted, lambda decision: self._cut(node, boots, decision))
         self._ends.append(_End(node, boots, handle, case))
         self._world.observer.saw["stream opened"] += 1
-        if len(self._ends) == 1:
-            self._world.after(2_500, self._joined)
-        else:
+        if len(self._ends) == 2:
+            self._world.observer.saw["stream joined"] += 1
             self._world.after(_EVERY_MS, self._message, 0)
-
-    def _joined(self) -> None:
-        """A stream that nobody answered is given up."""
-        if len(self._ends) < 2:
-            self._end()
 
     def _message(self, waited: int) -> None:
         world = self._world
         if self.over.done:
             return
         if world.now_ms > self._until_ms or not all(end.alive for end in self._ends):
-            self._end()
+            self.end()
             return
         if waited < _REVIEWS and any(end.node.pipeline.streams.pending for end in self._ends):
             world.after(1, self._message, waited + 1)
@@ -84,9 +78,9 @@ class Stream:
         for end in self._ends:
             if end.node is node:
                 end.case.cut = decision.reason
-        self._end()
+        self.end()
 
-    def _end(self) -> None:
+    def end(self) -> None:
         """Close what is still open at both doors."""
         if self.over.done:
             return

@@ -34,7 +34,7 @@ HAPPENS = {  # each must have happened in some of the first seeds
     "delegated to others",
     "namespaces mixed",
     "namespace wants more",
-    "stream opened",
+    "stream joined",
     "stream cut: NODE_NOT_ATTESTED",
     "stream cut: AUTHORIZATION_WITHDRAWN",
     "stream cut: REVOKED",

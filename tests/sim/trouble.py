@@ -71,6 +71,10 @@ class Trouble:
         cut |= {(a, b) for a in CALLERS for b in (*CALLERS, "n2") if a != b}
         cut |= {(b, a) for a, b in cut}
 
+    def _do_watch(self, _dice: random.Random) -> None:
+        """From now on streams are many and long."""
+        self.world.watches, self.world.watched_ms = 0.9, 15_000
+
     def _do_heal(self, dice: random.Random) -> None:
         self.world.cut.clear()
         self.world.loss = dice.choice((0.0, 0.05, 0.3))
