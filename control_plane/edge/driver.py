@@ -178,6 +178,7 @@ class _Plane:
         self._health.drain()
         self._announcements.close()
         self._records.close()
+        self._denials.member.close()
         await asyncio.gather(*(server.stop(limits.DRAIN_GRACE_S) for server in self._servers))
         await self._watch.close()
 

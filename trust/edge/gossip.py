@@ -99,7 +99,8 @@ class Member:
         self._heads, self._saw = heads, saw
         self._sequence = 0
         self._sequences = gossip.Sequences()
-        self._watchers: set[asyncio.Queue[Told]] = set()
+        self._watchers: set[asyncio.Queue[Told | None]] = set()  # None ends a watch
+        self._closed = False
         self.exchanges = self.repeated = 0
         keeper.subscribe(self._spread)
 
@@ -191,27 +192,35 @@ class Member:
             self.receive(answered, peer)
 
     async def watch(self) -> AsyncIterator[Told]:
-        """Yield what is held, then what is new here.
+        """Yield what is held, then what is new here, until `close`.
 
         Raises:
             CapacityError: LIMIT_EXCEEDED, with too many watchers.
         """
         if len(self._watchers) >= MAX_WATCHERS:
             raise CapacityError(Reason.LIMIT_EXCEEDED, f"{MAX_WATCHERS} watchers; exchange instead")
-        queue: asyncio.Queue[Told] = asyncio.Queue(limits.MAX_PROOFS)
+        queue: asyncio.Queue[Told | None] = asyncio.Queue(limits.MAX_PROOFS)
         self._watchers.add(queue)
         try:
             yield gossip.everything(self.inventory())
-            while True:
-                yield await queue.get()
+            while not self._closed and (told := await queue.get()) is not None:
+                yield told
         finally:
             self._watchers.discard(queue)
+
+    def close(self) -> None:
+        """End every watch: the server is draining, and would wait for streams that have no end."""
+        self._closed = True
+        self._tell_watchers(None)
 
     def _spread(self, spread: Spread) -> None:
         told = Told(
             directives=(spread.directive,) if spread.directive else (),
             proofs=(spread.proof,) if spread.proof else (),
         )
+        self._tell_watchers(told)
+
+    def _tell_watchers(self, told: Told | None) -> None:
         for queue in self._watchers:
             if queue.full():
                 queue.get_nowait()  # a watcher that is so slow learns the rest by exchanges

@@ -16,7 +16,15 @@ from tuf.api.metadata import Timestamp
 from control_plane.edge.operator_client import OperatorClient
 from control_plane.edge.publisher import Publisher
 from control_plane.edge.store.database import Database
-from egm.v1 import distribution_pb2, distribution_pb2_grpc, join_pb2, join_pb2_grpc, operator_pb2
+from egm.v1 import (
+    distribution_pb2,
+    distribution_pb2_grpc,
+    gossip_pb2,
+    gossip_pb2_grpc,
+    join_pb2,
+    join_pb2_grpc,
+    operator_pb2,
+)
 from tests.support.cli import egm
 from tests.support.control_plane import TRUST_DOMAIN, Domain, Running, archive, publish, running, source
 from tests.support.eventually import eventually
@@ -216,10 +224,13 @@ async def test_draining_ends_watches_and_turns_health_off(domain: Domain) -> Non
             reading = asyncio.create_task(call.read())
             watch = health_pb2_grpc.HealthStub(node).Watch(health_pb2.HealthCheckRequest())
             assert (await watch.read()).status == SERVING
+            news = gossip_pb2_grpc.GossipStub(node).Watch(gossip_pb2.WatchGossipRequest())
+            await news.read()
         assert await reading is EOF
+        assert await news.read() is EOF
         assert (await watch.read()).status == NOT_SERVING
         assert await watch.read() is EOF
-        assert (await call.code(), await watch.code()) == (grpc.StatusCode.OK, grpc.StatusCode.OK)
+        assert {await one.code() for one in (call, watch, news)} == {grpc.StatusCode.OK}
 
 
 @pytest.mark.filterwarnings(GRPC_DIES)
