@@ -20,6 +20,7 @@ from sidecar.core.endorsements import Endorsements
 from sidecar.core.permits import Verifier
 from sidecar.core.replay import ReplayCache
 from tests.support.permits import ALICE, CERTIFICATE, NOW_MS, PAY, PAYMENTS, REQUEST, Signing, claims, token
+from trust.ed25519 import Signer, is_signature
 from trust.edge.ids import ExecutionIds
 from trust.errors import StateError
 from trust.permit import mint, verify
@@ -69,7 +70,7 @@ def _verifier(signing: Signing) -> Verifier:
 def run(rounds: int = ROUNDS) -> list[dict[str, Any]]:
     """Measure and return one row per step."""
     signing = Signing()
-    public = signing.private.public_key()
+    public, signer = signing.private.public_key(), Signer(signing.private)
     drawn = ExecutionIds(now_ms=lambda: NOW_MS)
     permits = [token(signing, execution_id=one, root_id=one) for one in (drawn.new() for _ in range(rounds))]
     signed = [text.rpartition(".")[0].encode() for text in permits]
@@ -109,13 +110,13 @@ def run(rounds: int = ROUNDS) -> list[dict[str, Any]]:
         raise AssertionError("a permit was accepted twice")
 
     def mint_one(number: int) -> object:
-        return mint(told, signing.private.sign, kid)
+        return mint(told, signer.sign, kid)
 
     def sign_one(number: int) -> object:
-        return signing.private.sign(signed[number])
+        return signer.sign(signed[number])
 
     def check_one(number: int) -> object:
-        return public.verify(signatures[number], signed[number])
+        return is_signature(signatures[number], signed[number], public)
 
     kid = signing.kid
     gc.collect()
