@@ -64,10 +64,11 @@ meshes that took turns, 16 callers, on a machine that others kept busy: not to b
 
 Our own code of both sidecars by itself, in one process, without gRPC and without waiting, took 29 µs at level 0, 146 at
 level 4 and 400 at level 5 (fastest of rounds), of which libsodium signs for 30 and verifies for 72 (OpenSSL: 44 and
-133, [ADR 12](adr/0012-ed25519-by-libsodium.md)). The loops' 1,419 µs are more than three times that: what runs after a wait
-for the disk or a peer finds its caches cold, and the fewer calls a second, the more of what a sidecar does anyway falls
-on each: idle it uses some 19 ms of CPU a second. So the ratio rises with everything else that the machine does: runs of
-one version have shown 1.9 to 2.2, and versions that showed 1.9 and 2.4 did not measurably differ when they took turns.
+133, [ADR 12](adr/0012-ed25519-by-libsodium.md)). The loops' 1,419 µs are more than three times that: what runs after a
+wait for the disk or a peer finds its caches cold, and the fewer calls a second, the more of what a sidecar does anyway
+falls on each: idle it uses some 19 ms of CPU a second. So the ratio rises with everything else that the machine does:
+runs of one version have shown 1.9 to 2.2, and versions that showed 1.9 and 2.4 did not measurably differ when they took
+turns.
 """
 INDEX = """\
 ## Index
