@@ -54,7 +54,8 @@ _FROZEN = tuple(
 _WIDE = ((3_000, "widen", 1),)
 _MIXED = tuple((at, "mix", at) for at in range(2_500, 6_500, 400))
 _DESK = ((2_500, "desk", 1),)
-_DESK_CRASHES = (*_DESK, *((at, "restart", at) for at in (5_000, 5_001, 8_000, 8_001, 11_000, 11_001)))
+_PAUSED = tuple((at, "revoke", 1_600) for at in (5_000, 9_500))  # for 3 s each: approvals end meanwhile
+_DESK_CRASHES = (*_DESK, *((at, "restart", at) for at in (5_500, 8_500, 11_500)))
 _LONGER_MS = 18_000  # a credential and its slack after they are alone
 _BOAST_LATER = ((400, "watch", 1), (500, "boast", 1), (5_000, "alone", 1))
 _ONE_REVOKED = tuple((6_000 + 50 * number, "revoke", number) for number in range(1, 4))
@@ -141,7 +142,9 @@ MUTANTS = (
     ),
     Mutant("approval: k distinct", removals.one_approver, "invariant 1.*1 of 2 approvers", _DESK),
     Mutant("approval: this request", removals.any_request, "invariant 1.*another request", _DESK),
-    Mutant("approval: its end", removals.endless_approval, "invariant 1.*approval ended", _DESK, TROUBLE_MS),
+    Mutant(
+        "approval: its end", removals.endless_approval, "invariant 1.*approval ended", _PAUSED, TROUBLE_MS
+    ),
     Mutant(
         "streams: doubted after a change",
         removals.streams_not_doubted,

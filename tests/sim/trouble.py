@@ -93,11 +93,11 @@ class Trouble:
         if node.up:
             self.world.died(node, longest_ms=500)
 
-    def _do_restart(self, dice: random.Random) -> None:
-        """A caller restarts at once, while what it used up can still be shown to it."""
-        node = self.world.nodes[dice.choice(CALLERS)]
-        if node.up:
-            self.world.died(node, longest_ms=500)
+    def _do_restart(self, _dice: random.Random) -> None:
+        """The callers restart at once, while what they used up can still be shown to them."""
+        for name in CALLERS:
+            if self.world.nodes[name].up:
+                self.world.died(self.world.nodes[name], longest_ms=500)
 
     def _do_crash_all(self, _dice: random.Random) -> None:
         for node in self.world.nodes.values():
