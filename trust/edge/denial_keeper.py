@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 _FORMAT: Final = 1
 _REFUSED_MS: Final = 30_000
+_RETRY_MS: Final = 5_000  # after a write that failed
 _DAMAGED: Final = (
     "is damaged, so it is not known what was revoked; restore it, or delete it if you are sure that nothing is "
     "revoked that the signed policy does not revoke"
@@ -76,6 +77,7 @@ class DenialKeeper:
         self._handing = threading.Lock()  # around `_later` alone, never while the disk is waited for
         self._later: bytes | None = None  # what a thread is about to write
         self._writes = self._told = 0  # how many there were, and the last whose outcome is known here
+        self._again_ms: int | None = None  # when a disk that failed is asked again
         self._refused: dict[
             bytes, int
         ] = {}  # digests of what did not verify: until when it is not looked at again
@@ -181,10 +183,19 @@ class DenialKeeper:
         return news
 
     def tick(self) -> None:
-        """Let what is over end. Cheap: call it several times a second."""
-        effects = self.denials.tick(monotonic_ms=self._monotonic_ms())
+        """Let what is over end, and write what a failing disk did not take. Cheap: call it several times a second."""
+        now_ms = self._monotonic_ms()
+        effects = self.denials.tick(monotonic_ms=now_ms)
         if effects:
             self._run(effects)
+        if self._again_ms is not None and now_ms >= self._again_ms:
+            # A restart would forget what was revoked, long after the disk has room again.
+            self._again_ms, self._taking = None, self._beside
+            held = self.denials
+            try:
+                self._persist(Persist(tuple(sorted(held.directives.values())), tuple(held.proofs.values())))
+            finally:
+                self._taking = False
 
     # inside
 
@@ -264,8 +275,10 @@ class DenialKeeper:
             return  # a later write has been told of: its alarm stands
         self._told = number
         if error is None:
+            self._again_ms = None
             self._clear("denials")
             return
+        self._again_ms = self._monotonic_ms() + _RETRY_MS
         # In effect without a record is safer than not in effect.
         text = f"revocations are in effect but cannot be written to {self._path}: {error.strerror or error}"
         self._alarm("denials", text)

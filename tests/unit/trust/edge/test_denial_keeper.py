@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.support.emergency import FIRST
+from tests.support.eventually import eventually
 from trust import limits
 from trust.edge.denial_keeper import DenialKeeper
 from trust.edge.files import write_atomic
@@ -253,3 +254,34 @@ async def test_a_thread_that_finds_nothing_to_write_says_nothing(
         work()
     await asyncio.sleep(0)
     assert "cannot be written" in kept.alarms["denials"]
+
+
+async def test_what_a_full_disk_did_not_take_is_written_when_it_has_room_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a restart, perhaps days later, would forget what was revoked meanwhile."""
+    kept, now_ms, full = Kept(tmp_path / "denials.json"), [0], [True]
+    kept.keeper._monotonic_ms = lambda: now_ms[0]
+    tried: list[int] = []
+
+    def disk(path: Path, data: bytes, *, mode: int) -> None:
+        tried.append(now_ms[0])
+        if full[0]:
+            raise OSError(28, "No space left on device")
+        write_atomic(path, data, mode=mode)
+
+    monkeypatch.setattr("trust.edge.denial_keeper.write_atomic", disk)
+    kept.keeper.take([directive(0)], [])
+    await eventually(lambda: "denials" in kept.alarms, "the disk is full")
+    kept.keeper.tick()
+    assert tried == [0], "not at once"
+    now_ms[0] = 60_000
+    kept.keeper.tick()
+    await eventually(lambda: len(tried) == 2 and kept.keeper._again_ms is not None, "it is full still")
+    full[0], now_ms[0] = False, 120_000
+    kept.keeper.tick()
+    await eventually(lambda: "denials" not in kept.alarms, "it is written")
+    assert kept.written() == 1
+    now_ms[0] = 180_000
+    kept.keeper.tick()
+    assert tried == [0, 60_000, 120_000]
