@@ -109,9 +109,8 @@ class Reason(enum.StrEnum):
     NODE_QUARANTINED = "NODE_QUARANTINED"  # a misbehaviour proof accuses the node
     REVOCATION_INVALID = "REVOCATION_INVALID"  # a directive does not verify, or has ended
     MISBEHAVIOUR_UNPROVEN = "MISBEHAVIOUR_UNPROVEN"  # a proof does not prove what it claims
-    SHADOW_ORDER_INVALID = (
-        "SHADOW_ORDER_INVALID"  # an order to try a proposed bundle is malformed, or has ended
-    )
+    # an order to try a proposed bundle is malformed, or has ended
+    SHADOW_ORDER_INVALID = "SHADOW_ORDER_INVALID"
     # approvals
     APPROVAL_REQUIRED = "APPROVAL_REQUIRED"  # approvers must sign this request first
     APPROVAL_DENIED = "APPROVAL_DENIED"  # an approver refused this request

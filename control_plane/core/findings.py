@@ -43,9 +43,8 @@ class Decided:
     reason: str
     would_deny: str = ""
     parent_id: bytes = b""  # verified; empty when there is none
-    foreign: str = (
-        ""  # what it claims although its node has no standing for it (`control_plane.core.standing`)
-    )
+    # what it claims although its node has no standing for it (`control_plane.core.standing`)
+    foreign: str = ""
 
     @property
     def refusal(self) -> str:

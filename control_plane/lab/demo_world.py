@@ -35,9 +35,8 @@ BALANCE: Final = "egm.sample.v1.Accounts/GetBalance"
 ALICE_NODE: Final = WORKLOADS_NODE  # the sidecar of alice and mallory
 WAIT_S: Final = 20.0
 POLL_S: Final = 0.1
-ATTESTATION_TTL_S: Final = (
-    12  # short, as the lease of demo_policy is: what ends in a partition ends while one watches
-)
+# short, as the lease of demo_policy is: what ends in a partition ends while one watches
+ATTESTATION_TTL_S: Final = 12
 
 
 class CheckError(Exception):

@@ -57,9 +57,8 @@ class Network:
         self._faults: dict[Pair, Fault] = {}
         self._changed = asyncio.Event()
         self._on_reset: list[Callable[[Pair], None]] = []
-        self.carrier: Callable[[dict[Pair, Fault]], None] | None = (
-            None  # told first; what it refuses is not done
-        )
+        # told first; what it refuses is not done
+        self.carrier: Callable[[dict[Pair, Fault]], None] | None = None
 
     def fault(self, source: str, target: str) -> Fault:
         """Return what happens to bytes from `source` to `target` now."""

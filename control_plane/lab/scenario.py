@@ -70,9 +70,8 @@ class Expected(_Strict):
     code: str | None = None
     reason: str | None = None
     reply: dict[str, Any] | None = None
-    or_reason: str | None = (
-        None  # a refusal for this reason is as good: which comes first is a matter of time
-    )
+    # a refusal for this reason is as good: which comes first is a matter of time
+    or_reason: str | None = None
 
     @model_validator(mode="before")
     @classmethod

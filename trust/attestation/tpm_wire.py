@@ -13,9 +13,8 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
 
 PCRS: Final = 24  # of a PC client platform: 0 to 23
-_GENERATED: Final = (
-    0xFF544347  # TPM_GENERATED_VALUE: a restricted key signs nothing from outside that begins so
-)
+# TPM_GENERATED_VALUE: a restricted key signs nothing from outside that begins so
+_GENERATED: Final = 0xFF544347
 _ATTEST_QUOTE: Final = 0x8018
 _SHA256: Final = 0x000B
 _NULL: Final = 0x0010

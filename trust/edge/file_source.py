@@ -25,9 +25,8 @@ from trust.errors import Reason, StateError
 Options = Sequence[tuple[str, Any]]
 Credentials = Callable[[], grpc.ChannelCredentials]
 
-MAX_RESUMES: Final = (
-    3  # continuations of one file after its stream broke, in addition to trying every address once
-)
+# continuations of one file after its stream broke, in addition to trying every address once
+MAX_RESUMES: Final = 3
 _FRAME_BYTES: Final = 1024  # protobuf around a chunk or an announcement
 _LOOP_PATIENCE_S: Final = 5.0  # for the loop itself to answer, beyond what a step may take
 

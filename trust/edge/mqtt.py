@@ -137,9 +137,8 @@ class MqttAnnouncer(_Link):
         super().__init__(url, topic or announce.topic(trust_domain), "p", reconnect)
         self._latest: bytes | None = None
         self._changed = asyncio.Event()
-        self.acknowledged: bytes | None = (
-            None  # the last payload that a broker confirmed on the present connection
-        )
+        # the last payload that a broker confirmed on the present connection
+        self.acknowledged: bytes | None = None
 
     async def announce(self, payload: bytes) -> None:
         """Remember `payload` as the newest and have it published now, or as soon as there is a broker again.

@@ -34,9 +34,8 @@ _MAX_RECONNECT_MS: Final = 1_000
 _CONNECT_TIMEOUT_MS: Final = 5_000
 # A retired channel takes no new calls; those that it carries may go on, at most a certificate's lifetime.
 MAX_RETIREMENT_S: Final = float(limits.SVID_TTL_S)
-_HAND_OVER_S: Final = (
-    0.5  # a caller that fetched the old channel just before the rotation still gets to use it
-)
+# a caller that fetched the old channel just before the rotation still gets to use it
+_HAND_OVER_S: Final = 0.5
 
 
 def _limits_of_messages() -> Options:

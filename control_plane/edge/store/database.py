@@ -214,9 +214,8 @@ def _run_many(connection: sqlite3.Connection, statements: Sequence[Statement]) -
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:
-    connection.isolation_level = (
-        None  # transactions begin where `_begin_sqlite` says, not where the driver guesses
-    )
+    # transactions begin where `_begin_sqlite` says, not where the driver guesses
+    connection.isolation_level = None
     cursor = connection.cursor()
     for setting in (
         f"busy_timeout={_BUSY_TIMEOUT_MS}",
