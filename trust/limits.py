@@ -342,7 +342,9 @@ MAX_FINDINGS_PER_STEP: Final = 1_000  # more are counted, not kept
 MAX_FINDINGS_PER_NODE: Final = 250  # of them, that rest on the records of one node first
 MAX_OPEN_INCIDENTS_PER_NODE: Final = 1_000  # of them, that rest on one node's records alone
 DETECTION_BATCH_RECORDS: Final = 2_000  # looked at in one step
-MAX_FRESH_RECORDS: Final = 20_000  # kept as events between their arrival and detection; else they are read again
+MAX_FRESH_RECORDS: Final = (
+    20_000  # kept as events between their arrival and detection; else they are read again
+)
 DETECTION_PERIOD_S: Final = 1.0
 DETECTION_SNAPSHOT_S: Final = 30.0  # what was learned is written down so often
 DETECTION_LEASE_S: Final = 15  # how long one control plane detects for all that share its database
