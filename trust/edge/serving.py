@@ -13,6 +13,7 @@ handlers that generated code adds as well serve every call, and the loop lends n
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Final, NoReturn, cast
 
 import grpc
@@ -25,6 +26,7 @@ logger = logging.getLogger(__name__)
 # The loop's task is grpc's own affair; where it cannot be told from others, the server is looked at so often instead
 # (two such servers in every sidecar were a third of what it used while nobody called).
 CHECK_PERIOD_S: Final = 0.02
+_SOCKET_LOOKS: Final = 100
 _LOOK_PERIOD_S: Final = 1.0  # and otherwise so often, whatever its task says
 _ACCEPT_LOOP: Final = "AioServer._server_main_loop"
 # Calls that a worn-out server still carries may go on for so long.
@@ -102,6 +104,7 @@ class SteadyServer(grpc.aio.Server):
                     "the listener %s was knocked out by a malformed request; listening again", self._listen
                 )
                 self._retire(retired)
+                await self._socket_gone()
             try:
                 server, _ = self._build(self._listen)
                 self._server = server  # before it starts: `stop` may come meanwhile
@@ -115,6 +118,13 @@ class SteadyServer(grpc.aio.Server):
             await asyncio.sleep(CHECK_PERIOD_S)  # also between attempts to listen again
         else:
             await asyncio.wait([self._accepting], timeout=_LOOK_PERIOD_S)
+
+    async def _socket_gone(self) -> None:
+        """Wait until gRPC has removed the Unix socket of the server that ended: it would remove the next one's."""
+        for _ in range(_SOCKET_LOOKS):
+            if not _has_socket(self._listen):
+                return
+            await asyncio.sleep(CHECK_PERIOD_S)
 
     async def _begin(self, server: grpc.aio.Server) -> asyncio.Task[Any] | None:
         """Start a server, to the end also when whoever waits for it is cancelled; return what `_started` does.
@@ -148,6 +158,11 @@ class SteadyServer(grpc.aio.Server):
     def add_secure_port(self, address: str, server_credentials: grpc.ServerCredentials) -> NoReturn:
         """Refuse: a steady server has the one address that it was made with."""
         raise TypeError("a steady server has one address")
+
+
+def _has_socket(listen: str) -> bool:
+    """Return whether there is a file of the Unix socket that is listened on; False for any other address."""
+    return listen.startswith("unix:") and Path(listen.removeprefix("unix://").removeprefix("unix:")).exists()
 
 
 async def _started(server: grpc.aio.Server) -> asyncio.Task[Any] | None:

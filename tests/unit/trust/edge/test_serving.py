@@ -109,3 +109,31 @@ async def test_a_server_that_is_stopped_while_it_starts_is_stopped_when_it_has(a
     built[-1].go_on.set()
     await stopping
     assert events.index("started") < events.index("stopped")
+
+
+async def test_a_unix_socket_is_listened_on_again_when_the_one_before_is_gone(tmp_path: Path) -> None:
+    """gRPC removes the file of a server that ends a moment later: it would be that of the new one."""
+    path = tmp_path / "s"
+    events: list[str] = []
+
+    class Removing(Slow):
+        async def stop(self, _grace_s: float | None) -> None:
+            await asyncio.sleep(0.01)
+            path.unlink(missing_ok=True)
+
+    built: list[Slow] = []
+
+    def build(_address: str) -> Any:
+        path.touch()
+        built.append(Removing(events) if not built else Slow(events))
+        built[-1].go_on.set()
+        if len(built) > 1:
+            cast("Any", built[-1]._server).is_running = lambda: True
+        return built[-1], 1
+
+    server = SteadyServer(build, f"unix://{path}")
+    await server.start()
+    await eventually(lambda: len(built) == 2, "it listens again")
+    await asyncio.sleep(0.05)  # the first one has ended by now
+    assert path.exists()
+    await server.stop(0)
