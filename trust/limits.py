@@ -292,6 +292,10 @@ MAX_KEPT_PEER_CREDENTIALS_BYTES: Final = 1024**3  # of other nodes, which keep t
 # assessment
 MAX_PROBE_NONCE_BYTES: Final = 256  # that the reserved method sends back
 MAX_ASSESSED_LEDGER_BYTES: Final = 512 * 1024 * 1024  # of one ledger that the assessor reads and copies
+MAX_ASSESSED_LEASE_S: Final = 24 * 3600  # lease and grace together, beyond which fail-closed is a word
+MAX_ASSESSED_RECORDS: Final = (
+    2_000  # of ordinary calls to one service, the newest, that an assessment looks at
+)
 MAX_ASSESSMENT_BYTES: Final = 64 * 1024 * 1024  # of one JSON report
 MAX_ASSESSMENTS_SHOWN: Final = 10_000  # of one history, the newest
 

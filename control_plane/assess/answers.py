@@ -10,7 +10,6 @@ from typing import Final
 
 from control_plane.assess.model import Basis, Check, Outcome
 
-LOCAL_ONLY: Final = "only processes of its own machine reach it past the sidecar"
 UNREACHED: Final = "UNREACHED"  # no answer from anything: connection refused, timed out, handshake failed
 # Policy looked at the call and said no. A policy that failed to evaluate (POLICY_ERROR) has not: it is no restriction.
 POLICY_REFUSALS: Final = frozenset({"NO_POLICY_PERMITS", "POLICY_DENIED"})
@@ -135,6 +134,41 @@ def stranger_with_permit(service: str, answer: Answer) -> Check | None:
     if answer.replied or answer.reason in POLICY_REFUSALS:
         return refused_as("stranger-refused", service, tried, answer, POLICY_REFUSALS)
     return None
+
+
+def refuses_strangers(answer: Answer) -> bool:
+    """Whether a stranger's call of the reserved method was refused before anything could execute."""
+    return answer.reason in POLICY_REFUSALS | {"PERMIT_MISSING"}
+
+
+def decoyed(service: str, caller: str, control: Answer, attempts: Sequence[tuple[str, Answer]]) -> Check:
+    """Calls that nothing tells from ordinary ones must be refused like those of the reserved method.
+
+    Args:
+        service: called.
+        caller: whose name says nothing of an assessment.
+        control: what a stranger's call of the reserved method was answered with.
+        attempts: methods that look like any other, and the answers.
+    """
+    name, tried = (
+        "decoy-refused",
+        "called as somebody, and methods, that look like any other and no policy names",
+    )
+    evidence = {"caller": caller, **{method: str(answer)[:160] for method, answer in attempts}}
+    if control.replied:
+        return _check(name, service, Outcome.FAILED, tried, "strangers are let through as it is", evidence)
+    if not attempts:
+        why = f"not tried where a stranger is not refused first ({control}): it could reach the service"
+        return _check(name, service, Outcome.UNKNOWN, tried, why, evidence)
+    for method, answer in attempts:
+        if answer.reason in POLICY_REFUSALS or (answer.reason == "PERMIT_MISSING" == control.reason):
+            continue
+        if answer.alive or answer.code == UNREACHED:
+            why = f"{method}: the answer tells nothing ({answer})"
+            return _check(name, service, Outcome.UNKNOWN, tried, why, evidence)
+        why = f"{method} came through to the service ({answer}), though the reserved method was refused"
+        return _check(name, service, Outcome.FAILED, tried, why, evidence)
+    return _check(name, service, Outcome.HELD, tried, f"refused: {attempts[0][1].reason}", evidence)
 
 
 def with_permit(name: str, service: str, tried: str, answer: Answer) -> Check:
@@ -326,47 +360,3 @@ def cut_off(service: str, before: Answer, during: Answer, lease: str) -> Check:
         return _check(name, service, Outcome.HELD, tried, f"decided as before: {during}", evidence)
     why = f"{tried}: {during} instead of {before}"
     return _check(name, service, Outcome.FAILED, tried, why, evidence)
-
-
-OTHERWISE: Final = "OTHERWISE"  # something accepts connections, and answers neither plaintext nor TLS
-
-
-@dataclass(frozen=True, slots=True)
-class Bypass:
-    """One attempt to reach a service past its sidecar.
-
-    Args:
-        address: dialled.
-        local: only this machine can try it that way.
-        answer: code UNREACHED: nothing accepts a connection; OTHERWISE; UNAUTHENTICATED: the service's interceptor
-            wants its sidecar.
-    """
-
-    address: str
-    local: bool
-    answer: Answer
-
-
-def bypass(service: str, attempts: Sequence[Bypass], unknown: Sequence[str] = ()) -> Check:
-    """Nothing but its own machine may reach a service past its sidecar; best nothing at all.
-
-    `unknown`: nodes that serve it of which it is not known here where their service listens.
-    """
-    name, tried = "bypass-closed", f"dialled the service past its sidecar at {len(attempts)} addresses"
-    evidence = {one.address: str(one.answer)[:120] for one in attempts}
-    open_ = [one for one in attempts if one.answer.code not in {UNREACHED, OTHERWISE, "UNAUTHENTICATED"}]
-    remote = [one for one in open_ if not one.local]
-    if remote:
-        why = f"{', '.join(one.address for one in remote)} answers without a sidecar, to other machines too"
-        return _check(name, service, Outcome.FAILED, tried, why, evidence)
-    if unknown or not attempts:
-        where = f" by {', '.join(unknown)}" if unknown else ""
-        why = f"where the service listens{where} is not known here"
-        return _check(name, service, Outcome.UNKNOWN, tried, why, evidence)
-    if silent := [one.address for one in attempts if one.answer.code == OTHERWISE and not one.local]:
-        why = f"{', '.join(silent)} accepts connections of other machines, and does not say what it is"
-        return _check(name, service, Outcome.UNKNOWN, tried, why, evidence)
-    if open_:
-        where = ", ".join(one.address for one in open_)
-        return _check(name, service, Outcome.HELD, tried, f"{LOCAL_ONLY} ({where})", evidence)
-    return _check(name, service, Outcome.HELD, tried, "no address answered", evidence)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from control_plane.assess.model import MESH, Basis, Check, Outcome
+from trust import limits
 
 SILENT_AFTER_S: Final = 15.0
 MIN_APPROVERS: Final = 2
@@ -76,7 +77,8 @@ class PolicyFacts:
     duties: Mapping[str, str] | None = None  # policy id -> approval that it asks for
     witnesses: Sequence[str] = ()
     quorum: int = 0
-    split_quorum: bool = False  # the bundle allows that two sides of a partition both reach it
+    addresses: Mapping[str, str] | None = None  # witness -> HOST:PORT, for those whose address is signed
+    lease_s: int = 0  # time to live and grace of the signed lease, together
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +95,7 @@ class Facts:
 
 def observe(facts: Facts) -> list[Check]:
     """Return every check that looks and does not try."""
-    checks = [_workflow(facts), _roster(facts)]
+    checks = [_workflow(facts), _roster(facts), _lease(facts)]
     for service in facts.services.values():
         checks += [
             _reporting(facts, service),
@@ -295,6 +297,37 @@ def _roster(facts: Facts) -> Check:
     if policy.quorum < MIN_APPROVERS or 2 * policy.quorum <= len(policy.witnesses):
         why = f"{policy.quorum} of {len(policy.witnesses)} witnesses: two sides of a partition could both reach it"
         return _observed(name, MESH, Outcome.FAILED, tried, why, evidence)
+    if shared := _shared(policy.addresses or {}):
+        why = f"{', '.join(shared)} answer at one address: what is there counts as several witnesses"
+        return _observed(name, MESH, Outcome.FAILED, tried, why, evidence)
     return _observed(
         name, MESH, Outcome.HELD, tried, f"{policy.quorum} of {len(policy.witnesses)} must vouch", evidence
     )
+
+
+def _shared(addresses: Mapping[str, str]) -> list[str]:
+    """Return the witnesses that are found where another one is."""
+    places = list(addresses.values())
+    return sorted(name for name, place in addresses.items() if places.count(place) > 1)
+
+
+def witnesses_on_one_machine(policy: PolicyFacts) -> str:
+    """Return the host at which every witness answers; "" when they are on several, or it is not signed where."""
+    addresses = policy.addresses or {}
+    hosts = {address.rpartition(":")[0] for address in addresses.values()}
+    every = len(addresses) == len(policy.witnesses) > 1
+    return hosts.pop() if every and len(hosts) == 1 else ""
+
+
+def _lease(facts: Facts) -> Check:
+    """A node that nobody reaches enforces what was withdrawn until its lease and grace are over."""
+    name, tried = "lease-bounded", "read from the signed policy how long a node may go on without news"
+    policy = facts.policy
+    evidence = {"ttl_and_grace_s": str(policy.lease_s), "at_most_s": str(limits.MAX_ASSESSED_LEASE_S)}
+    if policy.problem:
+        return _observed(name, MESH, Outcome.FAILED, tried, policy.problem, evidence)
+    hours, most = policy.lease_s / 3600, limits.MAX_ASSESSED_LEASE_S // 3600
+    if policy.lease_s > limits.MAX_ASSESSED_LEASE_S:
+        why = f"a node that is cut off goes on for {hours:.0f} h with withdrawn policy; at most {most} h are good"
+        return _observed(name, MESH, Outcome.FAILED, tried, why, evidence)
+    return _observed(name, MESH, Outcome.HELD, tried, f"{policy.lease_s} s", evidence)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from control_plane.assess.answers import DENIALS
 from control_plane.assess.model import MESH, Basis, Check, Outcome
 
 BEHAVIOURAL: Final = "EGM-B"
@@ -52,6 +53,9 @@ class Reactions:
         alerts: about our incidents.
         alert_rules: in the signed policy.
         alert_problems: of rules and channels.
+        channels: that a test message was sent to, and what went wrong; "" when it arrived.
+        quarantined: the response that denies everything to the noisy caller; "" when none was carried out.
+        reached: "service on node" -> the reason of its answer to that caller afterwards.
         levels: service -> lowest level in force at a node that carries it.
         reviewed: service -> how recorded calls compare with the policy in force, by kind of change.
     """
@@ -69,6 +73,9 @@ class Reactions:
     alerts: Sequence[Raised] = ()
     alert_rules: int = 0
     alert_problems: Sequence[str] = ()
+    channels: Mapping[str, str] = field(default_factory=dict)
+    quarantined: str = ""
+    reached: Mapping[str, str] = field(default_factory=dict)
     levels: Mapping[str, int] = field(default_factory=dict)
     reviewed: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
@@ -108,6 +115,10 @@ def _alert(found: Reactions) -> Check:
     if found.alert_problems:
         why = f"alerting does not work: {'; '.join(found.alert_problems)[:200]}"
         return _check(name, MESH, Outcome.FAILED, tried, why, evidence)
+    if dead := {channel: error for channel, error in found.channels.items() if error}:
+        why = "; ".join(f"{channel} was told nothing: {error}" for channel, error in sorted(dead.items()))
+        return _check(name, MESH, Outcome.FAILED, tried, why[:300], evidence)
+    evidence |= dict.fromkeys(found.channels, "told")
     if not found.asked and found.alert_rules:
         why = f"{found.alert_rules} signed rules are watched, and every channel that they tell is there"
         return _check(
@@ -195,12 +206,18 @@ def _response(found: Reactions, service: str) -> Check:
     if not found.respond or not acting:
         why = "signed policy responds to nothing by itself (detection.respond and responses that do more than alert)"
         return _check(name, service, Outcome.FAILED, tried, why, evidence, Basis.OBSERVED)
-    done = [
-        f"{one.id}: {action}"
-        for one in found.incidents
-        for action in one.actions
-        if action.endswith(" done") and not action.startswith("alert ")
+    every = [
+        (one, action) for one in found.incidents for action in one.actions if not action.startswith("alert ")
     ]
+    if failed := [f"{one.id}: {action}" for one, action in every if action.endswith(" failed")]:
+        why = f"responses to its own calls could not be carried out: {'; '.join(failed)}"
+        return _check(name, service, Outcome.FAILED, tried, why[:300], evidence)
+    here = {place: reason for place, reason in found.reached.items() if place.startswith(f"{service} on ")}
+    evidence |= {f"afterwards, {place}": reason for place, reason in here.items()}
+    if missed := sorted(place for place, reason in here.items() if reason not in DENIALS):
+        why = f"{found.quarantined} of its noisy caller has not reached {', '.join(missed)}"
+        return _check(name, service, Outcome.FAILED, tried, why, evidence)
+    done = [f"{one.id}: {action}" for one, action in every if action.endswith(" done")]
     if done:
         evidence["done"] = "; ".join(done)[:300]
         why = "responses to its own calls were carried out"

@@ -16,7 +16,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from control_plane.assess import answers, reactions
-from control_plane.assess.answers import UNREACHED, Answer, Bypass, Decided
+from control_plane.assess import bypass as past
+from control_plane.assess.answers import UNREACHED, Answer, Decided
+from control_plane.assess.bypass import OTHERWISE, Bypass
 from control_plane.assess.catalogue import load_catalogue
 from control_plane.assess.model import MESH, Basis, Check, Outcome, ServiceGrade, grade
 from control_plane.assess.observations import Facts, NodeFacts, PolicyFacts, ServiceFacts, observe
@@ -82,7 +84,10 @@ BY_THE_EDGE = (
     "lineage-linked",
     "evidence-verifies",
     "ledger-intact",
+    "ledger-cosigned",
+    "ledger-durable",
     "ledger-tampering-noticed",
+    "records-agree",
 )
 MESH_BY_THE_EDGE = (
     "tampered-policy-refused",
@@ -125,6 +130,7 @@ class World:
     during_lease: str = "FRESH"
     after: Answer = field(default_factory=lambda: refused("POLICY_STALE"))
     after_lease: str = "SEALED"
+    decoys: tuple[tuple[str, Answer], ...] = (("shop.v1.Cart/ListDraftQuotePartialNotes", NOT_PERMITTED),)
     bypass: tuple[Bypass, ...] = (
         Bypass("127.0.0.1:9", True, Answer("UNIMPLEMENTED")),
         Bypass("10.0.0.1:9", False, GONE),
@@ -157,6 +163,7 @@ class World:
             *observe(self.facts),
             *reactions.judge(self.reactions, [SERVICE]),
             answers.stranger(SERVICE, self.stranger),
+            answers.decoyed(SERVICE, "somebody", self.stranger, self.decoys),
             answers.unidentified("unauthenticated-refused", SERVICE, "tried", self.anonymous, self.stranger),
             answers.unidentified("impostor-refused", SERVICE, "tried", (self.impostor,), self.stranger),
             answers.deterministic(SERVICE, every, 2, NODES),
@@ -167,10 +174,11 @@ class World:
             *(answers.with_permit(name, SERVICE, "tried", answer) for name, answer in self.permits.items()),
             answers.cut_off(SERVICE, self.before, self.during, self.during_lease),
             answers.stale(SERVICE, self.before, self.after, self.after_lease, "moved"),
-            answers.bypass(SERVICE, self.bypass, self.unknown_upstreams),
+            past.judge(SERVICE, self.bypass, self.unknown_upstreams),
         ]
         for name in BY_THE_EDGE:
-            found.append(replace(held(name), outcome=self.edge.get(name, Outcome.HELD)))
+            basis = Basis(load_catalogue().checks[name].basis)
+            found.append(replace(held(name), outcome=self.edge.get(name, Outcome.HELD), basis=basis))
         for name in MESH_BY_THE_EDGE:
             found.append(replace(held(name, MESH), outcome=self.edge.get(name, Outcome.HELD)))
         return found
@@ -352,7 +360,7 @@ BREAKAGES = (
     ),
     Breakage(
         "the service answers other machines in a way of its own",
-        lambda: replace(GOOD, bypass=(Bypass("10.0.0.1:9", False, Answer(answers.OTHERWISE)),)),
+        lambda: replace(GOOD, bypass=(Bypass("10.0.0.1:9", False, Answer(OTHERWISE)),)),
         ("EGMM-L4-07", "EGMM-L5-06"),
         3,
     ),
@@ -513,5 +521,36 @@ BREAKAGES = (
         ("EGMM-L5-07",),
         4,
     ),
+    Breakage(
+        "a sidecar knows the assessor and lets others through",
+        lambda: replace(GOOD, decoys=(("shop.v1.Cart/ListDraftQuotePartialNotes", Answer("UNIMPLEMENTED")),)),
+        ("EGMM-L4-01",),
+        3,
+    ),
+    Breakage(
+        "a proxy asks for a token of its own",
+        lambda: replace(GOOD, bypass=(Bypass("10.0.0.1:9", False, Answer("UNAUTHENTICATED")),)),
+        ("EGMM-L4-07", "EGMM-L5-06"),
+        3,
+    ),
+    Breakage("ordinary calls execute without a permit", lambda: failed("records-agree"), ("EGMM-L4-01",), 3),
+    Breakage("a lease of a week", lambda: with_policy(lease_s=7 * 86_400), ("EGMM-L4-06",), 3),
+    Breakage(
+        "one process is every witness",
+        lambda: with_policy(addresses={"front": "10.0.0.1:1", "shop": "10.0.0.1:1"}),
+        ("EGMM-L5-05",),
+        4,
+    ),
+    Breakage(
+        "an alert channel is dead", lambda: with_reactions(channels={"webhook:x": "gone"}), ("EGMM-L1-04",), 0
+    ),
+    Breakage(
+        "a quarantine does not reach the service",
+        lambda: with_reactions(quarantined="quarantine", reached={"shop on shop": "NO_POLICY_PERMITS"}),
+        ("EGMM-L2-06",),
+        1,
+    ),
+    Breakage("a ledger was written anew", lambda: failed("ledger-cosigned"), ("EGMM-L5-03",), 4),
+    Breakage("a ledger is in memory", lambda: failed("ledger-durable"), ("EGMM-L5-03",), 4),
     Breakage("changed credentials verify", lambda: failed("credential-verifies"), ("EGMM-L5-08",), 4),
 )

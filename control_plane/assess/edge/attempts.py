@@ -1,34 +1,42 @@
-"""Attempts at one service's sidecar: without identity, as an impostor, as a stranger, with permits, and past it."""
+"""Attempts at one service's sidecar: without identity, as an impostor, as a stranger, and with permits."""
 
 import asyncio
-import contextlib
 import datetime
-import socket
-from collections.abc import Awaitable, Mapping, Sequence
-from dataclasses import replace
+import secrets
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from control_plane.assess import answers
-from control_plane.assess.answers import UNREACHED, Answer, Bypass
-from control_plane.assess.edge.calls import Identity, call, call_anyhow, ping
+from control_plane.assess.answers import Answer
+from control_plane.assess.edge import decoys
+from control_plane.assess.edge.calls import Identity, Metadata, call, ping
 from control_plane.assess.edge.collect import Installation
 from control_plane.assess.edge.permits import Mint, Shown
 from control_plane.assess.model import Check, Outcome
-from trust.address import split_address
 from trust.edge.tls import read_ca_file
+from trust.spiffe import SpiffeId
 
 _SOON: Final = datetime.timedelta(minutes=10)
+_DECOYS: Final = 2  # calls at each listener; more would show as probing
 _RETRIES: Final = 6  # a permit minted in the first second of a callee's sidecar cannot be verified: ask again
 _PAUSE_S: Final = 0.5
-_DIAL_S: Final = 3.0
-_ELSEWHERE: Final = (("192.0.2.1", socket.AF_INET), ("2001:db8::1", socket.AF_INET6))  # RFC 5737, RFC 3849
+
+
+@dataclass(frozen=True, slots=True)
+class Decoy:
+    """A caller whose name says nothing of an assessment; with a mint its calls bring genuine permits."""
+
+    identity: Identity
+    caller: str
+    who: SpiffeId | None = None
+    mint: Mint | None = None
 
 
 class Attempts:
@@ -43,6 +51,7 @@ class Attempts:
         run: str,
         identity: Identity,
         calm: Identity,
+        decoy: Decoy,
     ) -> None:
         """Aim at an inbound listener.
 
@@ -53,19 +62,27 @@ class Attempts:
             run: of the assessment.
             identity: a genuine certificate of somebody that no policy names; permits are shown with it.
             calm: one of somebody who does nothing else that could be noticed, and so answered by a quarantine.
+            decoy: one of somebody whose name says nothing of an assessment.
         """
         self._installation, self.service, self._address, self._run = installation, service, address, run
         self.alive = False  # whether a sidecar has answered a genuine caller there
         self._identity, self._calm, self._dns = identity, calm, installation.server_dns(service)
+        self._decoy = decoy
+        self.answered = 0  # calls of ours that a sidecar decided
+        self.said: dict[str, Answer] = {}  # decision id -> what a caller of ours was told
 
     async def ping(
         self, metadata: Sequence[tuple[str, str | bytes]] = (), request: bytes | None = None
     ) -> Answer:
         """Call as the genuine stranger."""
         sent = ping(self._run) if request is None else request
-        return await call(
+        answer = await call(
             self._address, sent, identity=self._identity, server_dns=self._dns, metadata=metadata
         )
+        if answer.decision_id:
+            self.said[answer.decision_id] = answer
+        self.answered += answer.alive
+        return answer
 
     async def identities(self) -> list[Check]:
         """Try to be let in without a certificate, in plaintext, and with one of another CA."""
@@ -82,8 +99,10 @@ class Attempts:
             tried(impostor_of(self._calm)),
         )
         self.alive = control.alive
+        self.answered += control.alive
         return [
             answers.stranger(self.service, control),
+            await self._decoyed(control),
             answers.unidentified(
                 "unauthenticated-refused",
                 self.service,
@@ -130,6 +149,50 @@ class Attempts:
         ]
         accepted = set(demanded) == {Outcome.HELD}
         return checks, [genuine, child] if accepted else []
+
+    async def _decoyed(self, control: Answer) -> Check:
+        """Call what nothing tells from an ordinary call; only where the reserved method was refused rightly.
+
+        Elsewhere it would reach the service, which the grade already says: an assessment is to harm nobody.
+        """
+        tried: list[tuple[str, Answer]] = []
+        if answers.refuses_strangers(control):
+            engine = self._installation.engine
+            settings = None if engine is None else engine.mesh.services.get(self.service)
+            known = frozenset(() if engine is None else engine.methods_of(self.service).methods())
+            packages = list(() if settings is None else settings.grpc_services) or sorted(
+                {one.rpartition("/")[0] for one in known}
+            )
+            for _ in range(_DECOYS):
+                method = decoys.method(packages, known)
+                tried.append((method, await self._as_decoy(method)))
+                if not tried[-1][1].reason:
+                    break  # it came through, or nobody answers: once is enough
+        return answers.decoyed(self.service, self._decoy.caller, control, tried)
+
+    async def _as_decoy(self, method: str) -> Answer:
+        for _ in range(_RETRIES):
+            answer = await self._call_as_decoy(method)
+            if answer.reason != "PERMIT_UNVERIFIABLE":
+                break
+            await asyncio.sleep(_PAUSE_S)
+        return answer
+
+    async def _call_as_decoy(self, method: str) -> Answer:
+        request, mint = secrets.token_bytes(secrets.randbelow(40) + 8), self._decoy.mint
+        metadata: Metadata = ()
+        if mint is not None and self._decoy.who is not None:
+            audience = self._installation.audience(self.service)
+            claims = mint.claims(audience, request, method=method, caller=self._decoy.who)
+            metadata = mint.show(claims).metadata
+        return await call(
+            self._address,
+            request,
+            identity=self._decoy.identity,
+            server_dns=self._dns,
+            metadata=metadata,
+            method=method,
+        )
 
     def _bad(
         self, mint: Mint, audience: str, request: bytes, genuine: Shown
@@ -192,94 +255,6 @@ def impostor_of(identity: Identity) -> Identity:
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     return Identity(identity.anchors, certificate.public_bytes(serialization.Encoding.PEM), pem)
-
-
-async def past(installation: Installation, service: str, run: str) -> Check:
-    """Dial a service past every sidecar of it."""
-    known = upstreams(installation, service)
-    tried = dict(one for upstream in known.values() if upstream for one in reachable(upstream))
-    found = await asyncio.gather(*(_dialled(address, run) for address in tried))
-    attempts = [Bypass(*one, answer) for one, answer in zip(tried.items(), found, strict=True)]
-    return answers.bypass(service, attempts, [node for node, upstream in known.items() if not upstream])
-
-
-async def _dialled(address: str, run: str) -> Answer:
-    """Call in plaintext, then with TLS; tell a port where nobody is from one that does not say what it is."""
-    answer = await call(address, ping(run), identity=None, timeout_s=_DIAL_S)
-    if answer.code != UNREACHED or not await accepts(address):
-        return answer
-    tls = Answer(UNREACHED) if address.startswith("unix:") else await call_anyhow(address, run, _DIAL_S)
-    return tls if tls.code != UNREACHED else Answer(answers.OTHERWISE, detail=answer.detail)
-
-
-async def accepts(address: str, timeout_s: float = _DIAL_S) -> bool:
-    """Whether something accepts connections at HOST:PORT or unix:///PATH."""
-    try:
-        async with asyncio.timeout(timeout_s):
-            if address.startswith("unix:"):
-                opening = asyncio.open_unix_connection(address.removeprefix("unix:").replace("//", "", 1))
-            else:
-                opening = asyncio.open_connection(*split_address(address))
-            _, writer = await opening
-        writer.close()
-    except (OSError, TimeoutError):
-        return False
-    return True
-
-
-def upstreams(installation: Installation, service: str) -> dict[str, str]:
-    """Return node -> where its sidecar finds the service, as its configuration says; "" when that is not known here."""
-    found: dict[str, str] = {}
-    for name, entry in installation.mesh.nodes.items():
-        listeners = [
-            one for one in node_config(entry.config).get("inbound") or () if one.get("service") == service
-        ]
-        if listeners or service in entry.inbound:
-            addresses = [str((one.get("upstream") or {}).get("address") or "") for one in listeners]
-            found[name] = addresses[0] if addresses else ""
-    return found
-
-
-def node_config(path: str) -> Mapping[str, Any]:
-    """Return a sidecar's configuration; empty when it is not on this machine or not readable."""
-    if not path or not Path(path).is_file():
-        return {}
-    try:
-        data = yaml.safe_load(Path(path).read_text())
-    except (yaml.YAMLError, OSError, ValueError):
-        return {}
-    return data if isinstance(data, dict) else {}
-
-
-def reachable(upstream: str) -> list[tuple[str, bool]]:
-    """Return the addresses at which to try a service: its own, and its port on every other address of this machine.
-
-    The flag says whether only this machine can try it that way.
-    """
-    if upstream.startswith("unix:"):
-        return [(upstream, True)]
-    host, port = split_address(upstream)
-    own = (
-        f"{host}:{port}" if ":" not in host else f"[{host}]:{port}",
-        host in {"127.0.0.1", "::1", "localhost"},
-    )
-    outside = [(f"[{one}]:{port}" if ":" in one else f"{one}:{port}", False) for one in outside_addresses()]
-    return [own, *(one for one in outside if one[0] != own[0])]
-
-
-def outside_addresses() -> list[str]:
-    """Return the addresses by which other machines reach this one. Sends nothing."""
-    found: set[str] = set()
-    for target, family in _ELSEWHERE:
-        try:
-            with socket.socket(family, socket.SOCK_DGRAM) as probe:
-                probe.connect((target, 9))
-                found.add(probe.getsockname()[0])
-        except OSError:
-            continue  # no route of this family
-    with contextlib.suppress(OSError):  # a machine need not know its own name
-        found |= {str(info[4][0]) for info in socket.getaddrinfo(socket.gethostname(), None)}
-    return sorted(one for one in found if not one.startswith(("127.", "fe80")) and one != "::1")
 
 
 def safe_identity(operator_dir: Path) -> Identity:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Final
@@ -11,7 +11,7 @@ import cedarpy
 from cedarpy import pst
 from cryptography.exceptions import UnsupportedAlgorithm
 from securesystemslib.signer import Key
-from tuf.api.metadata import Role
+from tuf.api.metadata import Role, Root
 
 from control_plane.assess.edge.probe_node import NAME_PREFIX
 from control_plane.assess.observations import Facts, NodeFacts, PolicyFacts, ServiceFacts
@@ -20,7 +20,7 @@ from control_plane.edge.mesh_file import MeshFile
 from control_plane.edge.operator_client import OperatorClient
 from control_plane.edge.release import InForce, Release
 from egm.v1 import operator_pb2
-from trust.attestation.credential import check_live, open_credential
+from trust.attestation.credential import Credential, check_live, live_until_ms, open_credential
 from trust.edge.clock import SystemClock
 from trust.errors import MeshError
 from trust.policy.engine import Engine
@@ -28,6 +28,9 @@ from trust.verified import BASE_ROLE
 
 _APPROVAL: Final = "require_approval"
 _MOST_CONDITIONS: Final = 20  # kept as evidence; one is enough
+_VARIABLE: Final = (
+    "Var(name="  # as cedarpy writes principal, action, resource and context in its syntax trees
+)
 _CONTROLS: Final = frozenset({"rate", "budget", _APPROVAL})
 _STATUS_TIMEOUT_S: Final = 6.0
 _REPORTS_S: Final = 10.0  # more than a report period: what a node reports may be a little old
@@ -46,6 +49,9 @@ class Installation:
     in_force: InForce | None
     engine: Engine | None
     refused: str = ""  # why the control plane could not be asked
+    credentials: Mapping[str, Credential] = field(
+        default_factory=dict
+    )  # of nodes, verified, and live a moment ago
 
     def audience(self, service: str) -> str:
         """Return the SPIFFE ID of the workload that serves a service."""
@@ -105,9 +111,12 @@ async def collect(
     reach = _Reach(mesh, nodes, {name: tuple(one.status.levels) for name, one in strangers.items()})
     policies = [] if engine is None else await asyncio.to_thread(said, engine)
     policy = _policy(in_force, engine, policies, problem)
-    services = {name: _service(reach, engine, policies, name) for name in _names(mesh, engine, only)}
+    services = {name: _service(reach, engine, policies, name) for name in _names(reach, engine, only)}
     facts = Facts(now_ms, policy, nodes, services, published, skew_ms)
-    return Installation(mesh, facts, in_force, engine, refused)
+    held = {
+        name: one for name in nodes if (one := _credential(records.get(name), engine, now_ms)) is not None
+    }
+    return Installation(mesh, facts, in_force, engine, refused, held)
 
 
 _UNLISTED: Final = "it is registered at the control plane, but mesh.json does not say where it is"
@@ -214,17 +223,26 @@ def _vouched(
 
     What the control plane says that it has verified is its word; and so is the time that it says it is.
     """
-    roster = None if engine is None else engine.mesh.roster()
-    if roster is None or not record.status.credential:
+    roster, credential = None if engine is None else engine.mesh.roster(), _credential(record, engine, now_ms)
+    if roster is None or credential is None:
         return 0, ()
-    now_ms = max(now_ms, SystemClock().now_ms())
+    until_ms = live_until_ms(credential, roster, now_ms=max(now_ms, SystemClock().now_ms()))
+    return until_ms, tuple(sorted(credential.attested_s))
+
+
+def _credential(
+    record: operator_pb2.NodeRecord | None, engine: Engine | None, now_ms: int
+) -> Credential | None:
+    """Return the credential that a quorum gave a node; None without one that verifies here and is live."""
+    roster = None if engine is None else engine.mesh.roster()
+    if roster is None or record is None or not record.status.credential:
+        return None
     try:
         credential = open_credential(record.status.credential, roster)
-        if credential.node.name != record.node:
-            return 0, ()
-        return check_live(credential, roster, now_ms=now_ms), tuple(sorted(credential.attested_s))
+        check_live(credential, roster, now_ms=max(now_ms, SystemClock().now_ms()))
     except MeshError:
-        return 0, ()
+        return None
+    return credential if credential.node.name == record.node else None
 
 
 def _policy(
@@ -233,7 +251,7 @@ def _policy(
     if in_force is None or in_force.policy is None or engine is None:
         return PolicyFacts(problem=problem or "the published policy cannot be read")
     threshold, approvers = weakest_quorum(in_force)
-    settings, roster = engine.mesh.attestation, engine.mesh.roster()
+    roster = engine.mesh.roster()
     return PolicyFacts(
         problem,
         version=in_force.policy.base.version,
@@ -243,17 +261,19 @@ def _policy(
         duties=_duties(policies),
         witnesses=() if roster is None else tuple(sorted(roster.witnesses)),
         quorum=0 if roster is None else roster.needed,
-        split_quorum=settings is not None and settings.allow_split_quorum is not None,
+        addresses={} if roster is None else {n: w.address for n, w in roster.witnesses.items() if w.address},
+        lease_s=engine.mesh.lease.ttl_s + engine.mesh.lease.grace_s,
     )
 
 
 def weakest_quorum(in_force: InForce) -> tuple[int, int]:
-    """Return the smallest threshold of any role that signs policy, and the distinct keys of that role.
+    """Return the smallest threshold of any role that signs policy or names who does, and that role's distinct keys.
 
-    A namespace whose services one person alone decides about is as much of a way in as a base that one person signs.
+    A namespace whose services one person alone decides about is as much of a way in as a base that one person signs;
+    and who holds the root says who the approvers are.
     """
     root = in_force.root.signed
-    found = [_quorum(root.roles[BASE_ROLE], root.keys)]
+    found = [_quorum(root.roles[role], root.keys) for role in (Root.type, BASE_ROLE)]
     base = in_force.roles.get(BASE_ROLE)
     if base is not None and base.signed.delegations is not None:
         delegations = base.signed.delegations
@@ -272,20 +292,17 @@ def said(engine: Engine) -> list[Said]:
         parsed = cedarpy.PolicySet.from_str(engine.text(policy) or "").to_pst()
         for template in parsed.static_policies.values():
             annotations = dict(template.annotations)
-            found.append(Said(policy, annotations, bool(template.clauses), template.resource))
+            found.append(Said(policy, annotations, _depends(template.clauses), template.resource))
     return found
+
+
+def _depends(clauses: Sequence[object]) -> bool:
+    """Whether the conditions of a policy look at anything: `when { true }` is none."""
+    return any(_VARIABLE in repr(one) for one in clauses)
 
 
 def _duties(policies: Iterable[Said]) -> dict[str, str]:
     return {one.policy: one.annotations[_APPROVAL] for one in policies if _APPROVAL in one.annotations}
-
-
-def _names(mesh: MeshFile, engine: Engine | None, only: str | None) -> list[str]:
-    if only is not None:
-        return [only]
-    served = {service for node in mesh.nodes.values() for service in node.inbound}
-    signed = set() if engine is None else set(engine.mesh.services)
-    return sorted(served | signed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,6 +322,19 @@ class _Reach:
         written = {one.node for one in self.mesh.workloads.values() if service in one.outbound and one.node}
         unlisted = {node for node, services in self.unlisted.items() if service in services}
         return sorted({*self.serving(service), *said, *written, *unlisted})
+
+    def services(self) -> set[str]:
+        """Return every service that anybody speaks of: one that mesh.json leaves out is not good for being hidden."""
+        served = {service for node in self.mesh.nodes.values() for service in node.inbound}
+        said = {service for node in self.nodes.values() for service in node.levels or {}}
+        return served | said | {service for services in self.unlisted.values() for service in services}
+
+
+def _names(reach: _Reach, engine: Engine | None, only: str | None) -> list[str]:
+    if only is not None:
+        return [only]
+    signed = set() if engine is None else set(engine.mesh.services)
+    return sorted(reach.services() | signed)
 
 
 def _service(reach: _Reach, engine: Engine | None, policies: Sequence[Said], name: str) -> ServiceFacts:

@@ -19,6 +19,7 @@ from trust.edge.ids import ExecutionIds
 from trust.edge.node_key_file import KEY_FILE, load_or_make_key
 from trust.node_key import ENDORSEMENT_KEY, endorsement_digest, make_endorsement
 from trust.permit import PERMIT_KEY, PermitClaims, certificate_sha256, mint, permit_sha256
+from trust.spiffe import SpiffeId
 
 LIFETIME_S: Final = 20
 CREDENTIAL_FILE: Final = "credential.json"
@@ -60,7 +61,6 @@ class Mint:
         self._endorsement = own
         self.endorsements = node.home / "kept" / ENDORSEMENTS  # where evidence finds what vouches for the key
         EndorsementFiles(self.endorsements).keep(own, (node.data_dir / "identity" / "ca.pem").read_bytes())
-        self._certificate = certificate_sha256(node.svid(node.workload).chain_pem)
         self._policy = policy_version, bytes.fromhex(policy_sha256)
 
     def credential(self) -> bytes:
@@ -68,23 +68,32 @@ class Mint:
         path = self._node.data_dir / CREDENTIAL_FILE
         return path.read_bytes() if path.is_file() else b""
 
-    def claims(self, audience: str, request: bytes, parent: Shown | None = None) -> PermitClaims:
-        """Return what a genuine permit for this call says now."""
+    def claims(
+        self,
+        audience: str,
+        request: bytes,
+        parent: Shown | None = None,
+        *,
+        method: str = METHOD,
+        caller: SpiffeId | None = None,
+    ) -> PermitClaims:
+        """Return what a genuine permit for this call says now. `caller`: a workload of the probe node."""
+        who = self._node.workload if caller is None else caller
         now_s, execution = self._clock.now_ms() // 1000, self._ids.new()
         credential = self.credential()
         return PermitClaims(
             issuer=str(self._node.node),
-            subject=str(self._node.workload),
+            subject=str(who),
             audience=audience,
             issued_s=now_s,
             expires_s=now_s + LIFETIME_S,
             permit_id=secrets.token_bytes(16),
             root_id=execution if parent is None else parent.claims.root_id,
             execution_id=execution,
-            method=METHOD,
+            method=method,
             policy_version=self._policy[0],
             policy_digest=self._policy[1],
-            certificate_sha256=self._certificate,
+            certificate_sha256=certificate_sha256(self._node.svid(who).chain_pem),
             request_sha256=hashlib.sha256(request).digest(),
             parent_sha256=None if parent is None else parent.sha256,
             credential_sha256=credential_sha256(credential) if credential else None,

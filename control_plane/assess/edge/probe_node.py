@@ -16,6 +16,7 @@ from typing import Any, Final, Self
 
 import yaml
 
+from control_plane.assess.edge import decoys
 from control_plane.assess.edge.calls import Identity
 from control_plane.edge import operator_client
 from control_plane.edge.mesh_file import MeshFile, NodeEntry
@@ -34,6 +35,7 @@ from trust.spiffe import SpiffeId
 
 NAME_PREFIX: Final = "egm-probe-"
 TOKEN_TTL_S: Final = 300
+MOST_DECOYS: Final = 32  # one caller at all services would be taken for somebody who tries methods
 READY_S: Final = 45.0
 POLL_S: Final = 0.2
 _CONTROL_PLANE: Final = "control-plane"
@@ -69,6 +71,7 @@ class ProbeNode:
         self.home, self._mesh, self._directory, self._services = home, mesh, directory, dict(services)
         self.data_dir = home / "data"
         self.outbound: dict[str, str] = {}  # service -> where it takes calls of the calm workload
+        self._decoys = [decoys.workload({*mesh.workloads, *services}) for _ in list(services)[:MOST_DECOYS]]
         self.sweeping = ""  # where it takes calls of the noisy one, for the first service
         self._network = Network(0)
         self._links: list[Link] = []
@@ -93,6 +96,11 @@ class ProbeNode:
     def noisy(self) -> SpiffeId:
         """A caller that tries what it has no right to, so that somebody notices."""
         return SpiffeId.of(self._mesh.trust_domain, "workload", f"{self.name}-noisy")
+
+    def decoy(self, service: str) -> SpiffeId:
+        """Return a caller whose name says nothing of an assessment: another for each service, up to MOST_DECOYS."""
+        place = sorted(self._services).index(service) % len(self._decoys)
+        return SpiffeId.of(self._mesh.trust_domain, "workload", self._decoys[place])
 
     @property
     def node(self) -> SpiffeId:
@@ -135,7 +143,7 @@ class ProbeNode:
         await self._process.start()
 
     def _workloads(self) -> list[str]:
-        return [one.name for one in (self.workload, self.calm, self.noisy)]
+        return [one.name for one in (self.workload, self.calm, self.noisy)] + self._decoys
 
     def _config(self) -> dict[str, Any]:
         mesh = self._mesh

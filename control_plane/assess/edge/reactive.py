@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Final
 
+from control_plane.assess.answers import DENIALS
 from control_plane.assess.edge.calls import OTHERS, call, ping
 from control_plane.assess.edge.collect import Installation
-from control_plane.assess.edge.probe_node import ProbeNode
+from control_plane.assess.edge.probe_node import ProbeNode, listeners_of
 from control_plane.assess.edge.records import traces
 from control_plane.assess.model import Check
 from control_plane.assess.reactions import BEHAVIOURAL, THREAT, Raised, Reactions, Watched, judge
@@ -17,13 +18,15 @@ from control_plane.edge.analytics_client import AnalyticsClient, analytics
 from control_plane.edge.incidents_client import IncidentsClient, incidents
 from control_plane.edge.operator_client import OperatorClient
 from egm.v1 import analytics_pb2, incidents_pb2
-from trust.errors import MeshError
+from trust.errors import MeshError, Reason
 from trust.policy.engine import Engine
 from trust.record import Side
 
 PATIENCE_S: Final = 20.0
 POLL_S: Final = 0.5
-_EVENT: Final = "event:"
+_REACH_S: Final = 5.0  # for a directive to reach every sidecar
+_DENYING: Final = ("quarantine",)  # actions after which nothing of the caller is executed
+_DELIVERED: Final = "done"
 _MINUTE_MS: Final = 60_000
 _MOST: Final = 1000
 
@@ -72,6 +75,9 @@ async def checks(
             _incidents(desk, node, since_ms, _expected(recorded, off)),
         )
         alerts, rules, alert_problems = await _alerts(sums, node, raised)
+        channels = await _tested(sums) if node is not None else {}
+        quarantined = _quarantine(raised)
+        reached = await _reached(installation, node, run) if node is not None and quarantined else {}
         reviewed = await _reviewed(client, engine, callers, services, since_ms)
         await _resolve(desk, raised, run)
     found = Reactions(
@@ -88,6 +94,9 @@ async def checks(
         alerts=alerts,
         alert_rules=rules,
         alert_problems=alert_problems,
+        channels=channels,
+        quarantined=quarantined,
+        reached=reached,
         levels=_levels(installation),
         reviewed=reviewed,
     )
@@ -218,6 +227,41 @@ async def _alerts(
     except MeshError as error:
         return found, 0, [f"alerts cannot be asked for: {error.reason}: {error.detail[:160]}"]
     return found, answer.rules, list(answer.problems)
+
+
+async def _tested(client: AnalyticsClient) -> dict[str, str]:
+    """Send a test message to every channel; return what went wrong with each, "" for those that it arrived at."""
+    try:
+        sent = (await client.test("")).deliveries
+    except MeshError as error:
+        return {} if error.reason is Reason.NOT_FOUND else {"the control plane": error.detail[:160]}
+    return {one.channel: one.error if one.state != _DELIVERED else "" for one in sent}
+
+
+def _quarantine(raised: Sequence[Raised]) -> str:
+    """Return what was done that denies every call of our noisy caller; "" when nothing was."""
+    done = {action for one in raised for action in one.actions}
+    return next((name for name in _DENYING if f"{name} done" in done), "")
+
+
+async def _reached(installation: Installation, node: ProbeNode, run: str) -> dict[str, str]:
+    """Call every listener as the caller that was quarantined, until each says so or patience ends."""
+    identity = await asyncio.to_thread(node.identity, node.noisy)
+    every = listeners_of(installation.mesh, list(installation.facts.services))
+    found: dict[str, str] = {}
+    for _ in range(int(_REACH_S / POLL_S)):
+        for service, nodes in every.items():
+            for member, address in nodes.items():
+                place = f"{service} on {member}"
+                if found.get(place) in DENIALS:
+                    continue
+                dns = installation.server_dns(service)
+                answer = await call(address, ping(run), identity=identity, server_dns=dns)
+                found[place] = answer.reason or answer.code
+        if DENIALS.issuperset(found.values()):
+            break
+        await asyncio.sleep(POLL_S)
+    return found
 
 
 async def _reviewed(

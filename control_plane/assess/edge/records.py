@@ -1,24 +1,21 @@
-"""Looks for the traces of the assessor's own calls: in the index, in ledgers, in the lineage, and in evidence."""
+"""Looks for the traces of the assessor's own calls: in the index, in the lineage, and in evidence."""
 
 import asyncio
-import shutil
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from control_plane.assess.edge.attempts import node_config
+from control_plane.assess.answers import Answer
 from control_plane.assess.edge.calls import METHOD
 from control_plane.assess.edge.collect import Installation
+from control_plane.assess.edge.ledgers import ledger_of
 from control_plane.assess.edge.permits import Shown
 from control_plane.assess.model import Basis, Check, Outcome
 from control_plane.edge.evidence_export import Sources, export_evidence
 from control_plane.edge.evidence_remote import control_plane_of
 from control_plane.edge.operator_client import OperatorClient
 from egm.v1 import record_pb2
-from trust import limits
-from trust.edge.ledger import verify as verify_ledger
 from trust.errors import EvidenceError, InputError, MeshError, Reason, StateError
 from trust.evidence_report import Section, Verdict
 from trust.evidence_verify import verify_evidence
@@ -28,7 +25,6 @@ from trust.record import Intent, Link, parse_record
 ARRIVAL_S: Final = 12.0
 POLL_S: Final = 0.4
 _PAGE: Final = 200
-_IN_FIRST_RECORD: Final = 150  # bytes into the first segment: its first record is there, which is signed
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +60,13 @@ async def recorded(
     since_ms: int,
     *,
     shown: Sequence[Shown],
+    said: Mapping[str, Answer],
     patience_s: float = ARRIVAL_S,
 ) -> tuple[list[Check], list[Traced]]:
     """Wait until the service's own sidecar's records of calls have reached the index; judge what they say.
 
-    `shown`: the permits that were accepted, so a record of one of those is waited for, too.
+    `shown`: the permits that were accepted, so a record of one of those is waited for, too. `said`: what callers of
+    ours were told, by decision: a record must say the same.
     """
     ours = {one.sha256: one.claims.execution_id for one in shown}
     tried = "called the reserved method and looked for its record in the central index"
@@ -80,7 +78,9 @@ async def recorded(
             problem = ""
         except MeshError as error:
             problem = f"the index does not answer: {error.detail[:200]}"
-        if found and (not ours or any(one.intent.permit_sha256 in ours for one in found)):
+        decided = {one.intent.decision_id for one in found}
+        complete = not ours or any(one.intent.permit_sha256 in ours for one in found)
+        if found and complete and said.keys() <= decided:
             break
         await asyncio.sleep(POLL_S)
     names = ("probe-recorded", "outcome-recorded", "caller-attributed")
@@ -98,12 +98,28 @@ async def recorded(
     }
     return [
         _probed("probe-recorded", service, Outcome.HELD, tried, "it is there", where),
-        _complete(service, newest, where),
+        _complete(service, newest, where, contradictions(said, [one.intent for one in found])),
         _attributed(service, found, ours),
     ], found
 
 
-def _complete(service: str, traced: Traced, where: Mapping[str, str]) -> Check:
+def contradictions(said: Mapping[str, Answer], records: Iterable[Intent]) -> list[str]:
+    """Return where the records of our own calls say something else than what the callers were told."""
+    written = {one.decision_id: one for one in records}
+    found = []
+    for decision, answer in said.items():
+        record = written.get(decision)
+        if record is None:
+            found.append(f"the refusal {decision} ({answer.reason}) is on no record")
+        elif answer.reason and (record.allowed or record.reason != answer.reason):
+            what = "allowed" if record.allowed else record.reason
+            found.append(
+                f"decision {decision}: the caller was told {answer.reason}, and the record says {what}"
+            )
+    return found
+
+
+def _complete(service: str, traced: Traced, where: Mapping[str, str], contradicting: Sequence[str]) -> Check:
     intent, tried = traced.intent, "read what the record of its own call says"
     said = {
         "caller": intent.caller,
@@ -113,8 +129,14 @@ def _complete(service: str, traced: Traced, where: Mapping[str, str]) -> Check:
         "policy_version": str(intent.policy_version),
     }
     whole = bool(intent.caller and intent.method and intent.reason and intent.boot_id)
-    outcome = Outcome.HELD if whole else Outcome.FAILED
-    answered = "who, what, decision and node" if whole else "it lacks caller, method or decision"
+    outcome = Outcome.HELD if whole and not contradicting else Outcome.FAILED
+    answered = (
+        "who, what, decision and node; as callers were told"
+        if whole
+        else "it lacks caller, method or decision"
+    )
+    if contradicting:
+        answered = "; ".join(contradicting[:3])
     return _probed("outcome-recorded", service, outcome, tried, answered, {**where, **said})
 
 
@@ -167,79 +189,6 @@ async def lineage(client: OperatorClient, service: str, shown: Sequence[Shown]) 
         await asyncio.sleep(POLL_S)
     why = f"{tried}: the second call is not in the tree of the first after {ARRIVAL_S:.0f} s"
     return _probed(name, service, Outcome.FAILED, tried, why, evidence)
-
-
-def ledger_of(installation: Installation, node: str) -> Path | None:
-    """Return where a node's ledger is on this machine; None when it is not."""
-    entry = installation.mesh.nodes.get(node)
-    data_dir = node_config(entry.config).get("data_dir") if entry is not None else None
-    path = Path(str(data_dir)) / "ledger" if data_dir else None
-    return path if path is not None and (path / "checkpoint").is_file() else None
-
-
-def ledgers(installation: Installation, service: str, serving: Sequence[str]) -> list[Check]:
-    """Verify the ledgers of the nodes that serve a service, and copies of them that were tampered with. Blocks."""
-    names = ("ledger-intact", "ledger-tampering-noticed")
-    tried = "read the ledgers of the nodes that serve it"
-    found = {node: path for node in serving if (path := ledger_of(installation, node)) is not None}
-    if not serving or len(found) < len(serving):
-        missing = ", ".join(sorted(set(serving) - found.keys())) or "any node"
-        why = f"the ledger of {missing} is not on this machine"
-        return [_probed(name, service, Outcome.UNKNOWN, tried, why) for name in names]
-    if large := [node for node, path in found.items() if _size(path) > limits.MAX_ASSESSED_LEDGER_BYTES]:
-        most = limits.MAX_ASSESSED_LEDGER_BYTES >> 20
-        why = f"the ledger of {', '.join(large)} is larger than {most} MiB: run egm ledger verify there"
-        return [_probed(name, service, Outcome.UNKNOWN, tried, why) for name in names]
-    intact, evidence = Outcome.HELD, {}
-    for node, path in found.items():
-        verification = verify_ledger(path)
-        evidence[node] = f"{verification.size} records, root {verification.root.hex()[:16]}"
-        if not verification.ok:
-            intact = Outcome.FAILED
-            evidence[node] = "; ".join(f"{one.where}: {one.what}" for one in verification.findings[:3])
-    answered = "every record fits its signed checkpoint" if intact is Outcome.HELD else f"damaged: {evidence}"
-    node, path = next(iter(found.items()))
-    return [
-        _probed("ledger-intact", service, intact, tried, answered, evidence),
-        _tampering(service, node, path),
-    ]
-
-
-def _size(path: Path) -> int:
-    return sum(one.stat().st_size for one in path.rglob("*") if one.is_file())
-
-
-def _tampering(service: str, node: str, path: Path) -> Check:
-    """Change one byte of a record in a copy, and cut another copy short: both must be found."""
-    name, tried = "ledger-tampering-noticed", "changed a byte in a copy of the ledger, and cut another short"
-    with tempfile.TemporaryDirectory(prefix="egm-assess-") as home:
-        original = Path(home) / "whole"
-        shutil.copytree(path, original, symlinks=True)
-        whole = verify_ledger(original)
-        if not whole.ok or whole.size == 0:
-            return _probed(
-                name,
-                service,
-                Outcome.UNKNOWN,
-                tried,
-                "the copy does not verify as it is, or nothing in it is signed yet",
-            )
-        segments = sorted(one for one in original.glob("records/*") if one.is_file())
-        data = segments[0].read_bytes() if segments else b""
-        if len(data) < 2 * _IN_FIRST_RECORD:
-            return _probed(name, service, Outcome.UNKNOWN, tried, "it holds no records yet")
-        target, at, evidence = segments[0], _IN_FIRST_RECORD, {"node": node}
-        for how, changed in (
-            ("changed", data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]),
-            ("cut", data[:at]),
-        ):
-            target.write_bytes(changed)
-            verification = verify_ledger(original)
-            if verification.ok:
-                why = f"{tried}: the {how} copy still verifies"
-                return _probed(name, service, Outcome.FAILED, tried, why, evidence)
-            evidence[how] = f"{verification.findings[0].where}: {verification.findings[0].what}"[:160]
-    return _probed(name, service, Outcome.HELD, tried, "both were found, with their place", evidence)
 
 
 async def evidence(

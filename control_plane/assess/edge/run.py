@@ -15,12 +15,16 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Final
 
-from control_plane.assess.answers import LOCAL_ONLY
+from control_plane.assess import ordinary
+from control_plane.assess.bypass import LOCAL_ONLY
 from control_plane.assess.catalogue import load_catalogue
 from control_plane.assess.edge import decisions, outage, policies, reactive, records
-from control_plane.assess.edge.attempts import Attempts, past, safe_identity
+from control_plane.assess.edge.attempts import Attempts, safe_identity
 from control_plane.assess.edge.calls import Identity
 from control_plane.assess.edge.collect import Installation, collect
+from control_plane.assess.edge.index import past as past_calls
+from control_plane.assess.edge.ledgers import ledgers
+from control_plane.assess.edge.past import past
 from control_plane.assess.edge.permits import Mint, Shown
 from control_plane.assess.edge.probe_node import NAME_PREFIX, ProbeNode, Started, listeners_of, services_of
 from control_plane.assess.edge.shared import Shared, Stopped, counters
@@ -229,9 +233,12 @@ class Assessor:
                 f"direct calls to {service}", self._one(past(installation, service, self.run_id))
             )
             await self._guarded(f"decisions about {service}", self._decisions(installation, service))
+            await self._guarded(
+                f"records of {service}", self._one(self._ordinary(installation, client, service))
+            )
             serving = installation.facts.services[service].serving
-            ledgers = asyncio.to_thread(records.ledgers, installation, service, serving)
-            await self._guarded(f"ledgers of {service}", ledgers)
+            read = asyncio.to_thread(ledgers, installation, service, serving)
+            await self._guarded(f"ledgers of {service}", read)
 
         # ledgers are read last: by then they hold records of ours
         every = [(service, *one) for service, nodes in sorted(listeners.items()) for one in nodes.items()]
@@ -242,7 +249,13 @@ class Assessor:
         """Try one sidecar of a service: what one replica does says nothing of the others."""
         installation, node = shared.installation, shared.node
         attempts = Attempts(
-            installation, service, address, run=self.run_id, identity=shared.identity, calm=shared.calm
+            installation,
+            service,
+            address,
+            run=self.run_id,
+            identity=shared.identity,
+            calm=shared.calm,
+            decoy=await asyncio.to_thread(shared.decoy, service),
         )
         found: list[Check] = []
         before = await self._counted(member)
@@ -257,7 +270,7 @@ class Assessor:
                 found += checks
             except (MeshError, OSError) as error:
                 self._notes.append(f"permits at {where}: {error}"[:300])
-        found.append(counters(service, before, await self._counted(member)))
+        found.append(counters(service, before, await self._counted(member), attempts.answered))
         untrusted = (installation.facts.nodes[member].levels or {}).get(service) == 0  # it writes nothing
         checks, traced = await records.recorded(
             shared.client,
@@ -266,6 +279,7 @@ class Assessor:
             (member,),
             shared.since_ms,
             shown=shown,
+            said=attempts.said,
             patience_s=records.ARRIVAL_S if attempts.alive and not untrusted else _BRIEFLY_S,
         )
         found += checks
@@ -309,6 +323,16 @@ class Assessor:
     @staticmethod
     async def _one(work: Awaitable[Check]) -> list[Check]:
         return [await work]
+
+    async def _ordinary(self, installation: Installation, client: OperatorClient, service: str) -> Check:
+        found, level = (
+            await past_calls(client, installation, service),
+            installation.facts.services[service].signed_level,
+        )
+        now_ms = self._clock.now_ms() + installation.facts.skew_ms
+        return await asyncio.to_thread(
+            ordinary.judge, service, level, installation.engine, found, now_ms=now_ms
+        )
 
     async def _decisions(self, installation: Installation, service: str) -> list[Check]:
         stranger = f"{NAME_PREFIX}{self.run_id}"

@@ -6,6 +6,7 @@ from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any
 
+from control_plane.assess.edge.attempts import Decoy
 from control_plane.assess.edge.calls import Identity
 from control_plane.assess.edge.collect import Installation
 from control_plane.assess.edge.permits import Mint
@@ -27,6 +28,13 @@ class Shared:
     caller: str
     since_ms: int
 
+    def decoy(self, service: str) -> Decoy:
+        """Return who calls a service as nobody would who assesses it. Reads files."""
+        if self.node is None:
+            return Decoy(self.identity, self.caller)
+        who = self.node.decoy(service)
+        return Decoy(self.node.identity(who), str(who), who, self.mint)
+
 
 class Stopped:
     """A task that ends with a stack: its thread is told to stop, and it is waited for."""
@@ -43,12 +51,17 @@ class Stopped:
         await asyncio.gather(self.task, return_exceptions=True)
 
 
-def counters(service: str, before: int | None, after: int | None) -> Check:
-    """Judge the counters of decisions around our calls."""
+def counters(service: str, before: int | None, after: int | None, calls: int) -> Check:
+    """Judge the counters of decisions around `calls` of ours that a sidecar decided: others may add to them."""
     name, tried = "counters-moving", "read the node's counters of decisions before and after its own calls"
     if before is None or after is None:
         return Check(name, service, Outcome.UNKNOWN, Basis.PROBED, tried, "a node does not show its counters")
-    evidence = {"before": str(before), "after": str(after)}
-    if after > before:
+    evidence = {"before": str(before), "after": str(after), "calls": str(calls)}
+    if after - before >= calls > 0:
         return Check(name, service, Outcome.HELD, Basis.PROBED, tried, "they counted the calls", evidence)
-    return Check(name, service, Outcome.FAILED, Basis.PROBED, tried, "they did not move", evidence)
+    if calls == 0:
+        return Check(
+            name, service, Outcome.UNKNOWN, Basis.PROBED, tried, "no call of its own was decided", evidence
+        )
+    why = f"they moved by {after - before}, and it made {calls} calls"
+    return Check(name, service, Outcome.FAILED, Basis.PROBED, tried, why, evidence)

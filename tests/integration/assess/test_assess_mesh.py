@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 import yaml
 
-from control_plane.assess.answers import LOCAL_ONLY
+from control_plane.assess.bypass import LOCAL_ONLY
 from control_plane.assess.edge.probe_node import NAME_PREFIX
 from control_plane.assess.edge.run import FULL, SAFE, Assessor
 from control_plane.assess.model import Assessment, Basis, Outcome, Verdict

@@ -10,10 +10,10 @@ import grpc
 import grpc.aio
 import pytest
 
-from control_plane.assess import answers
-from control_plane.assess.edge.attempts import _dialled, outside_addresses, past
+from control_plane.assess import bypass
 from control_plane.assess.edge.collect import Installation
 from control_plane.assess.edge.from_outside import look
+from control_plane.assess.edge.past import dialled, machine_addresses, past
 from control_plane.assess.model import Outcome, Verdict
 from control_plane.edge.mesh_file import NodeEntry
 from control_plane.lab import sample
@@ -94,7 +94,7 @@ async def test_a_service_that_other_machines_reach_past_its_sidecar_is_found(
     tmp_path: Path, local: bool
 ) -> None:
     """Bound to every address the sidecar is a detour; bound to loopback only its own machine gets past it."""
-    if not outside_addresses():
+    if not machine_addresses():
         local = True  # a machine without a network: nobody else can reach it
     server, address = await sample.serve("127.0.0.1:0" if local else "0.0.0.0:0")
     port = address.rpartition(":")[2]
@@ -131,13 +131,13 @@ async def test_a_service_that_does_not_answer_in_plaintext_is_not_taken_for_clos
         address = f"127.0.0.1:{port}"
         stop = None
     try:
-        answer = await _dialled(address, "r")
+        answer = await dialled(address, "r")
     finally:
         if stop is None:
             await secure.stop(0)
         else:
             stop()
-    check = answers.bypass("shop", [answers.Bypass(address, False, answer)])
+    check = bypass.judge("shop", [bypass.Bypass(address, False, answer)])
 
     assert check.outcome is (Outcome.UNKNOWN if speaks == "nothing" else Outcome.FAILED)
 

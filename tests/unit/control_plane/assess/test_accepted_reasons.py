@@ -3,6 +3,7 @@
 import pytest
 
 from control_plane.assess import answers
+from control_plane.assess import bypass as past
 from control_plane.assess.answers import UNREACHED, Answer
 from control_plane.assess.model import Outcome, at, together
 from tests.support.breakages import GOOD, LET_IN, held, refused
@@ -33,7 +34,7 @@ HOLDS = {
     "stale-refused": {"POLICY_STALE", "POLICY_EXPIRED"},
     "cut-off-decides": DECISIONS | {"LET_IN"},
     "forbidden-refused": DECISIONS,
-    "bypass-closed": {UNREACHED, "UNAUTHENTICATED"},
+    "bypass-closed": {UNREACHED, "PERMIT_MISSING"} | CALLER | DECISIONS,
 }
 
 
@@ -69,7 +70,7 @@ def outcome(check: str, said: str) -> Outcome:
             ]
             return answers.forbidden("shop", decided).outcome
         case "bypass-closed":
-            return answers.bypass("shop", [answers.Bypass("10.0.0.1:9", False, got)]).outcome
+            return past.judge("shop", [past.Bypass("10.0.0.1:9", False, got)]).outcome
         case _:
             return answers.with_permit(check, "shop", "tried", got).outcome
 

@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 from tuf.api.metadata import Root, Targets
 
-from control_plane.assess.edge import policies, records
+from control_plane.assess.edge import ledgers, policies, records
 from control_plane.assess.edge.collect import Installation, weakest_quorum
 from control_plane.assess.edge.history import history, keep, named
 from control_plane.assess.edge.trust import judge_credential
@@ -128,7 +128,7 @@ def test_the_weakest_namespace_counts_as_the_quorum_of_the_mesh(world: World) ->
 
     keys = {name: SimpleNamespace(keyval={"public": name}) for name in ("k1", "k2")}
     delegations = SimpleNamespace(keys=keys, roles={"payments": role(1), "shop": role(2)})
-    root = SimpleNamespace(signed=SimpleNamespace(roles={"targets": role(2)}, keys=keys))
+    root = SimpleNamespace(signed=SimpleNamespace(roles={"root": role(2), "targets": role(2)}, keys=keys))
 
     def in_force(found: Any) -> InForce:
         base = SimpleNamespace(signed=SimpleNamespace(delegations=found))
@@ -199,16 +199,24 @@ async def _mesh_with_ledger(tmp_path: Path, count: int = 50) -> Installation:
     config = tmp_path / "sidecar.yaml"
     config.write_text(json.dumps({"data_dir": str(tmp_path / "data")}))
     nodes = {"a": SimpleNamespace(config=str(config))}
-    return cast("Installation", SimpleNamespace(mesh=SimpleNamespace(nodes=nodes)))
+    facts = SimpleNamespace(policy=SimpleNamespace(witnesses=("a",)))
+    return cast(
+        "Installation", SimpleNamespace(mesh=SimpleNamespace(nodes=nodes), facts=facts, credentials={})
+    )
 
 
 async def test_an_intact_ledger_holds_and_changed_copies_of_it_are_found(tmp_path: Path) -> None:
     """The original is not touched."""
     installation = await _mesh_with_ledger(tmp_path)
     before = _files(tmp_path)
-    found = by_id(records.ledgers(installation, "shop", ["a"]))
+    found = by_id(ledgers.ledgers(installation, "shop", ["a"]))
 
-    assert found == {"ledger-intact": Outcome.HELD, "ledger-tampering-noticed": Outcome.HELD}
+    found.pop("ledger-durable")  # as the machine's temporary directory is
+    assert found == {
+        "ledger-intact": Outcome.HELD,
+        "ledger-cosigned": Outcome.UNKNOWN,
+        "ledger-tampering-noticed": Outcome.HELD,
+    }
     assert before == _files(tmp_path)
 
 
@@ -218,7 +226,7 @@ async def test_a_damaged_ledger_is_not_intact(tmp_path: Path) -> None:
     segment = sorted((tmp_path / "data" / "ledger" / "records").iterdir())[0]
     data = segment.read_bytes()
     segment.write_bytes(data[:150] + bytes([data[150] ^ 1]) + data[151:])
-    found = by_id(records.ledgers(installation, "shop", ["a"]))
+    found = by_id(ledgers.ledgers(installation, "shop", ["a"]))
 
     assert found["ledger-intact"] is Outcome.FAILED
     assert found["ledger-tampering-noticed"] is not Outcome.HELD
@@ -230,8 +238,8 @@ async def test_a_verifier_that_sees_no_tampering_is_noticed(
     """An audit log that accepts anything."""
     installation = await _mesh_with_ledger(tmp_path)
     whole = verify_ledger(tmp_path / "data" / "ledger")
-    monkeypatch.setattr(records, "verify_ledger", lambda _directory: whole)
-    found = by_id(records.ledgers(installation, "shop", ["a"]))
+    monkeypatch.setattr(ledgers, "verify_ledger", lambda _directory, **_keys: whole)
+    found = by_id(ledgers.ledgers(installation, "shop", ["a"]))
 
     assert found["ledger-tampering-noticed"] is Outcome.FAILED
 
@@ -240,9 +248,9 @@ async def test_a_ledger_that_is_elsewhere_or_empty_is_not_established(tmp_path: 
     """What cannot be read is not intact."""
     installation = await _mesh_with_ledger(tmp_path, count=0)
 
-    assert set(by_id(records.ledgers(installation, "shop", ["a", "b"])).values()) == {Outcome.UNKNOWN}
-    assert by_id(records.ledgers(installation, "shop", ["a"]))["ledger-tampering-noticed"] is Outcome.UNKNOWN
-    assert set(by_id(records.ledgers(installation, "shop", [])).values()) == {Outcome.UNKNOWN}
+    assert set(by_id(ledgers.ledgers(installation, "shop", ["a", "b"])).values()) == {Outcome.UNKNOWN}
+    assert by_id(ledgers.ledgers(installation, "shop", ["a"]))["ledger-tampering-noticed"] is Outcome.UNKNOWN
+    assert set(by_id(ledgers.ledgers(installation, "shop", [])).values()) == {Outcome.UNKNOWN}
 
 
 def test_a_trust_credential_holds_only_with_the_quorum_of_the_signed_roster() -> None:
