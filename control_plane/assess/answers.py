@@ -20,6 +20,9 @@ CALLER_REFUSALS: Final = frozenset(
 ATTESTATION_REFUSALS: Final = frozenset(
     {"ATTESTATION_MISSING", "ATTESTATION_UNKNOWN", "ATTESTATION_INVALID", "ATTESTATION_EXPIRED"}
 )
+OWN_CREDENTIALS: Final = frozenset(
+    {"UNAUTHENTICATED", "PERMISSION_DENIED"}
+)  # codes, where the mesh says nothing
 _OVER: Final = frozenset({"SEALED", "EXPIRED", "NONE"})
 STALE_REFUSALS: Final = frozenset({"POLICY_STALE", "POLICY_EXPIRED"})
 
@@ -158,7 +161,7 @@ def decoyed(service: str, caller: str, control: Answer, attempts: Sequence[tuple
     if control.replied:
         return _check(name, service, Outcome.FAILED, tried, "strangers are let through as it is", evidence)
     if not attempts:
-        why = f"not tried where a stranger is not refused first ({control}): it could reach the service"
+        why = f"not tried: needs a probe node, and a stranger that is refused first ({control})"
         return _check(name, service, Outcome.UNKNOWN, tried, why, evidence)
     for method, answer in attempts:
         if answer.reason in POLICY_REFUSALS or (answer.reason == "PERMIT_MISSING" == control.reason):

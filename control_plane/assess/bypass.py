@@ -4,14 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from control_plane.assess.answers import CALLER_REFUSALS, POLICY_REFUSALS, UNREACHED, Answer
+from control_plane.assess.answers import CALLER_REFUSALS, OWN_CREDENTIALS, POLICY_REFUSALS, UNREACHED, Answer
 from control_plane.assess.model import Basis, Check, Outcome
 
 LOCAL_ONLY: Final = "only processes of its own machine reach it past the sidecar"
 OTHERWISE: Final = "OTHERWISE"  # something accepts connections, and answers neither plaintext nor TLS
 # Of a service's interceptor that wants its sidecar's hand-over, or of a sidecar that stands there itself.
 _GOVERNED: Final = frozenset({"PERMIT_MISSING"}) | CALLER_REFUSALS | POLICY_REFUSALS
-_OWN_CREDENTIALS: Final = frozenset({"UNAUTHENTICATED", "PERMISSION_DENIED"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +44,7 @@ class Bypass:
             return "accepts connections, and does not say what it is"
         if self.answer.reason:
             return f"refuses with {self.answer.reason}, which says nothing of who may pass"
-        if self.answer.code in _OWN_CREDENTIALS:
+        if self.answer.code in OWN_CREDENTIALS:
             return "asks for credentials of its own: who has them executes there without governance"
         return ""
 
@@ -75,4 +74,8 @@ def judge(service: str, attempts: Sequence[Bypass], unknown: Sequence[str] = ())
         return check(Outcome.UNKNOWN, why)
     if local := [one.address for one in attempts if not one.closed and one.answer.code != OTHERWISE]:
         return check(Outcome.HELD, f"{LOCAL_ONLY} ({', '.join(local)})")
+    if any(one.local for one in attempts) and all(one.answer.code == UNREACHED for one in attempts):
+        return check(
+            Outcome.UNKNOWN, "nothing answers where the service listens: start it, then assess again"
+        )
     return check(Outcome.HELD, "no address answered")

@@ -311,14 +311,6 @@ def _shared(addresses: Mapping[str, str]) -> list[str]:
     return sorted(name for name, place in addresses.items() if places.count(place) > 1)
 
 
-def witnesses_on_one_machine(policy: PolicyFacts) -> str:
-    """Return the host at which every witness answers; "" when they are on several, or it is not signed where."""
-    addresses = policy.addresses or {}
-    hosts = {address.rpartition(":")[0] for address in addresses.values()}
-    every = len(addresses) == len(policy.witnesses) > 1
-    return hosts.pop() if every and len(hosts) == 1 else ""
-
-
 def _lease(facts: Facts) -> Check:
     """A node that nobody reaches enforces what was withdrawn until its lease and grace are over."""
     name, tried = "lease-bounded", "read from the signed policy how long a node may go on without news"

@@ -1,6 +1,6 @@
 """What an address shows from outside, without any credentials: a bare service, or something behind a mesh. Pure."""
 
-from control_plane.assess.answers import CALLER_REFUSALS, UNREACHED, Answer
+from control_plane.assess.answers import CALLER_REFUSALS, OWN_CREDENTIALS, UNREACHED, Answer
 from control_plane.assess.catalogue import Catalogue
 from control_plane.assess.model import Basis, Check, Outcome, ServiceGrade, grade
 
@@ -31,7 +31,14 @@ def outside(
     def check(name: str, outcome: Outcome, answered: str) -> Check:
         return Check(name, target, outcome, Basis.PROBED, tried, answered, evidence)
 
-    if bare:
+    if bare and all(one.code in OWN_CREDENTIALS for one in bare):
+        checks = []
+        notes = [
+            f"the service, or a proxy before it, asks for credentials of its own ({bare[0].code}): whom it lets in, and"
+            " by which policy, it does not say",
+            NOT_FROM_OUTSIDE,
+        ]
+    elif bare:
         code = bare[0].code
         why = f"the service itself answered ({code}): nothing asked who calls, decided or recorded it"
         names = (

@@ -153,10 +153,11 @@ class Attempts:
     async def _decoyed(self, control: Answer) -> Check:
         """Call what nothing tells from an ordinary call; only where the reserved method was refused rightly.
 
-        Elsewhere it would reach the service, which the grade already says: an assessment is to harm nobody.
+        Elsewhere it would reach the service, which the grade already says: an assessment is to harm nobody. Nor without
+        a caller made for it: a safe assessment calls as the operator, who would be taken for somebody trying methods.
         """
         tried: list[tuple[str, Answer]] = []
-        if answers.refuses_strangers(control):
+        if self._decoy.who is not None and answers.refuses_strangers(control):
             engine = self._installation.engine
             settings = None if engine is None else engine.mesh.services.get(self.service)
             known = frozenset(() if engine is None else engine.methods_of(self.service).methods())

@@ -6,13 +6,15 @@ from typing import Any, cast
 import pytest
 
 from control_plane.assess import ordinary
-from control_plane.assess.answers import Answer
+from control_plane.assess.answers import UNREACHED, Answer
 from control_plane.assess.bypass import Bypass, judge
+from control_plane.assess.catalogue import load_catalogue
 from control_plane.assess.edge.past import Listening, reachable, siblings
 from control_plane.assess.edge.records import contradictions
 from control_plane.assess.edge.shared import counters
-from control_plane.assess.model import Outcome
+from control_plane.assess.model import Outcome, Verdict
 from control_plane.assess.ordinary import Past, Seen
+from control_plane.assess.outside import outside
 from trust.record import Ending, Side
 
 # a namespace's service is not decided again, so no compiled policy is needed here
@@ -79,6 +81,32 @@ def test_without_records_nothing_is_granted(past: Past, level: int, outcome: Out
 def test_a_proxy_with_a_token_of_its_own_is_no_sidecar(answer: Answer, outcome: Outcome) -> None:
     """Whoever has the token gets past; only the mesh's own words show an interceptor that wants its sidecar."""
     assert judge("shop", [Bypass("10.0.0.1:9", False, answer)]).outcome is outcome
+
+
+@pytest.mark.parametrize(
+    ("attempts", "outcome"),
+    [
+        ([("127.0.0.1:9", True)], Outcome.UNKNOWN),
+        ([("127.0.0.1:9", True), ("10.0.0.1:9", False)], Outcome.UNKNOWN),
+        ([("10.0.0.1:9", False)], Outcome.HELD),
+    ],
+    ids=["own-machine", "every-address", "behind-a-firewall"],
+)
+def test_a_service_that_does_not_run_is_not_closed(
+    attempts: list[tuple[str, bool]], outcome: Outcome
+) -> None:
+    """Where even its own machine gets no answer, nothing is shown of who could call it once it runs."""
+    silent = [Bypass(address, local, Answer(UNREACHED)) for address, local in attempts]
+    assert judge("shop", silent).outcome is outcome
+
+
+@pytest.mark.parametrize("code", ["UNAUTHENTICATED", "PERMISSION_DENIED"])
+def test_a_service_that_asks_for_credentials_of_its_own_is_not_said_to_ask_nobody(code: str) -> None:
+    """From outside it cannot be told by which policy it lets callers in: neither found wanting, nor met."""
+    found, notes = outside(load_catalogue(), "10.0.0.1:9", Answer(code), Answer(UNREACHED))
+    assert found.level == 0
+    assert {result.verdict for result in found.results} == {Verdict.NOT_ESTABLISHED}
+    assert code in notes[0]
 
 
 def test_other_sockets_of_the_service_and_every_address_are_tried() -> None:
