@@ -63,6 +63,6 @@ def test_a_ledger_in_memory_is_told_by_the_nearest_file_system(
         SimpleNamespace(mountpoint=str(tmp_path) if place == "HERE" else place, fstype=fstype)
         for place, fstype in mounts.items()
     ]
-    monkeypatch.setattr(ledgers.psutil, "disk_partitions", lambda **_all: found)
+    monkeypatch.setattr("psutil.disk_partitions", lambda **_all: found)
     (tmp_path / "ledger").mkdir()
     assert ledgers.in_memory(tmp_path / "ledger") == kind
