@@ -10,7 +10,7 @@ SIM ?=
 .PHONY: help demo test lab check format bench gen sim mutants compose-smoke clean setup
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 $(STAMP): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "egm needs Python 3.11 or newer on PATH"; exit 2; }

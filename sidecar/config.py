@@ -283,7 +283,7 @@ class SidecarConfig(_Strict):
     health: Listen | None = Field(default=None, description="grpc.health.v1 in plaintext, nothing else.")
     jwt: Jwt | None = None
     level: int | None = Field(
-        default=None, description="Raises the signed level, never lowers it: 0, 1, 3, 4, 5."
+        default=None, description="Raises the signed level, never lowers it: 0, 1, 2, 3, 4, 5."
     )
     archive: Archive | None = Field(default=None, description="Archives old parts of the ledger.")
     tpm: Tpm | None = Field(

@@ -27,6 +27,9 @@ def check(
 
     Exit 0: allowed; 1: refused; 3: could not tell.
     """
+    method = method.removeprefix("/")
+    if not all(method.partition("/")):
+        raise InputError(Reason.INPUT_INVALID, f"--method {method!r}: write package.Service/Method")
     file, directory = open_mesh(mesh)
     asked = node or next((name for name, entry in file.nodes.items() if service in entry.inbound), None)
     if asked is None:
@@ -34,9 +37,7 @@ def check(
         raise InputError(
             Reason.UNKNOWN_SERVICE, f"no node serves {service!r}; there are: {', '.join(known) or 'none'}"
         )
-    question = node_pb2.CheckRequest(
-        caller=caller, service=service, method=method.removeprefix("/"), request_json=request
-    )
+    question = node_pb2.CheckRequest(caller=caller, service=service, method=method, request_json=request)
 
     async def ask() -> node_pb2.CheckResponse:
         async with operator_client.node(file, directory, asked) as client:

@@ -111,6 +111,9 @@ def show(
     public = load_public(file)
     data = _key_record(public)
     text = f"{data['name']}  {data['scheme']}\nkey id  {data['key_id']}"
+    if public.scheme == "ed25519":  # what emergency_keys and approver_groups of bundle.yaml want
+        data["public"] = public.keyval["public"]
+        text += f"\nin bundle.yaml, where a key of this purpose is named  {data['name']}: {data['public']}"
     emit(data, as_json=as_json, text=text)
 
 

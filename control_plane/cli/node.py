@@ -172,8 +172,9 @@ def _print(node: NodeView, denied: str = "") -> None:
         ("admin", node.admin),
         ("version", node.version),
     ]
+    width = max(24, *(len(name) + 2 for name, _ in rows))  # reasons are long names
     for name, value in rows:
-        console.print(f"{name:<24}{value}", markup=False)
+        console.print(f"{name:<{width}}{value}", markup=False)
 
 
 def _attestation(node: NodeView) -> list[tuple[str, str]]:

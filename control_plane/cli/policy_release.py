@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -12,6 +12,8 @@ from control_plane.cli.keys import passphrase_for
 from control_plane.cli.output import console, emit, table
 from control_plane.cli.policy_replay import REVIEW_SINCE, impact, report_json, show_report
 from control_plane.cli.policy_source import show_diff
+from control_plane.core.amend import settings_of
+from control_plane.core.left_out import as_lines, left_out
 from control_plane.core.replay import ReplayReport
 from control_plane.edge import operator_client
 from control_plane.edge.given_file import read_given
@@ -85,10 +87,27 @@ def propose(
     """Propose the policy in FOLDER as the next version. Approvers then review and sign it."""
     archive, role, name = build_folder(folder, level_override=level)
 
-    async def action(release: Release, _client: OperatorClient) -> operator_pb2.Proposal:
-        return await release.propose(archive, role=role, title=title or name, lifetime_s=days * _DAY_S)
+    async def action(
+        release: Release, _client: OperatorClient
+    ) -> tuple[operator_pb2.Proposal, dict[str, Any]]:
+        current = (await release.in_force()).bundle(role)
+        dropped = left_out(None if current is None else current.mesh, settings_of(archive))
+        return await release.propose(
+            archive, role=role, title=title or name, lifetime_s=days * _DAY_S
+        ), dropped
 
-    _show(_with_release(mesh, action), as_json=as_json)
+    proposal, dropped = _with_release(mesh, action)
+
+    def text() -> None:
+        _print_proposal(proposal, _next(proposal))
+        if dropped:
+            console.print(
+                "\nit leaves out, and so ends, what is in force; to keep that, put into bundle.yaml:"
+            )
+            for line in as_lines(dropped):
+                console.print(f"  {line}", markup=False, soft_wrap=True)
+
+    emit({**proposal_to_dict(proposal), "left_out": dropped}, as_json=as_json, text=text)
 
 
 def review(proposal: Proposal, mesh: MeshOption = None, as_json: JsonFlag = False) -> None:

@@ -22,7 +22,7 @@ from trust.edge.files import write_atomic
 from trust.edge.keyfiles import load_signer
 from trust.errors import EvidenceError, InputError, Reason
 from trust.keys import key_name
-from trust.revocation import Directive, Kind, read_directive, sign_directive, subject_of
+from trust.revocation import Directive, Kind, Subject, read_directive, sign_directive, subject_of
 from trust.spiffe import check_name
 
 app = typer.Typer(
@@ -162,7 +162,7 @@ def list_denials(mesh: MeshOption = None, as_json: JsonFlag = False) -> None:
 
     def text() -> None:
         keys = ", ".join(found.emergency_keys) or "none: nobody can revoke at once"
-        console.print(f"as {who} knows it; emergency keys of the policy in force: {keys}")
+        console.print(f"told by {who}; emergency keys of the policy in force: {keys}")
         if not found.denials:
             console.print("nothing is denied")
             return
@@ -308,6 +308,7 @@ def _hand_in(book: MeshFile, directory: Path, directive: Directive, data: bytes,
     taken = [one for one in answers if one.error is None]
     refused = [one for one in answers if one.error is not None and one.reached]
     away = [one.member for one in answers if not one.reached]
+    note = unknown_name(book, directive.subject)
 
     def text() -> None:
         until = iso(directive.until_s * 1000)
@@ -315,6 +316,8 @@ def _hand_in(book: MeshFile, directory: Path, directive: Directive, data: bytes,
             verb = "restricted:" if directive.subject.restricts else "revoked"
             console.print(f"{verb} {directive.subject} until {until} (id {directive.id[:16]})")
             console.print(f"  in effect at {', '.join(one.member for one in taken)}; they tell the others")
+        if note:
+            console.print(f"  {note}", markup=False, soft_wrap=True)
         for one in refused:
             console.print(f"  refused by {one.member}: {one.error}", soft_wrap=True)
         if away:
@@ -329,11 +332,27 @@ def _hand_in(book: MeshFile, directory: Path, directive: Directive, data: bytes,
             "in_effect": [one.member for one in taken],
             "refused": {one.member: str(one.error) for one in refused},
             "not_reached": away,
+            "note": note,
         },
         as_json=as_json,
         text=text,
     )
     raise typer.Exit(_exit(answers))
+
+
+def unknown_name(book: MeshFile, subject: Subject) -> str:
+    """Return what to tell whoever may have mistyped a name in a hurry; "" when it is known, or cannot be judged.
+
+    It is denied all the same: an address book need not know everybody.
+    """
+    services = {name for entry in book.nodes.values() for name in entry.inbound}
+    known = {Kind.NODE: set(book.nodes), Kind.WORKLOAD: set(book.workloads) | services}.get(
+        Kind.WORKLOAD if subject.restricts else subject.kind
+    )
+    name = subject.value.partition(" ")[0]
+    if not known or name in known:
+        return ""
+    return f"mesh.json knows no {name!r}; check the spelling. It knows {', '.join(sorted(known))}"
 
 
 def _exit(answers: list[Answer]) -> Exit:

@@ -14,6 +14,7 @@ from control_plane.cli.context import JsonFlag, run
 from control_plane.cli.output import Exit, console, emit, errors, table
 from control_plane.lab.bootstrap import Say, base_of_folder, bring_up, prepare, trust_domain_of_folder
 from control_plane.lab.mesh import DevelopmentMesh, Plan
+from trust.address import split_address
 from trust.errors import InputError, Reason, StateError
 
 app = typer.Typer(add_completion=False)
@@ -80,7 +81,7 @@ def _services(options: list[str]) -> dict[str, str]:
     services = {}
     for option in options:
         name, equals, address = option.partition("=")
-        if not equals or not (address.startswith("unix:") or address.rpartition(":")[2].isdigit()):
+        if not name or not equals or not (address.startswith("unix:") or _is_address(address)):
             raise InputError(
                 Reason.INPUT_INVALID, f"--service {option!r}: write NAME=HOST:PORT or NAME=unix:///PATH"
             )
@@ -88,6 +89,12 @@ def _services(options: list[str]) -> dict[str, str]:
             raise InputError(Reason.INPUT_INVALID, f"--service {name!r} is given twice")
         services[name] = address
     return services
+
+
+def _is_address(text: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return split_address(text)[1] > 0
+    return False
 
 
 async def _stay_up(

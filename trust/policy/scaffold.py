@@ -17,7 +17,8 @@ name: {name}
 description: Who may call {service}.
 trust_domain: {trust_domain}
 
-# 0 pass everything, 1 observe, 3 enforce where policy exists, 4 explicit allow or refuse, 5 also permits and proof
+# 0 pass everything, 1 observe, 2 also refuse what is revoked or quarantined, 3 enforce where policy exists,
+# 4 explicit allow or refuse, 5 also permits and proof
 level: 4
 # policy counts as fresh for ttl_s after each renewal, is enforced with an alarm for grace_s more, then all is refused
 lease: {{ttl_s: 60, grace_s: 120}}

@@ -4,6 +4,7 @@ import pytest
 
 from control_plane.cli import check
 from egm.v1 import node_pb2
+from trust.errors import InputError, Reason
 
 
 def test_limits_and_what_a_permit_binds_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
@@ -28,3 +29,11 @@ def test_limits_and_what_a_permit_binds_are_shown(capsys: pytest.CaptureFixture[
     assert "permit    binds the opening message" in shown
     check._print(node_pb2.CheckResponse(reason="RATE_EXCEEDED"), "node-a")
     assert "limit" not in (shown := capsys.readouterr().out) and "permit " not in shown
+
+
+@pytest.mark.parametrize("method", ["Transfer", "shop.v1.Payments/", "/Transfer"])
+def test_a_method_without_its_service_is_a_mistake_and_no_refusal(method: str) -> None:
+    """NO_POLICY_PERMITS would send people to look for policy."""
+    with pytest.raises(InputError, match=r"write package\.Service/Method") as refused:
+        check.check("alice", "shop", method)
+    assert refused.value.reason is Reason.INPUT_INVALID

@@ -165,3 +165,5 @@ def test_a_key_for_approving_calls_prints_the_line_for_the_policy(tmp_path: Path
     made = run(keys.app, "new", "ann", "--purpose", "approvals", "--dir", tmp_path)
     settings = yaml.safe_load(f"name: t\n{made['bundle'].replace('GROUP', 'ops')}")
     assert BundleSettings.model_validate(settings).approver_groups["ops"].keys() == {"ann"}
+    shown = run(keys.app, "show", tmp_path / "ann.pub.json")
+    assert settings["approver_groups"]["ops"]["ann"] == shown["public"]  # also for who lost that output

@@ -78,3 +78,14 @@ def test_a_nodes_own_word_is_not_shown_as_a_fact(verified: bool, capsys: pytest.
     assert (node._attested(view), status._attested(view)) == (
         ("yes", "by 2, 30 s") if verified else ("says so", "says so")
     )
+
+
+def test_a_long_reason_does_not_run_into_its_count(capsys: pytest.CaptureFixture[str]) -> None:
+    """`inbound.ATTESTATION_MISSING2` is no reason, and no number."""
+    said = operator_pb2.NodeStatus(node="a", decisions={"inbound.ATTESTATION_MISSING": 2})
+    record = operator_pb2.NodeRecord(node="a", last_seen_ms=1, status=said)
+    (view,) = fleet_view(operator_pb2.ControlPlaneStatus(now_ms=1), [record]).nodes
+    node._print(view)
+    assert ["inbound.ATTESTATION_MISSING", "2"] in [
+        line.split() for line in capsys.readouterr().out.splitlines()
+    ]
