@@ -148,7 +148,7 @@ async def test_refusals_become_a_signed_message_once_and_survive_a_restart(
             assert (held["state"], held["acked_by"]) == ("firing", f"spiffe://{TRUST_DOMAIN}/operator/olga")
         assert sum(json.loads(data)["rule"] == "refused" for _, data in hook.received) == 2
     await until(
-        lambda: not any(one.name.startswith("webhook-") for one in threading.enumerate()),
+        lambda: not any(one.name.startswith("webhook-oncall") for one in threading.enumerate()),
         "the threads of webhooks ended with their control plane",
     )
 
