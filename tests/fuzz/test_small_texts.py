@@ -13,6 +13,7 @@ from control_plane.cli.when import parse_when, seconds
 from control_plane.config import ControlPlaneConfig, parse_config
 from control_plane.core.executions import Cursor
 from tests.support.attestation import AttestedNode, credential_of, holders
+from tests.support.damage import JUNK, damaged
 from tests.support.tuf_world import signer
 from trust.address import split_address
 from trust.alerting import sign, verify
@@ -64,11 +65,6 @@ CONFIG = {
     "identity": "identity",
     "webhooks": {"ops": {"url": "https://example.test/x", "secret_file": "s"}},
 }
-JUNK = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
-    max_leaves=6,
-)
 NAMES = st.text("abcé-", max_size=4)
 PLACES = st.text("0123456789abc:./[]@%?=&# -", max_size=40)
 
@@ -85,20 +81,6 @@ def total(
     except also:
         pass
     return None
-
-
-@st.composite
-def damaged(draw: st.DrawFn, right: Any) -> Any:
-    """Return a copy with one value, anywhere, replaced by junk."""
-    value = json.loads(json.dumps(right))
-    place: Any = value
-    while True:
-        keys = list(place) if isinstance(place, dict) else list(range(len(place)))
-        key = draw(st.sampled_from(keys))
-        if not isinstance(place[key], dict | list) or not place[key] or draw(st.booleans()):
-            place[key] = draw(JUNK)
-            return value
-        place = place[key]
 
 
 def test_what_is_damaged_here_is_right_before() -> None:

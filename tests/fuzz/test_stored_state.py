@@ -17,6 +17,7 @@ from control_plane.core.findings import Decided, Ended, Evidence
 from control_plane.edge.mesh_file import FILE_NAME, MeshFile
 from control_plane.edge.operator_memory import FLOOR_FILE, OperatorMemory
 from control_plane.edge.store.detection import _unpack, pack
+from tests.support.damage import JUNK, damaged
 from trust.detection import DetectionSettings
 from trust.edge.ledger.archived import read_archived
 from trust.edge.ledger.layout import ARCHIVED, segment_path
@@ -27,11 +28,6 @@ from trust.record import Side
 
 NOW_MS = 1_700_000_000_000
 CALLER = "spiffe://mesh.test/workload/w"
-JUNK = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
-    max_leaves=6,
-)
 EXACT = st.none() | st.booleans() | st.integers() | st.text(max_size=3) | st.lists(st.integers(), max_size=2)
 MESH = {
     "trust_domain": "mesh.test",
@@ -83,22 +79,6 @@ def with_count(value: object) -> Any:
     return state
 
 
-def damaged(draw: st.DrawFn, right: Any) -> Any:
-    """Return a copy with one value, anywhere, replaced by junk."""
-    value = json.loads(json.dumps(right))
-    place: Any = value
-    while True:
-        keys = list(place) if isinstance(place, dict) else list(range(len(place)))
-        key = draw(st.sampled_from(keys))
-        if not isinstance(place[key], dict | list) or not place[key] or draw(st.booleans()):
-            place[key] = draw(JUNK)
-            return value
-        place = place[key]
-
-
-damage = st.composite(damaged)
-
-
 def written(name: str, data: bytes, read: Callable[[Path], object]) -> object:
     """Read `data` from a file `name` of a directory."""
     with tempfile.TemporaryDirectory() as folder:
@@ -106,7 +86,7 @@ def written(name: str, data: bytes, read: Callable[[Path], object]) -> object:
         return read(Path(folder))
 
 
-@given(damage(LEARNED) | JUNK)
+@given(damaged(LEARNED) | JUNK)
 @example(with_count(float("inf")))
 @settings(max_examples=300, deadline=None)
 def test_what_detection_has_learned_is_taken_up_or_refused(state: Any) -> None:
@@ -134,7 +114,7 @@ def test_what_is_packed_is_unpacked(state: dict[str, Any]) -> None:
     assert _unpack(pack(state)) == state
 
 
-@given(st.binary(max_size=100) | (damage(MESH) | JUNK).map(lambda value: json.dumps(value).encode()))
+@given(st.binary(max_size=100) | (damaged(MESH) | JUNK).map(lambda value: json.dumps(value).encode()))
 @settings(max_examples=150, deadline=None)
 def test_an_address_book_is_read_or_refused(data: bytes) -> None:
     """People write it, too."""
@@ -154,7 +134,7 @@ def test_an_operators_memory_is_read_or_refused(data: bytes) -> None:
         assert error.reason is Reason.POLICY_ROLLBACK
 
 
-@given(st.binary(max_size=100) | (damage(CACHED) | JUNK).map(lambda value: json.dumps(value).encode()))
+@given(st.binary(max_size=100) | (damaged(CACHED) | JUNK).map(lambda value: json.dumps(value).encode()))
 @settings(max_examples=150, deadline=None)
 def test_a_policy_cache_is_read_or_refused(data: bytes) -> None:
     """A node resumes from it, and verifies what is in it."""

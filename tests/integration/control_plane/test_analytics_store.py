@@ -201,7 +201,7 @@ def firing(rule: str = "x", **changes: object) -> Alert:
         notified_ms=1,
         told="firing",
     )
-    return replace(made, **changes)  # type: ignore[arg-type]
+    return replace(made, **changes)  # type: ignore[arg-type]  # callers name fields
 
 
 async def save(database: Database, alert: Alert) -> bool:

@@ -203,7 +203,7 @@ async def test_taking_over_much_that_was_learned_keeps_no_writer_waiting(
         assert go.wait(20), "nobody else could write meanwhile"
         return real(state)
 
-    plane.detection._new_detector = slow  # type: ignore[method-assign]
+    plane.detection._new_detector = slow  # type: ignore[method-assign]  # blocks where reading takes long
     looking = asyncio.create_task(plane.look())
     assert await asyncio.to_thread(begun.wait, 20)
     async with database.write() as connection:
